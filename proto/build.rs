@@ -1,0 +1,11 @@
+//! Compiles the .proto files without protoc.
+use std::error::Error;
+
+const FILES: &[&str] = &["proto/muster/inventory/v1/inventory.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let descriptors = protox::compile(FILES, ["proto"])?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}
