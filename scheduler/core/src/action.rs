@@ -25,6 +25,12 @@ pub enum Action {
     },
     /// Publish a Kubernetes Event about a gang. Best effort, never awaited.
     Announce(Announcement),
+    /// List the pods afresh and tell them as events, then `Event::Relisted`. Asked for after a new
+    /// leader has stamped the pods that are not bound: what an earlier leader bound until then must
+    /// be known before anything is planned.
+    Relist,
+    /// A newer leadership has been at work: stop leading at once. The text says where it was seen.
+    StepDown(Arc<str>),
 }
 
 /// A Kubernetes Event about a gang.
@@ -122,6 +128,13 @@ pub enum WriteKind {
         kind: WorkloadKind,
         /// Name of the workload; with the gang's key the owner reference.
         name: Arc<str>,
+    },
+    /// Delete the Gang object of a gang that has no owner, by its UID.
+    DeleteRecord {
+        /// Name of the Gang object.
+        object: Arc<str>,
+        /// UID of the Gang object.
+        object_uid: Arc<str>,
     },
     /// Replace the status of the Gang object. resourceVersion is a precondition.
     PutStatus {

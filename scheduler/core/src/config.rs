@@ -29,6 +29,12 @@ pub struct Config {
     pub gather_max: Millis,
     /// How long a gang may be bound in part before it is released as a whole.
     pub repair_max: Millis,
+    /// How long after kube-scheduler turned a member down on its planned node it may still change its
+    /// mind. Its view lags behind: a pod that has just gone may not be gone for it yet.
+    pub refusal_grace: Millis,
+    /// How long a gang whose plan failed rests before it is planned again; doubles with each failure,
+    /// up to sixteen times this.
+    pub retry_after: Millis,
     /// How long a node stays out of a gang's plans after it refused a member.
     pub refused_node_for: Millis,
     /// Most nodes that are written into a job's template. Beyond that the list costs more than it
@@ -51,6 +57,8 @@ impl Default for Config {
             gather_quiet_max: Millis::from_secs(60),
             gather_max: Millis::from_secs(150),
             repair_max: Millis::from_secs(30),
+            refusal_grace: Millis::from_secs(5),
+            retry_after: Millis::from_secs(5),
             refused_node_for: Millis::from_secs(300),
             template_nodes_max: 32,
             settle: Millis::from_secs(3),

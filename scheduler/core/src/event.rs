@@ -70,6 +70,8 @@ pub enum Event {
     RecordRemoved(GangKey),
     /// The first LIST of every kind is in: from now on what was not mentioned does not exist.
     Synced,
+    /// The fresh LIST that `Action::Relist` asked for is in.
+    Relisted,
     /// Full state of a node's devices.
     Report(NodeReport),
     /// An agent is there and still at this state.

@@ -169,3 +169,17 @@ impl Pod {
         !self.terminating && !matches!(self.phase, PodPhase::Succeeded | PodPhase::Failed)
     }
 }
+
+impl PodShape {
+    /// Whether required affinity confines it to nodes by name.
+    pub fn is_pinned(&self) -> bool {
+        self.required_affinity.as_ref().is_some_and(|terms| {
+            !terms.is_empty()
+                && terms.iter().all(|term| {
+                    term.fields
+                        .iter()
+                        .any(|requirement| &*requirement.key == "metadata.name")
+                })
+        })
+    }
+}

@@ -44,7 +44,8 @@ pub struct RoleSpec {
     pub name: RoleName,
     /// Number of pods.
     pub count: u32,
-    /// What each of them asks for.
+    /// What each of them asks for, as its user wrote it: nodes that we confined the template to are
+    /// not in here but in `pinned`.
     pub shape: Arc<PodShape>,
     /// Nodes that the role's template is confined to by us now; `None` when we put nothing in.
     pub pinned: Option<Vec<NodeName>>,
