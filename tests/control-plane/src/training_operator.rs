@@ -1,8 +1,8 @@
 //! The real training operator (v1 PyTorchJobs) without a kubelet.
 //!
 //! ```text
-//!   Secret training-operator-webhook-cert   a CA and a serving certificate made here; valid, so the operator keeps them
-//!   TMPDIR/k8s-webhook-server/serving-certs the same certificate, where the operator's webhook server looks for it
+//!   Secret training-operator-webhook-cert   empty at first; the operator fills it with certificates of its own
+//!   TMPDIR/k8s-webhook-server/serving-certs a stand-in certificate, so that the webhook server can start, then the secret's
 //!   Service training-operator (ExternalName localhost) <- ValidatingWebhookConfiguration <- API server
 //! ```
 //! One detail is shared between all clusters of a machine: the operator's certificate rotator looks for a file at a constant path
@@ -11,9 +11,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::Api;
 use serde_json::json;
 
-use crate::certs::Authority;
 use crate::cluster::{Cluster, Program};
 use crate::error::{Error, Result};
 use crate::ports::free_port;
@@ -25,8 +26,6 @@ const NAMESPACE: &str = "kubeflow";
 const NAME: &str = "training-operator";
 /// The secret with the webhook's certificates.
 const SECRET: &str = "training-operator-webhook-cert";
-/// The common and DNS name that the operator expects in its CA certificate.
-const CA_NAME: &str = "training-operator-ca";
 /// Where the operator's rotator looks, whatever TMPDIR is.
 const ROTATOR_FOLDER: &str = "/tmp/k8s-webhook-server/serving-certs";
 /// Longest wait until the API server reaches the webhook.
@@ -66,11 +65,9 @@ impl Cluster {
         self.create_namespace(NAMESPACE).await?;
         let folder = self.folder().join(NAME);
         let serving = folder.join("k8s-webhook-server").join("serving-certs");
-        let authority = Authority::new(&folder, CA_NAME, &[CA_NAME])?;
-        write_certificates(&authority, &serving)?;
+        self.write_stand_in_certificate(&serving)?;
         let (webhook_port, health_port) = (free_port()?, free_port()?);
-        self.apply_yaml(&objects(&authority, &serving, webhook_port)?)
-            .await?;
+        self.apply_yaml(&objects(webhook_port)).await?;
         self.apply_file(&self.binaries().training_operator_role())
             .await?;
         let kubeconfig = self.service_account_kubeconfig(NAMESPACE, NAME).await?;
@@ -96,6 +93,7 @@ impl Cluster {
         self.set_env(&program, "TMPDIR", &folder.display().to_string())?;
         self.set_env(&program, "MY_POD_NAMESPACE", NAMESPACE)?;
         self.start(&program).await?;
+        self.mount_secret(&serving).await?;
         self.wait_for_webhook().await
     }
 
@@ -105,6 +103,61 @@ impl Cluster {
         self.apply_file(&self.binaries().pod_groups_crd()).await?;
         self.wait_for_crds(&["pytorchjobs.kubeflow.org", "podgroups.scheduling.x-k8s.io"])
             .await
+    }
+
+    /// The operator's webhook server ends the whole program when it finds no certificate at its start. That can't be made to wait for
+    /// the secret, so it starts with a certificate nobody trusts.
+    fn write_stand_in_certificate(&self, serving: &Path) -> Result<()> {
+        let create = |folder: &Path| {
+            std::fs::create_dir_all(folder)
+                .map_err(Error::io(format!("create {}", folder.display())))
+        };
+        create(serving)?;
+        let files = self
+            .authority()
+            .server("training-operator-stand-in", &["localhost"])?;
+        for (from, to) in [(&files.key, "tls.key"), (&files.cert, "tls.crt")] {
+            let to = serving.join(to);
+            std::fs::copy(from, &to).map_err(Error::io(format!("write {}", to.display())))?;
+        }
+        let rotator = Path::new(ROTATOR_FOLDER);
+        create(rotator)?;
+        let placeholder = rotator.join("tls.crt");
+        if !placeholder.exists() {
+            std::fs::write(&placeholder, "")
+                .map_err(Error::io(format!("write {}", placeholder.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Does what kubelet does with a Secret volume, once the operator has filled the secret.
+    async fn mount_secret(&self, serving: &Path) -> Result<()> {
+        let secrets: Api<Secret> = Api::namespaced(self.admin(), NAMESPACE);
+        let since = Instant::now();
+        loop {
+            let secret = secrets
+                .get(SECRET)
+                .await
+                .map_err(Error::api(format!("get secret {SECRET}")))?;
+            let data = secret.data.unwrap_or_default();
+            if let (Some(key), Some(cert)) = (data.get("tls.key"), data.get("tls.crt")) {
+                for (name, bytes) in [("tls.key", key), ("tls.crt", cert)] {
+                    let path = serving.join(name);
+                    std::fs::write(&path, &bytes.0)
+                        .map_err(Error::io(format!("write {}", path.display())))?;
+                }
+                return Ok(());
+            }
+            self.check_running(&Program::TrainingOperator)?;
+            if since.elapsed() > WEBHOOK_TIMEOUT {
+                return Err(Error::Timeout {
+                    what: "certificates of the training operator".into(),
+                    waited: WEBHOOK_TIMEOUT,
+                    detail: format!("secret {NAMESPACE}/{SECRET} has no tls.crt"),
+                });
+            }
+            tokio::time::sleep(WEBHOOK_EVERY).await;
+        }
     }
 
     /// Sends a job that the webhook must refuse, until it does.
@@ -142,41 +195,15 @@ impl Cluster {
     }
 }
 
-fn write_certificates(authority: &Authority, serving: &Path) -> Result<()> {
-    let create = |folder: &Path| {
-        std::fs::create_dir_all(folder).map_err(Error::io(format!("create {}", folder.display())))
-    };
-    create(serving)?;
-    let host = format!("{NAME}.{NAMESPACE}.svc");
-    let files = authority.server("webhook", &[&host])?;
-    for (from, to) in [(&files.cert, "tls.crt"), (&files.key, "tls.key")] {
-        let to = serving.join(to);
-        std::fs::copy(from, &to).map_err(Error::io(format!("write {}", to.display())))?;
-    }
-    let rotator = Path::new(ROTATOR_FOLDER);
-    create(rotator)?;
-    let placeholder = rotator.join("tls.crt");
-    if !placeholder.exists() {
-        std::fs::write(&placeholder, "")
-            .map_err(Error::io(format!("write {}", placeholder.display())))?;
-    }
-    Ok(())
-}
-
 /// Everything the operator finds in the cluster, as one list.
-fn objects(authority: &Authority, serving: &Path, webhook_port: u16) -> Result<String> {
-    let read = |name: &str| {
-        let path = serving.join(name);
-        std::fs::read_to_string(&path).map_err(Error::io(format!("read {}", path.display())))
-    };
+fn objects(webhook_port: u16) -> String {
     let meta = json!({ "name": NAME, "namespace": NAMESPACE });
     let list = json!({ "apiVersion": "v1", "kind": "List", "items": [
         { "apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta },
         { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": NAME },
           "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": NAME },
           "subjects": [{ "kind": "ServiceAccount", "name": NAME, "namespace": NAMESPACE }] },
-        { "apiVersion": "v1", "kind": "Secret", "metadata": { "name": SECRET, "namespace": NAMESPACE }, "stringData": {
-            "ca.crt": authority.ca_pem(), "ca.key": authority.ca_key_pem(), "tls.crt": read("tls.crt")?, "tls.key": read("tls.key")? } },
+        { "apiVersion": "v1", "kind": "Secret", "metadata": { "name": SECRET, "namespace": NAMESPACE } },
         { "apiVersion": "v1", "kind": "Service", "metadata": meta,
           "spec": { "type": "ExternalName", "externalName": "localhost" } },
         { "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
@@ -189,5 +216,5 @@ fn objects(authority: &Authority, serving: &Path, webhook_port: u16) -> Result<S
             "rules": [{ "apiGroups": ["kubeflow.org"], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"],
                         "resources": ["pytorchjobs"] }] }] },
     ]});
-    Ok(list.to_string())
+    list.to_string()
 }

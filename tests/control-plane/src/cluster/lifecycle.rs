@@ -18,8 +18,10 @@ use super::{Cluster, Program, Slot, access, log_file};
 
 /// Longest wait for a program to become ready. A loaded two-core machine needs tens of seconds for what takes three alone.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
-/// Pause between two probes.
-const PROBE_EVERY: Duration = Duration::from_millis(50);
+/// First pause between two probes; it doubles up to [`PROBE_PAUSE_MAX`], because some programs log each probe.
+const PROBE_PAUSE: Duration = Duration::from_millis(25);
+/// Longest pause between two probes.
+const PROBE_PAUSE_MAX: Duration = Duration::from_millis(200);
 
 /// A time in which the API server was down or paused on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +58,7 @@ impl Cluster {
     /// Waits until a program answers its probe.
     pub async fn wait_ready(&self, program: &Program) -> Result<()> {
         let since = Instant::now();
+        let mut pause = PROBE_PAUSE;
         loop {
             let probe = self.with_slot(program, |slot| slot.probe.clone())?;
             let detail = match probe.check().await {
@@ -77,7 +80,8 @@ impl Cluster {
                     })
                 })?;
             }
-            tokio::time::sleep(PROBE_EVERY).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PROBE_PAUSE_MAX);
         }
     }
 
