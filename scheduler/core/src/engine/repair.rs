@@ -29,8 +29,8 @@ impl Engine {
         if let Some(at) = gang.deadline.take() {
             self.timers.remove(&(at, gang.key.clone()));
         }
-        // A gang by label has no object whose deletion would take its Gang object along.
-        if gang.kind == WorkloadKind::Label
+        // Neither a label nor a PodGroup owns its Gang object, which would go with it.
+        if matches!(gang.kind, WorkloadKind::Label | WorkloadKind::PodGroup)
             && let Record::Known { object, uid, .. } = &gang.record
         {
             let what = WriteKind::DeleteRecord {
