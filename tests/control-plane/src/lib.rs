@@ -3,6 +3,7 @@ mod binaries;
 mod certs;
 mod cluster;
 mod error;
+pub mod history;
 mod kwok;
 mod nodes;
 mod pdeathsig;
