@@ -377,3 +377,6 @@ impl<'a> BindingResult<'a> {
         &self.error
     }
 }
+
+#[cfg(test)]
+mod tests;

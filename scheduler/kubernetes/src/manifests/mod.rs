@@ -38,3 +38,6 @@ fn yaml(value: &impl Serialize) -> String {
         Err(error) => format!("error: {:?}\n", error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

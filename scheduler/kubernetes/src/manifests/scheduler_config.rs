@@ -75,7 +75,7 @@ fn extender(options: &KubeSchedulerConfigOptions, path: &str, timeout: Duration)
     let mut entry = json!({
         "urlPrefix": format!("{base}/v1/{path}"),
         "enableHTTPS": https,
-        "httpTimeout": format!("{}ms", timeout.as_millis()),
+        "httpTimeout": go_duration(timeout),
         "nodeCacheCapable": true,
         "ignorable": false,
     });
@@ -90,4 +90,13 @@ fn extender(options: &KubeSchedulerConfigOptions, path: &str, timeout: Duration)
         set(&mut entry, &["tlsConfig"], Some(tls));
     }
     entry
+}
+
+/// A duration as Go reads it: whole seconds where it is whole, else milliseconds.
+fn go_duration(span: Duration) -> String {
+    if span.subsec_nanos() == 0 {
+        format!("{}s", span.as_secs())
+    } else {
+        format!("{}ms", span.as_millis())
+    }
 }

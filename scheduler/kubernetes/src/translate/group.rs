@@ -62,7 +62,7 @@ fn minimum(spec: &Value) -> Result<Option<u32>, Problem> {
             .ok_or_else(|| {
                 Problem::new(
                     "spec.minMember",
-                    &value.to_string(),
+                    &super::job::shown(value),
                     format!("must be a whole number from 0 to {MEMBERS_MAX}"),
                 )
             }),

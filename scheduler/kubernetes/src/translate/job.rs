@@ -86,7 +86,7 @@ fn count_limit() -> String {
 }
 
 /// A text as itself, anything else as JSON.
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     value
         .as_str()
         .map_or_else(|| value.to_string(), str::to_owned)
@@ -358,13 +358,26 @@ fn typed(raw: &Value) -> Result<LitePodSpec, Problem> {
         let path = error.path().to_string();
         let field = if path == "." { String::new() } else { path };
         let value = at.map(shown).unwrap_or_default();
-        let what = error.inner().to_string();
-        let limit = what.rsplit_once("expected ").map_or_else(
-            || super::shortened(&what),
-            |(_, expected)| format!("must be {expected}"),
-        );
+        let limit = expected(&error.inner().to_string());
         Problem::new(super::shortened(&field), &value, limit)
     })
+}
+
+/// What a parser's message says was expected, in words of JSON.
+fn expected(message: &str) -> String {
+    let Some((_, what)) = message.rsplit_once("expected ") else {
+        return super::shortened(message);
+    };
+    let what = match what {
+        "a sequence" => "a list",
+        "a map" => "an object",
+        "a string" => "a text",
+        "a boolean" => "true or false",
+        "i32" | "i64" => "a whole number",
+        what if what.starts_with("struct ") => "an object",
+        what => what,
+    };
+    format!("must be {what}")
 }
 
 /// What training-operator adds to the workers of a job with a Master: it waits for the Master's

@@ -153,3 +153,6 @@ fn settings(meta: &ObjectMeta) -> BTreeMap<Arc<str>, Arc<str>> {
         .map(|(key, value)| (Arc::from(key.as_str()), Arc::from(value.as_str())))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;
