@@ -124,12 +124,6 @@ impl Engine {
         if !pod.ours {
             return;
         }
-        if let Some(stamp) = pod
-            .stamp
-            .or_else(|| pod.record.as_ref().map(|record| record.epoch))
-        {
-            self.newer_epoch(stamp, &pod.name);
-        }
         if pod.node.is_some()
             && let Some(loose) = self.loose.get(&pod.uid)
         {
@@ -211,9 +205,6 @@ impl Engine {
     }
 
     fn record_applied(&mut self, record: GangRecord, now: Timestamp) {
-        if let Ok(Some(plan)) = &record.plan {
-            self.newer_epoch(plan.epoch, &record.object);
-        }
         let (kind, name, key) = (record.kind, Arc::clone(&record.name), record.key.clone());
         let gang = self.gang_of(&key, kind, &name, now);
         // While a status is on its way, its answer says what the object is; until then this is the
@@ -230,20 +221,6 @@ impl Engine {
             if changed || was_fresh != Some(true) {
                 self.touch_node(&node);
             }
-        }
-    }
-
-    /// Seeing a newer leadership at work ends this one.
-    fn newer_epoch(&mut self, seen: Epoch, place: &Arc<str>) {
-        if seen > self.epoch && self.lead != Lead::No {
-            self.actions.push_back(Action::StepDown(Arc::from(format!(
-                "epoch {seen} was seen on {place}, this replica leads with epoch {}",
-                self.epoch
-            ))));
-            self.leadership_lost();
-        }
-        if self.lead == Lead::No {
-            self.epoch = self.epoch.max(seen);
         }
     }
 

@@ -426,7 +426,6 @@ impl World {
                 }
                 self.engine.handle(Event::Relisted, self.now);
             }
-            Action::StepDown(why) => panic!("{why}"),
             Action::Write(write) => {
                 self.writes.push(write.clone());
                 let failed = self.fail.as_mut().and_then(|fail| fail(&write));
