@@ -11,5 +11,6 @@
 pub mod api;
 pub mod clock;
 pub mod quantity;
+pub mod serve;
 pub mod value;
 pub mod yaml;

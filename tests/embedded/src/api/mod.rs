@@ -33,4 +33,5 @@ mod table;
 mod watch;
 
 pub use error::ApiError;
+pub use schema::base64;
 pub use server::{ApiServer, Caller, DeleteOptions, Limits, Target};
