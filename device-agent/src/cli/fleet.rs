@@ -33,7 +33,12 @@ pub struct FleetArgs {
     #[command(flatten)]
     fake: FakeArgs,
     /// Play the nodes of this cluster.
-    #[arg(long, value_name = "FILE", required_unless_present = "count", conflicts_with = "count")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "count",
+        conflicts_with = "count"
+    )]
     kubeconfig: Option<PathBuf>,
     /// Only nodes with these labels, e.g. pool=gpu,!maintenance.
     #[arg(long, value_name = "SELECTOR", requires = "kubeconfig")]
@@ -42,7 +47,12 @@ pub struct FleetArgs {
     #[arg(long, value_name = "N")]
     count: Option<usize>,
     /// Names of counted nodes begin with this.
-    #[arg(long, value_name = "PREFIX", default_value = "gpu-", conflicts_with = "kubeconfig")]
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        default_value = "gpu-",
+        conflicts_with = "kubeconfig"
+    )]
     prefix: String,
     /// Directory with one token file per node, named as the node. Without it no token is presented (a scheduler with --insecure-loopback).
     #[arg(long, value_name = "DIR")]
@@ -74,7 +84,12 @@ struct Plan {
 
 impl Plan {
     fn node(&self, name: String, uid: String) -> FleetNode {
-        FleetNode { name, uid, profile: Arc::clone(&self.profile), scenario: self.scenario.clone() }
+        FleetNode {
+            name,
+            uid,
+            profile: Arc::clone(&self.profile),
+            scenario: self.scenario.clone(),
+        }
     }
 }
 
@@ -88,7 +103,9 @@ pub async fn fleet(args: FleetArgs) -> Result<ExitCode> {
     if count > NODES_MAX {
         bail!("--count is {count}, must be at most {NODES_MAX}");
     }
-    let spread = args.spread.unwrap_or_else(|| (count as f64 / 500.0).max(1.0));
+    let spread = args
+        .spread
+        .unwrap_or_else(|| (count as f64 / 500.0).max(1.0));
     if !(0.0..=3600.0).contains(&spread) {
         bail!("--spread is {spread}, must be 0 to 3600 seconds");
     }
@@ -97,7 +114,9 @@ pub async fn fleet(args: FleetArgs) -> Result<ExitCode> {
         None => None,
     };
     let fleet = Fleet::start(FleetConfig {
-        nodes: (0..count).map(|n| plan.node(format!("{}{n}", args.prefix), String::new())).collect(),
+        nodes: (0..count)
+            .map(|n| plan.node(format!("{}{n}", args.prefix), String::new()))
+            .collect(),
         start_spread: Duration::from_secs_f64(spread),
         seed: args.seed,
         kubelet: match args.kubelet {
@@ -112,8 +131,11 @@ pub async fn fleet(args: FleetArgs) -> Result<ExitCode> {
 type Nodes = BoxStream<'static, watcher::Result<Event<Node>>>;
 
 async fn watch_nodes(path: &PathBuf, selector: Option<&str>) -> Result<Nodes> {
-    let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("--kubeconfig {}", path.display()))?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.context("--kubeconfig")?;
+    let kubeconfig =
+        Kubeconfig::read_from(path).with_context(|| format!("--kubeconfig {}", path.display()))?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .context("--kubeconfig")?;
     let nodes: Api<Node> = Api::all(Client::try_from(config)?);
     let mut filter = watcher::Config::default();
     if let Some(selector) = selector {
@@ -167,7 +189,11 @@ async fn follow(fleet: &mut Fleet, plan: &Plan, listed: &mut BTreeSet<String>, e
             add(fleet, plan, node);
         }
         Event::InitDone => {
-            let gone: Vec<String> = fleet.nodes().filter(|name| !listed.contains(*name)).map(str::to_owned).collect();
+            let gone: Vec<String> = fleet
+                .nodes()
+                .filter(|name| !listed.contains(*name))
+                .map(str::to_owned)
+                .collect();
             for name in gone {
                 remove(fleet, &name).await;
             }
@@ -182,7 +208,9 @@ async fn follow(fleet: &mut Fleet, plan: &Plan, listed: &mut BTreeSet<String>, e
 }
 
 fn add(fleet: &mut Fleet, plan: &Plan, node: Node) {
-    let (Some(name), uid) = (node.metadata.name, node.metadata.uid.unwrap_or_default()) else { return };
+    let (Some(name), uid) = (node.metadata.name, node.metadata.uid.unwrap_or_default()) else {
+        return;
+    };
     if fleet.devices(&name).is_ok() {
         return;
     }
@@ -199,7 +227,11 @@ async fn remove(fleet: &mut Fleet, name: &str) {
 
 /// One line that is drawn over on a terminal; elsewhere a line for each change.
 fn show(fleet: &Fleet, shown: &mut String) {
-    let line = format!("fleet: {} nodes, {} streams up", fleet.nodes().count(), fleet.streams_up());
+    let line = format!(
+        "fleet: {} nodes, {} streams up",
+        fleet.nodes().count(),
+        fleet.streams_up()
+    );
     if *shown == line {
         return;
     }

@@ -32,6 +32,9 @@ pub struct InspectArgs {
     /// Name of the node; decides the UUIDs of fake devices.
     #[arg(long, value_name = "NAME", env = "NODE_NAME", default_value = "node-0")]
     node_name: String,
+    /// With --scenario: show the devices as they are at this time of it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
+    at: f64,
     /// The kubelet's PodResources socket; without it nobody is asked who holds what.
     #[arg(long, value_name = "SOCKET")]
     pod_resources_socket: Option<PathBuf>,
@@ -58,15 +61,24 @@ pub async fn inspect(args: InspectArgs) -> Result<ExitCode> {
         SourceKind::Fake => {
             let (profile, scenario) = args.fake.load()?;
             let mut node = FakeNode::new(profile.shape_for(&args.node_name), &args.node_name);
-            // The state after the whole scenario is of no use here; the state before it is what was asked for.
-            drop(scenario);
-            node.hung = false;
+            let timeline = scenario
+                .map(|scenario| scenario.for_node(&args.node_name))
+                .unwrap_or_default();
+            for (_, fault) in timeline
+                .iter()
+                .filter(|(at, _)| at.as_secs_f64() <= args.at)
+            {
+                node.apply(fault);
+            }
             node.reading()
         }
         SourceKind::Nvml => {
             let library = args.nvml_library.map(PathBuf::into_os_string);
-            read_once(&NvmlConfig { library, ..NvmlConfig::default() })
-                .context("cannot read GPUs through NVML (no NVIDIA driver here? try --source fake)")?
+            read_once(&NvmlConfig {
+                library,
+                ..NvmlConfig::default()
+            })
+            .context("cannot read GPUs through NVML (no NVIDIA driver here? try --source fake)")?
         }
     };
     let kubelet = match &args.pod_resources_socket {
@@ -87,7 +99,10 @@ pub async fn inspect(args: InspectArgs) -> Result<ExitCode> {
 fn in_order(view: &NodeView) -> Vec<&Device> {
     let mut devices: Vec<&Device> = view.devices.values().map(AsRef::as_ref).collect();
     devices.sort_by_key(|device| {
-        let slice = device.mig.as_ref().map(|mig| (mig.gpu_instance_id, mig.compute_instance_id));
+        let slice = device
+            .mig
+            .as_ref()
+            .map(|mig| (mig.gpu_instance_id, mig.compute_instance_id));
         (device.index, slice, device.uuid.clone())
     });
     devices
@@ -98,17 +113,54 @@ fn text<T: ToString>(value: Option<T>) -> String {
 }
 
 fn table(view: &NodeView) -> String {
-    let mut rows = vec![["GPU", "UUID", "NAME", "MEMORY MiB", "PCI", "NUMA", "NVLINK", "HEALTH", "RESOURCE", "HELD BY"].map(str::to_owned)];
+    let mut rows = vec![
+        [
+            "GPU",
+            "UUID",
+            "NAME",
+            "MEMORY MiB",
+            "PCI",
+            "NUMA",
+            "NVLINK",
+            "HEALTH",
+            "RESOURCE",
+            "HELD BY",
+        ]
+        .map(str::to_owned),
+    ];
     for device in in_order(view) {
-        let links = device.peers.iter().map(|peer| peer.nvlinks).max().filter(|links| *links > 0);
-        let health = device.health().as_str_name().trim_start_matches("HEALTH_").to_lowercase();
-        let health = if device.health_reason.is_empty() { health } else { format!("{health} ({})", device.health_reason) };
-        let mut held: Vec<String> =
-            device.holders.iter().map(|holder| format!("{}/{}", holder.namespace, holder.pod)).collect();
+        let links = device
+            .peers
+            .iter()
+            .map(|peer| peer.nvlinks)
+            .max()
+            .filter(|links| *links > 0);
+        let health = device
+            .health()
+            .as_str_name()
+            .trim_start_matches("HEALTH_")
+            .to_lowercase();
+        let health = if device.health_reason.is_empty() {
+            health
+        } else {
+            format!("{health} ({})", device.health_reason)
+        };
+        let mut held: Vec<String> = device
+            .holders
+            .iter()
+            .map(|holder| format!("{}/{}", holder.namespace, holder.pod))
+            .collect();
         held.dedup();
-        let resource = if device.partitioned { "(in slices)" } else { &device.resource_name };
+        let resource = if device.partitioned {
+            "(in slices)"
+        } else {
+            &device.resource_name
+        };
         let name = match &device.mig {
-            Some(mig) => format!("  MIG {} gi {} ci {}", mig.profile, mig.gpu_instance_id, mig.compute_instance_id),
+            Some(mig) => format!(
+                "  MIG {} gi {} ci {}",
+                mig.profile, mig.gpu_instance_id, mig.compute_instance_id
+            ),
             None => text(device.name.as_ref()),
         };
         rows.push([
@@ -121,11 +173,21 @@ fn table(view: &NodeView) -> String {
             text(links),
             health,
             resource.to_owned(),
-            if held.is_empty() { "-".into() } else { held.join(",") },
+            if held.is_empty() {
+                "-".into()
+            } else {
+                held.join(",")
+            },
         ]);
     }
     let widths: Vec<usize> = (0..10)
-        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0))
+        .map(|column| {
+            rows.iter()
+                .filter_map(|row| row.get(column))
+                .map(String::len)
+                .max()
+                .unwrap_or(0)
+        })
         .collect();
     let mut out = format!(
         "driver {}  CUDA {}  NVML {}  devices {}\n",
@@ -135,7 +197,10 @@ fn table(view: &NodeView) -> String {
         text(view.node.devices_expected),
     );
     for row in rows {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
         out.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         out.push('\n');
     }
@@ -230,7 +295,10 @@ mod tests {
         let view = state.publish(&KubeletState::default());
         let lines: Vec<String> = super::table(&view).lines().map(str::to_owned).collect();
         assert_eq!(lines.len(), 2 + 8 + 48);
-        assert!(lines[2].contains("(in slices)") && lines[3].contains("MIG 1g.5gb gi 1"), "{lines:#?}");
+        assert!(
+            lines[2].contains("(in slices)") && lines[3].contains("MIG 1g.5gb gi 1"),
+            "{lines:#?}"
+        );
         let json = super::to_json(&view);
         assert_eq!(json["devices"][1]["parentUuid"], json["devices"][0]["uuid"]);
     }

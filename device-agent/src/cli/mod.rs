@@ -4,6 +4,7 @@ mod fleet;
 mod inspect;
 mod run;
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -82,7 +83,12 @@ pub struct FakeArgs {
 impl FakeArgs {
     fn load(&self) -> Result<(Arc<Profile>, Option<Arc<Scenario>>)> {
         let profile = Profile::load(&self.profile).context("--profile")?;
-        let scenario = self.scenario.as_deref().map(Scenario::load).transpose().context("--scenario")?;
+        let scenario = self
+            .scenario
+            .as_deref()
+            .map(Scenario::load)
+            .transpose()
+            .context("--scenario")?;
         Ok((Arc::new(profile), scenario.map(Arc::new)))
     }
 }
@@ -101,12 +107,18 @@ pub struct SchedulerArgs {
 impl SchedulerArgs {
     fn connector(&self, tokens: &Tokens) -> Result<Arc<dyn Connector>> {
         let pem = match &self.ca_file {
-            Some(path) => Some(std::fs::read(path).with_context(|| format!("--ca-file: cannot read {}", path.display()))?),
+            Some(path) => Some(
+                std::fs::read(path)
+                    .with_context(|| format!("--ca-file: cannot read {}", path.display()))?,
+            ),
             None => None,
         };
         let connector = NetConnector::new(&self.scheduler, pem.as_deref())?;
         if tokens.present && !connector.is_private() {
-            bail!("scheduler url {}: a token is sent over https, or to this machine, only", self.scheduler);
+            bail!(
+                "scheduler url {}: a token is sent over https, or to this machine, only",
+                self.scheduler
+            );
         }
         Ok(Arc::new(connector))
     }
@@ -119,8 +131,14 @@ struct Tokens {
 
 fn tokens(file: Option<FileToken>) -> Tokens {
     match file {
-        Some(file) => Tokens { provider: Arc::new(file), present: true },
-        None => Tokens { provider: Arc::new(NoToken), present: false },
+        Some(file) => Tokens {
+            provider: Arc::new(file),
+            present: true,
+        },
+        None => Tokens {
+            provider: Arc::new(NoToken),
+            present: false,
+        },
     }
 }
 
@@ -128,7 +146,10 @@ fn tokens(file: Option<FileToken>) -> Tokens {
 pub fn init_logs(format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => logs.with_target(false).init(),
         LogFormat::Json => logs.json().init(),
@@ -139,11 +160,18 @@ pub fn init_logs(format: LogFormat) {
 pub fn execute(command: Command) -> Result<ExitCode> {
     match command {
         // One node needs one thread; the NVML reader has its own.
-        Command::Run(args) => tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run::run(args)),
-        Command::Inspect(args) => {
-            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(inspect::inspect(args))
-        }
-        Command::Fleet(args) => tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(fleet::fleet(args)),
+        Command::Run(args) => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(run::run(args)),
+        Command::Inspect(args) => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(inspect::inspect(args)),
+        Command::Fleet(args) => tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?
+            .block_on(fleet::fleet(args)),
     }
 }
 
@@ -158,7 +186,8 @@ async fn stop_signal() -> Result<ByeReason> {
 }
 
 fn boot_id(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(text.trim().to_owned())
 }
 

@@ -16,7 +16,7 @@ use muster_agent::kubelet::KubeletState;
 use muster_agent::node::{NodeAgent, NodeExit, NodeIdentity};
 use muster_agent::podresources::{self, DEFAULT_SOCKET, FakeKubelet, FakeKubeletState};
 use muster_agent::source::fake::FakeSource;
-use muster_agent::source::nvml::{NvmlConfig, NvmlSource, WATCHDOG};
+use muster_agent::source::nvml::{NvmlConfig, NvmlSource};
 use muster_agent::stream::Uplink;
 use muster_proto::podresources::ContainerDevices;
 use tokio::sync::watch;
@@ -53,14 +53,20 @@ pub struct RunArgs {
     /// GPUs this node should have; reported beside the number that is seen.
     #[arg(long, value_name = "N")]
     expected_gpus: Option<u32>,
+    /// Time after which a call into the driver counts as hanging, seconds; 1 to 3600.
+    #[arg(long, value_name = "SECONDS", default_value_t = 45, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    watchdog: u64,
 }
 
 /// Reports until a signal comes or the source cannot go on.
 pub async fn run(args: RunArgs) -> Result<ExitCode> {
     let tokens = tokens(args.token_file.clone().map(FileToken::File));
     let connector = args.scheduler.connector(&tokens)?;
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
-    let instance = u64::try_from(since_epoch.as_micros()).context("the clock is after the year 500000")?;
+    let since_epoch = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("the clock is before 1970")?;
+    let instance =
+        u64::try_from(since_epoch.as_micros()).context("the clock is after the year 500000")?;
     let identity = NodeIdentity {
         name: args.node_name.clone(),
         uid: args.node_uid.clone(),
@@ -70,37 +76,77 @@ pub async fn run(args: RunArgs) -> Result<ExitCode> {
     let (found, replicas) = watch::channel(Vec::new());
     let resolver = tokio::spawn(resolve_forever(Arc::clone(&connector), found));
     let seed = hash64(instance, identity.name.as_bytes());
-    let uplink = Uplink { connector, replicas, tokens: tokens.provider, seed, streams_up: Arc::default() };
+    let uplink = Uplink {
+        connector,
+        replicas,
+        tokens: tokens.provider,
+        seed,
+        streams_up: Arc::default(),
+    };
     let table = Table::embedded()?;
     let clock = WallClock::system();
     let (publish, kubelet) = watch::channel(KubeletState::default());
 
+    let watchdog = Duration::from_secs(args.watchdog);
     let mut played = None;
     let agent = match args.source {
         SourceKind::Nvml => {
             let config = NvmlConfig {
                 library: args.nvml_library.map(PathBuf::into_os_string),
                 devices_expected: args.expected_gpus,
+                watchdog,
                 ..NvmlConfig::default()
             };
             let source = NvmlSource::start(config).context("cannot start the NVML thread")?;
-            NodeAgent::spawn(identity, table, clock, source, kubelet, uplink, Duration::ZERO)
+            NodeAgent::spawn(
+                identity,
+                table,
+                clock,
+                source,
+                kubelet,
+                uplink,
+                Duration::ZERO,
+            )
         }
         SourceKind::Fake => {
             let (profile, scenario) = args.fake.load()?;
             let shape = profile.shape_for(&identity.name);
             if args.pod_resources_socket.is_none() {
-                played = Some(PlayedKubelet::start(instance, &devices(shape, &identity.name))?);
+                played = Some(PlayedKubelet::start(
+                    instance,
+                    &devices(shape, &identity.name),
+                )?);
             }
-            let timeline = scenario.map(|scenario| scenario.for_node(&identity.name)).unwrap_or_default();
-            let source = FakeSource::new(FakeNode::new(shape, &identity.name), timeline, WATCHDOG);
-            NodeAgent::spawn(identity, table, clock, source, kubelet, uplink, Duration::ZERO)
+            let timeline = scenario
+                .map(|scenario| scenario.for_node(&identity.name))
+                .unwrap_or_default();
+            let source = FakeSource::new(FakeNode::new(shape, &identity.name), timeline, watchdog);
+            NodeAgent::spawn(
+                identity,
+                table,
+                clock,
+                source,
+                kubelet,
+                uplink,
+                Duration::ZERO,
+            )
         }
     };
-    let socket = played.as_ref().map(|played| played.socket.clone()).or(args.pod_resources_socket);
+    let socket = played
+        .as_ref()
+        .map(|played| played.socket.clone())
+        .or(args.pod_resources_socket);
     let socket = socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
-    let polling = tokio::spawn(podresources::poll(socket, podresources::POLL_INTERVAL, publish));
-    tracing::info!(node = args.node_name, scheduler = args.scheduler.scheduler, "reporting");
+    let polling = tokio::spawn(podresources::poll(
+        socket,
+        podresources::POLL_INTERVAL,
+        publish,
+    ));
+    tracing::info!(
+        node = args.node_name,
+        scheduler = args.scheduler.scheduler,
+        "reporting"
+    );
     let exit = until_done(agent).await;
     polling.abort();
     resolver.abort();
@@ -133,20 +179,29 @@ struct PlayedKubelet {
 
 impl PlayedKubelet {
     fn start(instance: u64, devices: &[FakeDevice]) -> Result<Self> {
-        let socket = std::env::temp_dir().join(format!("muster-agent-{}-{instance}.sock", std::process::id()));
+        let socket = std::env::temp_dir().join(format!(
+            "muster-agent-{}-{instance}.sock",
+            std::process::id()
+        ));
         let mut state = FakeKubeletState::default();
         let mut listed: Vec<FakeDevice> = devices.to_vec();
         listed.sort();
         for group in listed.chunk_by(|left, right| left.resource_name == right.resource_name) {
             state.allocatable.devices.push(ContainerDevices {
-                resource_name: group.first().map(|device| device.resource_name.clone()).unwrap_or_default(),
+                resource_name: group
+                    .first()
+                    .map(|device| device.resource_name.clone())
+                    .unwrap_or_default(),
                 device_ids: group.iter().map(|device| device.uuid.clone()).collect(),
                 topology: None,
             });
         }
         let server = FakeKubelet::start(&socket, state)
             .with_context(|| format!("cannot play a kubelet at {}", socket.display()))?;
-        Ok(Self { socket, _server: server })
+        Ok(Self {
+            socket,
+            _server: server,
+        })
     }
 }
 

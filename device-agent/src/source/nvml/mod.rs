@@ -198,12 +198,9 @@ fn session(
             let seen = events.wait(left.min(EVENT_WAIT));
             mailbox.alive();
             if let Some(event) = seen {
-                let follow_up = event.gpu_uuid.is_some();
                 mailbox.put_event(event);
                 // The state after the event is wanted at once; more events of a burst are taken after it.
-                if follow_up {
-                    break;
-                }
+                break;
             }
         }
     }

@@ -4,7 +4,7 @@
 //! `FailedToLoadSymbol`, never a panic. (The bindings' methods would panic.)
 #![allow(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::size_of;
 use std::os::raw::c_uint;
 use std::time::Duration;
@@ -241,6 +241,8 @@ pub struct Events<'nvml> {
     nvml: &'nvml Nvml,
     set: Option<sys::nvmlEventSet_t>,
     registered: BTreeSet<u32>,
+    /// UUIDs by handle: a GPU that has just fallen off the bus cannot be asked for its name any more.
+    names: BTreeMap<usize, String>,
 }
 
 impl<'nvml> Events<'nvml> {
@@ -259,6 +261,7 @@ impl<'nvml> Events<'nvml> {
             nvml,
             set: set.ok(),
             registered: BTreeSet::new(),
+            names: BTreeMap::new(),
         }
     }
 
@@ -273,6 +276,9 @@ impl<'nvml> Events<'nvml> {
             let Ok(device) = nvml.device_by_index(*index) else {
                 continue;
             };
+            if let Ok(uuid) = device.uuid() {
+                self.names.insert(handle(&device).addr(), uuid);
+            }
             if let Err(error) = register(nvml, &device, set) {
                 tracing::warn!(index, %error, "the driver sends no events for this GPU");
             }
@@ -318,8 +324,10 @@ impl<'nvml> Events<'nvml> {
         let gpu_uuid = if data.device.is_null() {
             None
         } else {
-            // SAFETY: the handle was just given by the library that `self.nvml` keeps open.
-            unsafe { Device::new(data.device, self.nvml) }.uuid().ok()
+            self.names.get(&data.device.addr()).cloned().or_else(|| {
+                // SAFETY: the handle was just given by the library that `self.nvml` keeps open.
+                unsafe { Device::new(data.device, self.nvml) }.uuid().ok()
+            })
         };
         let instance = (data.gpuInstanceId != NO_INSTANCE && data.computeInstanceId != NO_INSTANCE)
             .then_some((data.gpuInstanceId, data.computeInstanceId));
