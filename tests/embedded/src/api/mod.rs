@@ -16,6 +16,7 @@ pub mod faults;
 mod gc;
 pub mod history;
 pub mod http;
+pub mod informer;
 mod openapi;
 pub mod patch;
 mod pods;
