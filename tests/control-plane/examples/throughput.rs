@@ -13,7 +13,7 @@ use clap::Parser;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, PostParams};
-use muster_control_plane::history::{GangRule, Recorder};
+use muster_control_plane::history::{GangRule, History, Recorder};
 use muster_control_plane::{Cluster, NodeTemplate};
 use serde_json::{Value, json};
 
@@ -65,22 +65,7 @@ async fn main() -> anyhow::Result<()> {
     let writes_before = cluster.api_writes().await?;
     let usage_before = cluster.usages();
 
-    let pods: Api<Pod> = Api::namespaced(cluster.admin(), "default");
-    let all = (0..arguments.gangs)
-        .flat_map(|gang| (0..arguments.members).map(move |member| (gang, member)));
-    futures::stream::iter(all)
-        .map(|(gang, member)| {
-            let (pods, value) = (pods.clone(), pod(&arguments, gang, member));
-            async move {
-                anyhow::Ok(
-                    pods.create(&PostParams::default(), &serde_json::from_value(value)?)
-                        .await?,
-                )
-            }
-        })
-        .buffer_unordered(PARALLEL)
-        .try_for_each(|_| async { Ok(()) })
-        .await?;
+    create_pods(&cluster, &arguments).await?;
     let running = |world: &muster_control_plane::history::World| {
         world.pods.values().all(|pod| pod.phase == "Running")
     };
@@ -89,34 +74,8 @@ async fn main() -> anyhow::Result<()> {
         .await?;
 
     let history = recorder.caught_up(BOUND_TIMEOUT).await?;
-    let gangs = history.gangs(&GangRule::new(BOUND_TIMEOUT).group_by_label("gang"));
-    let first = gangs.iter().map(|gang| gang.first_seen).min();
-    let last = gangs.iter().filter_map(|gang| gang.last_bound).max();
+    print_times(&history);
     let binds = history.binds().len();
-    if let (Some(first), Some(last)) = (first, last) {
-        let seconds = last.duration_since(first).as_secs_f64();
-        println!(
-            "first create to last bound {seconds:.1} s, {binds} pods, {:.0} pods/s",
-            binds as f64 / seconds
-        );
-    }
-    let mut latencies: Vec<f64> = gangs
-        .iter()
-        .filter_map(|gang| gang.latency())
-        .map(|l| l.as_secs_f64())
-        .collect();
-    latencies.sort_by(f64::total_cmp);
-    let percentile = |p: usize| {
-        latencies
-            .get(latencies.len().saturating_sub(1) * p / 100)
-            .copied()
-            .unwrap_or(0.0)
-    };
-    println!(
-        "gang latency p50 {:.1} s, p95 {:.1} s",
-        percentile(50),
-        percentile(95)
-    );
     let writes = cluster.api_writes().await?.since(&writes_before);
     let per_pod = writes.accepted() as f64 / binds.max(1) as f64;
     println!(
@@ -147,6 +106,57 @@ async fn main() -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+async fn create_pods(cluster: &Cluster, arguments: &Arguments) -> anyhow::Result<()> {
+    let pods: Api<Pod> = Api::namespaced(cluster.admin(), "default");
+    let all = (0..arguments.gangs)
+        .flat_map(|gang| (0..arguments.members).map(move |member| (gang, member)));
+    futures::stream::iter(all)
+        .map(|(gang, member)| {
+            let (pods, value) = (pods.clone(), pod(arguments, gang, member));
+            async move {
+                anyhow::Ok(
+                    pods.create(&PostParams::default(), &serde_json::from_value(value)?)
+                        .await?,
+                )
+            }
+        })
+        .buffer_unordered(PARALLEL)
+        .try_for_each(|_| async { Ok(()) })
+        .await?;
+    Ok(())
+}
+
+fn print_times(history: &History) {
+    let gangs = history.gangs(&GangRule::new(BOUND_TIMEOUT).group_by_label("gang"));
+    let first = gangs.iter().map(|gang| gang.first_seen).min();
+    let last = gangs.iter().filter_map(|gang| gang.last_bound).max();
+    let binds = history.binds().len();
+    if let (Some(first), Some(last)) = (first, last) {
+        let seconds = last.duration_since(first).as_secs_f64();
+        println!(
+            "first create to last bound {seconds:.1} s, {binds} pods, {:.0} pods/s",
+            binds as f64 / seconds
+        );
+    }
+    let mut latencies: Vec<f64> = gangs
+        .iter()
+        .filter_map(|gang| gang.latency())
+        .map(|l| l.as_secs_f64())
+        .collect();
+    latencies.sort_by(f64::total_cmp);
+    let percentile = |p: usize| {
+        latencies
+            .get(latencies.len().saturating_sub(1) * p / 100)
+            .copied()
+            .unwrap_or(0.0)
+    };
+    println!(
+        "gang latency p50 {:.1} s, p95 {:.1} s",
+        percentile(50),
+        percentile(95)
+    );
 }
 
 fn pod(arguments: &Arguments, gang: u32, member: u32) -> Value {
