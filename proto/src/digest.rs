@@ -37,13 +37,20 @@ mod tests {
     use crate::inventory::Device;
 
     fn device(uuid: &str, leaked: bool) -> Device {
-        Device { uuid: uuid.into(), leaked, ..Device::default() }
+        Device {
+            uuid: uuid.into(),
+            leaked,
+            ..Device::default()
+        }
     }
 
     #[test]
     fn order_of_devices_does_not_matter_and_their_state_does() {
         let (a, b) = (device("GPU-a", false), device("GPU-b", false));
         assert_eq!(digest(None, None, [&a, &b]), digest(None, None, [&b, &a]));
-        assert_ne!(digest(None, None, [&a, &b]), digest(None, None, [&a, &device("GPU-b", true)]));
+        assert_ne!(
+            digest(None, None, [&a, &b]),
+            digest(None, None, [&a, &device("GPU-b", true)])
+        );
     }
 }

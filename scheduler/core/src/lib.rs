@@ -1,1 +1,34 @@
-//! Muster.
+//! The gang scheduler's values and decisions, and nothing else.
+//!
+//! ```text
+//!   events ──> Engine ──> actions          (handle, poll_action, next_deadline)
+//!                │
+//!                └──> View, published      (Filter and Preempt read it)
+//!
+//!   Engine owns:  Inventory  what the agents say, with the age of each belief
+//!                 Ledger     what pods hold and what plans have reserved, node by node
+//!                 gangs      each with its workload, members, plan, and stage
+//!   and calls:    plan(snapshot, gang)  one gang, all of it or nothing
+//! ```
+//!
+//! There is no I/O here: no client, no clock, no randomness, no serialisation, no hash map whose
+//! order could decide anything. Time is an argument. The same events at the same times give the
+//! same actions.
+
+pub mod action;
+pub mod config;
+pub mod engine;
+pub mod event;
+pub mod ids;
+pub mod inventory;
+pub mod ledger;
+pub mod node;
+pub mod plan;
+pub mod pod;
+pub mod reason;
+pub mod record;
+pub mod resources;
+pub mod snapshot;
+pub mod time;
+pub mod view;
+pub mod workload;

@@ -1,0 +1,257 @@
+//! Speed of planning: one gang on a cluster of nodes with 8 GPUs each, by size of the cluster, of
+//! the gang, and by how full the cluster is. Each case asserts a real plan before it is timed.
+//!
+//! `cargo bench -p muster-benches --bench plan`
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use divan::Bencher;
+use muster_core::config::Config;
+use muster_core::engine::Engine;
+use muster_core::event::Event;
+use muster_core::ids::{Epoch, GangKey};
+use muster_core::inventory::{Device, DeviceHealth, NodeReport, ReportOrder};
+use muster_core::node::{Node, Taint, TaintEffect, Toleration, TolerationOperator};
+use muster_core::plan::{GangRequest, RoleRequest, plan};
+use muster_core::pod::PodShape;
+use muster_core::resources::Resources;
+use muster_core::snapshot::{Eligibility, NodeCapacity, Snapshot};
+use muster_core::time::Timestamp;
+use muster_core::workload::{Hold, MemberSource, RoleSpec, Workload, WorkloadKind};
+
+const GPU: &str = "nvidia.com/gpu";
+
+fn main() {
+    divan::main();
+}
+
+fn resources(gpus: u64, cpu: u64, memory: u64, pods: u64) -> Resources {
+    let mut resources = Resources {
+        milli_cpu: cpu,
+        memory_bytes: memory,
+        pods,
+        ..Resources::default()
+    };
+    if gpus > 0 {
+        resources.extended.insert(GPU.into(), gpus);
+    }
+    resources
+}
+
+fn shape(gpus: u64) -> Arc<PodShape> {
+    Arc::new(PodShape {
+        requests: resources(gpus, 8_000, 64 << 30, 1),
+        tolerations: vec![Toleration {
+            key: Some(Arc::from(GPU)),
+            operator: TolerationOperator::Exists,
+            effect: None,
+        }],
+        ..PodShape::default()
+    })
+}
+
+fn node(index: usize) -> Node {
+    let name = format!("node-{index:05}");
+    Node {
+        name: name.as_str().into(),
+        uid: Arc::from(name.as_str()),
+        labels: BTreeMap::from([(
+            Arc::from("kubernetes.io/hostname"),
+            Arc::from(name.as_str()),
+        )]),
+        taints: vec![Taint {
+            key: Arc::from(GPU),
+            value: Arc::from(""),
+            effect: TaintEffect::NoSchedule,
+        }],
+        unschedulable: false,
+        ready: true,
+        terminating: false,
+        allocatable: resources(8, 192_000, 2 << 40, 110),
+    }
+}
+
+fn devices(index: usize, free: u64) -> Vec<Device> {
+    (0..free)
+        .map(|gpu| Device {
+            uuid: format!("GPU-{index}-{gpu}").into(),
+            resource: GPU.into(),
+            health: DeviceHealth::Healthy,
+            leaked: false,
+            holders: Vec::new(),
+            model: None,
+            index: u32::try_from(gpu).unwrap_or(0),
+            numa: Some(u32::try_from(gpu / 4).unwrap_or(0)),
+            parent: None,
+            memory_bytes: None,
+        })
+        .collect()
+}
+
+/// How many GPUs of node `index` are free.
+fn free_gpus(fill: &str, index: usize) -> u64 {
+    match fill {
+        "empty" => 8,
+        "half" => {
+            if index.is_multiple_of(2) {
+                8
+            } else {
+                0
+            }
+        }
+        "fragmented" => u64::try_from(index % 8).unwrap_or(0),
+        _ => {
+            if index.is_multiple_of(16) {
+                8
+            } else {
+                1
+            }
+        }
+    }
+}
+
+fn snapshot(nodes: usize, fill: &str) -> Snapshot {
+    let nodes = (0..nodes)
+        .map(|index| {
+            let free = free_gpus(fill, index);
+            Arc::new(NodeCapacity {
+                node: Arc::new(node(index)),
+                eligibility: Eligibility::Eligible,
+                free: resources(free, 24_000 * free, (256 << 30) * free, 100),
+                well: resources(free, 24_000 * free, (256 << 30) * free, 100),
+                reported: true,
+                ports: BTreeSet::new(),
+                devices: devices(index, free),
+            })
+        })
+        .collect();
+    Snapshot { nodes }
+}
+
+fn gang(members: u32, gpus: u64) -> GangRequest {
+    GangRequest {
+        roles: vec![
+            RoleRequest {
+                role: "Master".into(),
+                indices: vec![0],
+                shape: shape(0),
+            },
+            RoleRequest {
+                role: "Worker".into(),
+                indices: (0..members.saturating_sub(1)).collect(),
+                shape: shape(gpus),
+            },
+        ],
+        avoid: BTreeSet::new(),
+    }
+}
+
+const CASES: &[(usize, u32, &str)] = &[
+    (100, 8, "empty"),
+    (1000, 8, "half"),
+    (5000, 3, "empty"),
+    (5000, 3, "fragmented"),
+    (5000, 3, "nearly full"),
+    (5000, 64, "fragmented"),
+    (5000, 512, "half"),
+    (10_000, 64, "half"),
+];
+
+/// One gang of which each worker asks for one GPU, with a CPU-only master.
+#[divan::bench(args = CASES)]
+fn plan_one_gang(bencher: Bencher, case: &(usize, u32, &str)) {
+    let (nodes, members, fill) = *case;
+    let (snapshot, gang, config) = (snapshot(nodes, fill), gang(members, 1), Config::default());
+    let placement = plan(&snapshot, &gang, &config).expect("the gang fits");
+    assert_eq!(placement.members.len(), members as usize);
+    bencher.bench(|| plan(&snapshot, &gang, &config).map(|placement| placement.members.len()));
+}
+
+/// The answer that a gang of 10 x 8 GPUs cannot fit, with its numbers.
+#[divan::bench(args = [500, 5000])]
+fn verdict_cannot_fit(bencher: Bencher, nodes: usize) {
+    let snapshot = {
+        let mut snapshot = snapshot(nodes, "nearly full");
+        snapshot
+            .nodes
+            .retain(|capacity| capacity.free.extended(GPU) < 8);
+        snapshot
+    };
+    let (gang, config) = (gang(11, 8), Config::default());
+    assert!(plan(&snapshot, &gang, &config).is_err());
+    bencher.bench(|| plan(&snapshot, &gang, &config).is_err());
+}
+
+fn engine(nodes: usize) -> Engine {
+    let now = Timestamp(1000);
+    let mut engine = Engine::new(Config::default());
+    for index in 0..nodes {
+        let node = node(index);
+        let report = NodeReport {
+            node: node.name.clone(),
+            order: ReportOrder {
+                boot: Arc::from("boot"),
+                instance: 1,
+                generation: 1,
+            },
+            sampler_ok: true,
+            holders_known: true,
+            devices: devices(index, 8),
+        };
+        engine.handle(Event::NodeApplied(node), now);
+        engine.handle(Event::Report(report), now);
+    }
+    engine.handle(Event::LeadershipGained(Epoch(1)), now);
+    engine.handle(Event::Synced, now);
+    engine.decide(now);
+    engine
+}
+
+fn job(number: u64) -> Workload {
+    let role = |name: &str, count, gpus| RoleSpec {
+        name: name.into(),
+        count,
+        shape: shape(gpus),
+        pinned: None,
+    };
+    Workload {
+        key: GangKey::new("default", &format!("job-{number}")),
+        kind: WorkloadKind::PyTorchJob,
+        name: Arc::from(format!("job-{number}")),
+        resource_version: "1".into(),
+        generation: 1,
+        created_seconds: 0,
+        priority: 0,
+        members: MemberSource::Roles(vec![role("Master", 1, 0), role("Worker", 2, 1)]),
+        minimum: None,
+        hold: Hold::Held,
+        finished: None,
+        invalid: None,
+        settings: BTreeMap::new(),
+    }
+}
+
+/// From the job's event to the first actions, through the whole engine: reservation, status and
+/// published view included.
+#[divan::bench(args = [500, 5000])]
+fn engine_takes_a_job_of_three(bencher: Bencher, nodes: usize) {
+    let now = Timestamp(1000);
+    let mut engine = engine(nodes);
+    let mut number = 0;
+    bencher.bench_local(|| {
+        number += 1;
+        engine.handle(Event::WorkloadApplied(job(number)), now);
+        engine.decide(now);
+        let mut actions = 0;
+        while engine.poll_action().is_some() {
+            actions += 1;
+        }
+        assert!(actions > 0);
+        engine.handle(
+            Event::WorkloadRemoved(GangKey::new("default", &format!("job-{number}"))),
+            now,
+        );
+        engine.decide(now);
+    });
+}

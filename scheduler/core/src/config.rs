@@ -1,0 +1,80 @@
+//! Limits and choices of the engine. The scheduler's configuration file sets them.
+
+use crate::ids::ResourceName;
+use crate::time::Millis;
+
+/// What to do with a node that no agent reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodesWithoutAgent {
+    /// Its devices are not given to anybody.
+    #[default]
+    Refuse,
+    /// The kubelet's count is believed.
+    UseAllocatable,
+}
+
+/// Limits and choices of the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Resources whose units are devices, by exact name or, ending in `*`, by prefix.
+    pub device_resources: Vec<String>,
+    /// What to do with a node that no agent reports.
+    pub nodes_without_agent: NodesWithoutAgent,
+    /// Silence of an agent after which nothing new is placed on its node.
+    pub report_age_max: Millis,
+    /// How long a released gang may go without another member arriving at the barrier. training-operator
+    /// makes about ten pods a second, so a minute without any means that none will come.
+    pub gather_quiet_max: Millis,
+    /// How long the first held Bind may wait in all: half of kube-scheduler's `httpTimeout` for bind.
+    pub gather_max: Millis,
+    /// How long a gang may be bound in part before it is released as a whole.
+    pub repair_max: Millis,
+    /// How long after kube-scheduler turned a member down on its planned node it may still change its
+    /// mind. Its view lags behind: a pod that has just gone may not be gone for it yet.
+    pub refusal_grace: Millis,
+    /// How long a gang whose plan failed rests before it is planned again; doubles with each failure,
+    /// up to sixteen times this.
+    pub retry_after: Millis,
+    /// How long a node stays out of a gang's plans after it refused a member.
+    pub refused_node_for: Millis,
+    /// Most nodes that are written into a job's template. Beyond that the list costs more than it
+    /// saves (every pod carries it), and Filter alone confines the pods.
+    pub template_nodes_max: usize,
+    /// How long a gang known by its pods alone, with no stated size, must be quiet before the pods
+    /// that exist are taken for all of it.
+    pub settle: Millis,
+    /// Most writes that may be on their way at once. Further ones wait in the engine, one per
+    /// object, the latest state winning.
+    pub writes_in_flight_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            device_resources: vec!["nvidia.com/gpu".into(), "nvidia.com/mig-*".into()],
+            nodes_without_agent: NodesWithoutAgent::Refuse,
+            report_age_max: Millis::from_secs(30),
+            gather_quiet_max: Millis::from_secs(60),
+            gather_max: Millis::from_secs(150),
+            repair_max: Millis::from_secs(30),
+            refusal_grace: Millis::from_secs(5),
+            retry_after: Millis::from_secs(5),
+            refused_node_for: Millis::from_secs(300),
+            template_nodes_max: 32,
+            settle: Millis::from_secs(3),
+            writes_in_flight_max: 512,
+        }
+    }
+}
+
+impl Config {
+    /// Whether units of this resource are devices.
+    pub fn is_device(&self, name: &ResourceName) -> bool {
+        self.device_resources
+            .iter()
+            .any(|pattern| match pattern.strip_suffix('*') {
+                Some(prefix) => name.as_str().starts_with(prefix),
+                None => name.as_str() == pattern,
+            })
+    }
+}

@@ -1,0 +1,350 @@
+//! A gang as the engine holds it: its workload, its pods, its plan, and what of that is durable.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use crate::event::{Ticket, WriteId};
+use crate::ids::{DeviceUuid, Epoch, GangKey, NodeName, PlanId, PodUid, ResourceVersion, RoleName};
+use crate::ledger::SlotKey;
+use crate::pod::PodShape;
+use crate::reason::Reason;
+use crate::record::{GangStatus, PlanRecord, SlotRecord};
+use crate::time::Timestamp;
+use crate::workload::{Hold, MemberSource, Workload, WorkloadKind};
+
+/// One step of a conversation with the API server about one thing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Step {
+    #[default]
+    NotYet,
+    InFlight(WriteId),
+    Done,
+}
+
+/// A member's place in a plan.
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    /// Where it is to go; `None` when it lost its place and no other has been found yet.
+    pub node: Option<NodeName>,
+    pub devices: Vec<DeviceUuid>,
+    pub shape: Arc<PodShape>,
+    /// The pod that has claimed it.
+    pub pod: Option<PodUid>,
+    /// The Bind of that pod that is being held.
+    pub ticket: Option<Ticket>,
+    /// The Binding that is on its way.
+    pub binding: Option<WriteId>,
+    /// The pod is bound.
+    pub bound: bool,
+    /// The pod has ended well: the member needs no place any more.
+    pub done: bool,
+    /// Taking our gate off the pod, or waking it.
+    pub release: Step,
+    /// The pod's predecessor, which still terminates and holds the room.
+    pub predecessor: Option<PodUid>,
+    /// Since when kube-scheduler has been turning the pod down on its planned node.
+    pub refused_since: Option<Timestamp>,
+    /// What kube-scheduler had said of the pod before it had this place: says nothing about it.
+    pub said_before: Option<Arc<str>>,
+    /// resourceVersion of the pod that a Binding cites which may still apply.
+    pub cited: Option<ResourceVersion>,
+}
+
+impl Slot {
+    pub fn new(node: Option<NodeName>, devices: Vec<DeviceUuid>, shape: Arc<PodShape>) -> Self {
+        Self {
+            node,
+            devices,
+            shape,
+            pod: None,
+            ticket: None,
+            binding: None,
+            bound: false,
+            done: false,
+            release: Step::NotYet,
+            predecessor: None,
+            refused_since: None,
+            said_before: None,
+            cited: None,
+        }
+    }
+
+    /// Bound, or past needing it.
+    pub fn is_settled(&self) -> bool {
+        self.bound || self.done
+    }
+}
+
+/// Place of a slot in its plan.
+pub(crate) type Seat = (RoleName, u32);
+
+/// A plan in the making, or a durable one.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub id: PlanId,
+    pub epoch: Epoch,
+    pub slots: BTreeMap<Seat, Slot>,
+    /// Members that must be bound together, as of the commit.
+    pub minimum: u32,
+    /// The barrier has been passed: members bind as they come.
+    pub open: bool,
+    /// The minimum was bound at some time.
+    pub complete: bool,
+    /// Last time that something moved: the plan became durable, the job was released, a pod
+    /// appeared, a member arrived.
+    pub progress_at: Timestamp,
+    /// Arrival of the first Bind that is still held.
+    pub first_held_at: Option<Timestamp>,
+    /// Since when fewer than the minimum have been bound, with the barrier passed.
+    pub partial_since: Option<Timestamp>,
+    /// What kube-scheduler last said of a member that it turned down.
+    pub said: Option<Arc<str>>,
+}
+
+impl Plan {
+    pub fn bound(&self) -> u32 {
+        count(self.slots.values().filter(|slot| slot.is_settled()))
+    }
+
+    pub fn arrived(&self) -> u32 {
+        count(
+            self.slots
+                .values()
+                .filter(|slot| slot.is_settled() || slot.ticket.is_some()),
+        )
+    }
+
+    pub fn planned(&self) -> u32 {
+        count(self.slots.values())
+    }
+
+    pub fn record(&self, names: impl Fn(&PodUid) -> Option<Arc<str>>) -> PlanRecord {
+        let slots = self
+            .slots
+            .iter()
+            .filter_map(|((role, index), slot)| {
+                Some(SlotRecord {
+                    role: role.clone(),
+                    index: *index,
+                    node: slot.node.clone()?,
+                    devices: slot.devices.clone(),
+                    pod: slot.pod.clone(),
+                    pod_name: slot.pod.as_ref().and_then(&names),
+                    bound: slot.is_settled(),
+                })
+            })
+            .collect();
+        PlanRecord {
+            id: self.id.clone(),
+            epoch: self.epoch,
+            slots,
+        }
+    }
+}
+
+fn count<T>(items: impl Iterator<Item = T>) -> u32 {
+    u32::try_from(items.count()).unwrap_or(u32::MAX)
+}
+
+/// What is known of the gang's Gang object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Record {
+    #[default]
+    Missing,
+    Creating(WriteId),
+    Known {
+        object: Arc<str>,
+        uid: Arc<str>,
+        version: ResourceVersion,
+    },
+    /// It cannot be read: nothing of this gang is touched.
+    Unreadable(Arc<str>),
+}
+
+/// A gang.
+#[derive(Clone, Debug)]
+pub(crate) struct Gang {
+    pub key: GangKey,
+    pub kind: WorkloadKind,
+    pub name: Arc<str>,
+    /// Order of arrival among gangs created in the same second.
+    pub sequence: u64,
+    pub workload: Option<Workload>,
+    pub pods: BTreeSet<PodUid>,
+    pub plan: Option<Plan>,
+    pub reason: Option<Reason>,
+    pub record: Record,
+    /// A plan found in the Gang object at start, not yet taken up.
+    pub recovered: Option<PlanRecord>,
+    /// The status that the Gang object is known to have.
+    pub acked: Option<GangStatus>,
+    pub status_write: Option<(WriteId, GangStatus)>,
+    pub job_write: Option<WriteId>,
+    /// resourceVersion of the job that the last change was made from: until another is seen, the
+    /// change is not repeated.
+    pub job_changed_at: Option<ResourceVersion>,
+    pub refused_nodes: BTreeMap<NodeName, Timestamp>,
+    pub failures: u32,
+    pub not_before: Timestamp,
+    /// Revision of the capacity at the last attempt to plan.
+    pub tried_at: Option<u64>,
+    /// Last time a pod of it appeared.
+    pub last_pod_at: Timestamp,
+    /// Phase and reason last announced.
+    pub announced: Option<(crate::record::Phase, &'static str)>,
+    pub deadline: Option<Timestamp>,
+    /// Until when the job and its pods are not written to, after a write failed.
+    pub blocked_until: Timestamp,
+    /// Until when the Gang object is not written, after a write of it failed.
+    pub status_after: Timestamp,
+    /// Writes of the Gang object that failed in a row.
+    pub status_failures: u32,
+    /// Versions that the Gang object had before the one it is known at, latest last. The watch
+    /// brings them late; they are no news.
+    pub past_versions: VecDeque<ResourceVersion>,
+    /// Released as a whole: what is still bound of it is to go before anything is planned.
+    pub releasing: bool,
+    /// Without a plan: since when fewer than the minimum have been bound.
+    pub partial_since: Option<Timestamp>,
+    /// The last attempt to plan ended before a placement was looked for. Only the gang's own change
+    /// makes another attempt worth while.
+    pub unready: bool,
+}
+
+/// Most versions of a Gang object that are remembered. Two writes of one gang are never on their
+/// way at once, so that a watch that is later than this costs a Conflict and nothing else.
+const PAST_VERSIONS: usize = 8;
+
+impl Gang {
+    pub fn new(
+        key: GangKey,
+        kind: WorkloadKind,
+        name: Arc<str>,
+        sequence: u64,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            key,
+            kind,
+            name,
+            sequence,
+            workload: None,
+            pods: BTreeSet::new(),
+            plan: None,
+            reason: None,
+            record: Record::Missing,
+            recovered: None,
+            acked: None,
+            status_write: None,
+            job_write: None,
+            job_changed_at: None,
+            refused_nodes: BTreeMap::new(),
+            failures: 0,
+            not_before: Timestamp(0),
+            tried_at: None,
+            last_pod_at: now,
+            announced: None,
+            deadline: None,
+            blocked_until: Timestamp(0),
+            status_after: Timestamp(0),
+            status_failures: 0,
+            past_versions: VecDeque::new(),
+            releasing: false,
+            partial_since: None,
+            unready: false,
+        }
+    }
+
+    /// Notes what the Gang object is and which version it is at.
+    pub fn know_object(&mut self, object: Arc<str>, uid: Arc<str>, version: ResourceVersion) {
+        if let Record::Known { version: past, .. } = &self.record
+            && *past != version
+        {
+            self.past_versions.push_back(past.clone());
+            if self.past_versions.len() > PAST_VERSIONS {
+                self.past_versions.pop_front();
+            }
+        }
+        self.record = Record::Known {
+            object,
+            uid,
+            version,
+        };
+    }
+
+    pub fn slot_key(&self, seat: &Seat) -> SlotKey {
+        SlotKey {
+            gang: self.key.clone(),
+            role: seat.0.clone(),
+            index: seat.1,
+        }
+    }
+
+    /// Whether the pods of this gang are made from the templates of a job that we can hold.
+    pub fn is_job(&self) -> bool {
+        self.kind == WorkloadKind::PyTorchJob
+    }
+
+    pub fn hold(&self) -> Option<&Hold> {
+        self.workload.as_ref().map(|workload| &workload.hold)
+    }
+
+    /// Name of the Gang object. A job gives its own name; the others a name that tells the kind, so
+    /// that a job and a pod of one name do not meet.
+    pub fn object_name(&self) -> Arc<str> {
+        if let Record::Known { object, .. } = &self.record {
+            return Arc::clone(object);
+        }
+        let prefix = match self.kind {
+            WorkloadKind::PyTorchJob => "",
+            WorkloadKind::PodGroup => "podgroup-",
+            WorkloadKind::Label => "label-",
+            WorkloadKind::Pod => "pod-",
+        };
+        let full = format!("{prefix}{}", self.name);
+        Arc::from(full.get(..240).unwrap_or(&full))
+    }
+
+    /// Whether the plan, node for node, is what the Gang object is known to say.
+    pub fn is_durable(&self) -> bool {
+        let Some(plan) = &self.plan else { return false };
+        let Some(acked) = self.acked.as_ref().and_then(|status| status.plan.as_ref()) else {
+            return false;
+        };
+        let by_pod = matches!(
+            self.workload.as_ref().map(|workload| &workload.members),
+            Some(MemberSource::Pods) | None
+        );
+        // A slot that waits for a place is no part of the promise; the others need not wait for it.
+        let placed = plan.slots.values().filter(|slot| slot.node.is_some());
+        acked.id == plan.id
+            && acked.epoch == plan.epoch
+            && acked.slots.len() == placed.count()
+            && acked.slots.iter().all(|slot| {
+                plan.slots
+                    .get(&(slot.role.clone(), slot.index))
+                    .is_some_and(|mine| {
+                        mine.node.as_ref() == Some(&slot.node) && (!by_pod || mine.pod == slot.pod)
+                    })
+            })
+    }
+
+    /// Members that the gang has when whole.
+    pub fn total(&self) -> u32 {
+        self.workload
+            .as_ref()
+            .and_then(Workload::total)
+            .or_else(|| self.plan.as_ref().map(Plan::planned))
+            .unwrap_or_else(|| u32::try_from(self.pods.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Text of every refusal in this state.
+    pub fn refusal(&self) -> Arc<str> {
+        let code = self.reason.as_ref().map_or("Waiting", Reason::code);
+        Arc::from(format!(
+            "muster: gang {} waits ({code}); see: kubectl describe gang {}",
+            self.name,
+            self.object_name()
+        ))
+    }
+}

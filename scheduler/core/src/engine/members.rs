@@ -1,0 +1,305 @@
+//! Members: which pod has which slot, and what becomes of a slot whose pod is lost.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::Engine;
+use super::gang::{Gang, Plan, Seat, Slot, Step};
+use crate::ids::{PodUid, RoleName};
+use crate::pod::{MembershipSource, Pod, PodPhase};
+use crate::record::PlanRecord;
+use crate::time::Timestamp;
+use crate::workload::MemberSource;
+
+/// Role of a member that nothing names a role for.
+pub(super) fn default_role() -> RoleName {
+    RoleName::from("member")
+}
+
+/// Text of an answer to a Bind whose slot has been lost.
+pub(super) const LOST_SLOT: &str = "muster: this pod's place in the plan was given back";
+
+impl Engine {
+    /// Takes up a plan that was durable when this process started.
+    pub(super) fn adopt(&mut self, gang: &mut Gang, now: Timestamp) {
+        let Some(record) = gang.recovered.take() else {
+            return;
+        };
+        if gang.plan.is_some() || record.slots.is_empty() {
+            return;
+        }
+        let stated = self.minimum_of(gang);
+        let promised = u32::try_from(record.slots.len()).unwrap_or(u32::MAX);
+        let mut plan = Plan {
+            id: record.id.clone(),
+            epoch: self.epoch,
+            slots: self.slots_of(gang, &record),
+            minimum: stated.unwrap_or(promised).min(promised),
+            open: false,
+            complete: false,
+            progress_at: now,
+            first_held_at: None,
+            partial_since: None,
+            said: None,
+        };
+        // Members are gone whose shape nothing tells any more. If none is bound, it is planned anew.
+        let whole = plan.planned() == promised && stated.is_none_or(|least| least <= promised);
+        if plan.bound() == 0 && !whole {
+            return;
+        }
+        let all_bound = plan.slots.values().all(Slot::is_settled);
+        plan.open = plan.bound() > 0;
+        plan.complete = plan.open && plan.bound() >= plan.minimum;
+        if all_bound {
+            // Nothing is left to be carried out: the plan stays the one that was written.
+            plan.epoch = record.epoch;
+        }
+        gang.plan = Some(plan);
+    }
+
+    /// Members that must run together, as the job, the PodGroup or the pods say it.
+    pub(super) fn minimum_of(&self, gang: &Gang) -> Option<u32> {
+        let Some(workload) = &gang.workload else {
+            let alive: Vec<&Pod> = self.alive(gang).collect();
+            return self.stated_minimum(gang, &alive).ok().flatten();
+        };
+        workload
+            .minimum
+            .filter(|least| *least > 0)
+            .or_else(|| workload.total())
+    }
+
+    fn slots_of(&self, gang: &Gang, record: &PlanRecord) -> std::collections::BTreeMap<Seat, Slot> {
+        record
+            .slots
+            .iter()
+            .filter_map(|slot| {
+                let pod = slot
+                    .pod
+                    .as_ref()
+                    .filter(|uid| gang.pods.contains(*uid))
+                    .and_then(|uid| self.pods.get(uid));
+                let role = gang
+                    .workload
+                    .as_ref()
+                    .and_then(|workload| workload.role(&slot.role));
+                let shape = pod.map(|pod| &pod.shape).or(role.map(|role| &role.shape))?;
+                let mut taken = Slot::new(
+                    Some(slot.node.clone()),
+                    slot.devices.clone(),
+                    Arc::clone(shape),
+                );
+                if let Some(pod) = pod {
+                    taken.pod = Some(pod.uid.clone());
+                    taken.bound = pod.node.is_some() && pod.is_alive();
+                    taken.done = pod.phase == PodPhase::Succeeded;
+                }
+                Some(((slot.role.clone(), slot.index), taken))
+            })
+            .collect()
+    }
+
+    /// Lets lost pods go, and gives unclaimed pods their slots.
+    pub(super) fn claim_members(&mut self, gang: &mut Gang, now: Timestamp) {
+        let Some(mut plan) = gang.plan.take() else {
+            return;
+        };
+        self.drop_lost(gang, &mut plan, now);
+        self.drop_scaled_down(gang, &mut plan);
+        let claimed: BTreeSet<&PodUid> = plan
+            .slots
+            .values()
+            .filter_map(|slot| slot.pod.as_ref())
+            .collect();
+        let mut unclaimed: Vec<&Pod> = gang
+            .pods
+            .iter()
+            .filter(|uid| !claimed.contains(uid))
+            .filter_map(|uid| self.pods.get(uid))
+            .filter(|pod| pod.is_alive() || has_run(pod, &plan))
+            .collect();
+        unclaimed.sort_by(|a, b| {
+            (a.created_seconds, &a.name, &a.uid).cmp(&(b.created_seconds, &b.name, &b.uid))
+        });
+        for pod in unclaimed.into_iter().cloned().collect::<Vec<_>>() {
+            if let Some(seat) = find_seat(&plan, &pod) {
+                seat_pod(&mut plan, &seat, &pod, now);
+            }
+        }
+        self.follow_claimed(gang, &mut plan);
+        gang.plan = Some(plan);
+    }
+
+    /// Follows what the watch says of pods that have a slot, and keeps for each slot exactly the
+    /// reservation that it needs: none once the pod's own charge stands for it, none while a
+    /// predecessor still holds the room.
+    fn follow_claimed(&mut self, gang: &Gang, plan: &mut Plan) {
+        for (seat, slot) in &mut plan.slots {
+            let pod = slot.pod.as_ref().and_then(|uid| self.pods.get(uid));
+            let mut charged = false;
+            if let Some(pod) = pod {
+                slot.done |= pod.phase == PodPhase::Succeeded;
+                if slot.binding.is_none() && slot.cited.as_ref() != Some(&pod.resource_version) {
+                    slot.cited = None;
+                }
+                if let Some(node) = &pod.node {
+                    slot.bound = true;
+                    charged = true;
+                    if slot.node.as_ref() != Some(node) {
+                        slot.node = Some(node.clone());
+                        slot.devices = pod
+                            .record
+                            .as_ref()
+                            .map(|record| record.devices.clone())
+                            .unwrap_or_default();
+                    }
+                }
+            }
+            let key = gang.slot_key(seat);
+            let wanted = slot
+                .node
+                .as_ref()
+                .filter(|_| !charged && !slot.done && slot.predecessor.is_none());
+            if self.ledger.reservation(&key) == wanted.map(|node| (node, &slot.shape)) {
+                continue;
+            }
+            if let Some(node) = self.ledger.release(&key) {
+                self.dirty_nodes.insert(node);
+            }
+            if let Some(node) = wanted.cloned() {
+                self.ledger.reserve(
+                    key,
+                    node.clone(),
+                    Arc::clone(&slot.shape),
+                    slot.devices.clone(),
+                );
+                self.dirty_nodes.insert(node);
+            }
+        }
+    }
+
+    fn drop_lost(&mut self, gang: &mut Gang, plan: &mut Plan, now: Timestamp) {
+        for (seat, slot) in &mut plan.slots {
+            if let Some(uid) = &slot.predecessor
+                && !self.pods.contains_key(uid)
+            {
+                slot.predecessor = None;
+            }
+            let Some(uid) = slot.pod.clone() else {
+                continue;
+            };
+            let alive = |pod: &Pod| pod.is_alive() || pod.phase == PodPhase::Succeeded;
+            let mine = gang.pods.contains(&uid);
+            if slot.done || (mine && self.pods.get(&uid).is_some_and(alive)) {
+                continue;
+            }
+            if let Some(ticket) = slot.ticket.take() {
+                self.answer(ticket, Err(Arc::from(LOST_SLOT)));
+            }
+            let pod = self.pods.get(&uid);
+            slot.predecessor = pod
+                .filter(|pod| pod.holds_room())
+                .map(|pod| pod.uid.clone());
+            if let Some(pod) = pod
+                && pod.phase == PodPhase::Failed
+                && let Some(node) = &pod.node
+            {
+                // A node that failed a member is not where its replacement should go.
+                gang.refused_nodes
+                    .insert(node.clone(), now + self.config.refused_node_for);
+                slot.node = None;
+            }
+            if slot.cited.is_some() {
+                let key = gang.slot_key(seat);
+                self.let_go(&key, slot);
+            }
+            slot.pod = None;
+            slot.cited = None;
+            slot.binding = None;
+            slot.bound = false;
+            slot.release = Step::NotYet;
+            slot.refused_since = None;
+        }
+    }
+
+    /// Slots beyond what the job asks for now, that no pod has.
+    fn drop_scaled_down(&mut self, gang: &Gang, plan: &mut Plan) {
+        let Some(workload) = &gang.workload else {
+            return;
+        };
+        if !plan.open || !matches!(workload.members, MemberSource::Roles(_)) {
+            return;
+        }
+        let surplus: Vec<Seat> = plan
+            .slots
+            .iter()
+            .filter(|((role, index), slot)| {
+                slot.pod.is_none() && workload.role(role).is_none_or(|role| *index >= role.count)
+            })
+            .map(|(seat, _)| seat.clone())
+            .collect();
+        for seat in surplus {
+            if let Some(slot) = plan.slots.remove(&seat)
+                && let Some(ticket) = slot.ticket
+            {
+                self.answer(ticket, Err(Arc::from(LOST_SLOT)));
+            }
+            if let Some(node) = self.ledger.release(&gang.slot_key(&seat)) {
+                self.dirty_nodes.insert(node);
+            }
+        }
+        let total = workload.total().unwrap_or(u32::MAX);
+        plan.minimum = plan
+            .minimum
+            .min(workload.minimum.unwrap_or(total))
+            .min(total);
+    }
+}
+
+/// Whether a pod that has ended well is a member that this plan has bound.
+fn has_run(pod: &Pod, plan: &Plan) -> bool {
+    plan.open
+        && pod.phase == PodPhase::Succeeded
+        && pod
+            .record
+            .as_ref()
+            .is_some_and(|record| record.plan == plan.id)
+}
+
+fn seat_pod(plan: &mut Plan, seat: &Seat, pod: &Pod, now: Timestamp) {
+    let Some(slot) = plan.slots.get_mut(seat) else {
+        return;
+    };
+    slot.pod = Some(pod.uid.clone());
+    slot.release = Step::NotYet;
+    slot.refused_since = None;
+    slot.said_before.clone_from(&pod.unschedulable);
+    if slot.shape.requests != pod.shape.requests || slot.shape.host_ports != pod.shape.host_ports {
+        slot.shape = Arc::clone(&pod.shape);
+    }
+    plan.progress_at = now;
+}
+
+/// The slot for a pod: its own by role and index; for pods that are alike, or whose place another
+/// one has that says the same of itself, one of the same shape that nobody has, on the pod's node
+/// where it has one.
+fn find_seat(plan: &Plan, pod: &Pod) -> Option<Seat> {
+    let membership = pod.membership.as_ref()?;
+    let is_free = |slot: &Slot| slot.pod.is_none() && !slot.done;
+    if let (Some(role), Some(index)) = (&membership.role, membership.index) {
+        let seat = (role.clone(), index);
+        if plan.slots.get(&seat).is_some_and(is_free) {
+            return Some(seat);
+        }
+        if membership.source == MembershipSource::Job {
+            return None;
+        }
+    }
+    let free = plan.slots.iter().filter(|((role, _), slot)| {
+        is_free(slot)
+            && slot.shape.requests == pod.shape.requests
+            && membership.role.as_ref().is_none_or(|mine| mine == role)
+    });
+    free.min_by_key(|(seat, slot)| (pod.node.is_some() && slot.node != pod.node, (*seat).clone()))
+        .map(|(seat, _)| seat.clone())
+}

@@ -1,0 +1,525 @@
+//! The engine: events in, actions out. The only owner of what is believed and promised.
+//!
+//! ```text
+//!   handle(event)   takes it in: ledger, inventory, gangs; marks what it touches
+//!   decide()        for each gang that was touched:
+//!                     members   pods claim their slots
+//!                     repair    slots whose node no longer qualifies lose it
+//!                     release   job unsuspended, gates taken off, pods woken
+//!                     barrier   Binds are held until all are there, then all bind
+//!                   then planning, in order of the queue: whole gangs, one after the other
+//!                   then status and events, then the published view
+//!   poll_action()   what is to be done outside
+//! ```
+//!
+//! Nothing acts inside `handle`: a burst of a thousand events leads to one round of decisions.
+
+mod audit;
+mod barrier;
+mod doubt;
+mod gang;
+mod intake;
+mod members;
+mod planning;
+mod publish;
+mod release;
+mod repair;
+mod status;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use priority_queue::PriorityQueue;
+
+use crate::action::{Action, PodTarget, Write, WriteKind};
+use crate::config::Config;
+use crate::event::{BindAsked, Event, Ticket, WriteId};
+use crate::ids::{Epoch, GangKey, NodeName, PlanId, PodUid, ResourceVersion};
+use crate::inventory::Inventory;
+use crate::ledger::Ledger;
+use crate::pod::Pod;
+use crate::snapshot::{NodeCapacity, Snapshot};
+use crate::time::{Millis, Timestamp};
+use crate::view::View;
+
+pub use audit::Violation;
+use gang::{Gang, Seat};
+use planning::Rank;
+
+/// How often the age of reports is looked at.
+const AGE_CHECK: Millis = Millis(1000);
+
+/// Silence after which the devices of a node that does not exist any more are forgotten.
+const FORGET_NODE: Millis = Millis::from_secs(600);
+
+/// Rounds of consequences within one decision.
+const ROUNDS_MAX: usize = 4;
+
+/// What a write on its way is for.
+#[derive(Clone, Debug)]
+enum Purpose {
+    CreateRecord(GangKey),
+    PutStatus(GangKey),
+    DeleteRecord,
+    ChangeJob(GangKey),
+    ReleasePod(GangKey, Seat),
+    Bind(Box<BindPurpose>),
+    BindLoose(PodUid, NodeName),
+    DeletePod(PodUid),
+    Stamp(PodUid),
+}
+
+/// What a Binding that is on its way binds.
+#[derive(Clone, Debug)]
+struct BindPurpose {
+    gang: GangKey,
+    seat: Seat,
+    pod: PodUid,
+    node: NodeName,
+    record: crate::pod::BindRecord,
+}
+
+/// A Bind of a pod that belongs to no gang.
+#[derive(Clone, Debug)]
+struct LooseBind {
+    ticket: Option<Ticket>,
+    slot: crate::ledger::SlotKey,
+    node: NodeName,
+    /// The Binding that is on its way; `None` when its outcome is not known.
+    write: Option<WriteId>,
+    /// resourceVersion of the pod that the Binding cites.
+    version: ResourceVersion,
+}
+
+/// A pod that is to be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deleting {
+    /// Asked for, or done and not seen yet: nothing is repeated.
+    Sent,
+    /// It failed: not again before this.
+    NotBefore(Timestamp),
+}
+
+/// Whether this replica may act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lead {
+    /// It does not lead.
+    No,
+    /// It leads; the pods that are not bound are being stamped.
+    Fencing,
+    /// It leads; pods were stamped, and the LIST after that is awaited.
+    Relisting,
+    /// It leads and may plan.
+    Yes,
+}
+
+/// Owns everything that is believed and promised. One task calls it; nobody else sees inside.
+#[derive(Debug)]
+pub struct Engine {
+    config: Config,
+    ledger: Ledger,
+    inventory: Inventory,
+    /// Pods of our scheduler. Others are in the ledger only.
+    pods: BTreeMap<PodUid, Pod>,
+    gangs: BTreeMap<GangKey, Gang>,
+    queue: PriorityQueue<GangKey, Rank>,
+    tickets: BTreeMap<Ticket, BindAsked>,
+    /// Binds of pods that have not been seen yet.
+    strays: BTreeMap<Ticket, Timestamp>,
+    loose: BTreeMap<PodUid, LooseBind>,
+    deleting: BTreeMap<PodUid, Deleting>,
+    /// Room that a Binding may still take up, by pod.
+    doubts: BTreeMap<PodUid, Vec<doubt::Doubt>>,
+    next_doubt: u32,
+    in_flight: BTreeMap<WriteId, Purpose>,
+    dirty: BTreeSet<GangKey>,
+    dirty_nodes: BTreeSet<NodeName>,
+    timers: BTreeSet<(Timestamp, GangKey)>,
+    fresh: BTreeMap<NodeName, bool>,
+    age_checked_at: Timestamp,
+    /// Grows whenever capacity may have grown.
+    revision: u64,
+    snapshot: Snapshot,
+    lead: Lead,
+    epoch: Epoch,
+    synced: bool,
+    /// Stamps on their way, by write; pods to be stamped again after a pause.
+    stamps: BTreeSet<WriteId>,
+    restamp: BTreeSet<PodUid>,
+    /// When the fence is looked at again: a stamp is repeated, or the LIST asked for again.
+    fence_at: Timestamp,
+    next_write: u64,
+    next_plan: u64,
+    next_sequence: u64,
+    actions: VecDeque<Action>,
+    view: Arc<View>,
+    view_dirty: BTreeSet<GangKey>,
+    /// Members that are gone since the view was published.
+    view_gone: Vec<PodUid>,
+}
+
+impl Engine {
+    /// An engine that knows nothing and does not lead.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            ledger: Ledger::default(),
+            inventory: Inventory::default(),
+            pods: BTreeMap::new(),
+            gangs: BTreeMap::new(),
+            queue: PriorityQueue::new(),
+            tickets: BTreeMap::new(),
+            strays: BTreeMap::new(),
+            loose: BTreeMap::new(),
+            deleting: BTreeMap::new(),
+            doubts: BTreeMap::new(),
+            next_doubt: 0,
+            in_flight: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            dirty_nodes: BTreeSet::new(),
+            timers: BTreeSet::new(),
+            fresh: BTreeMap::new(),
+            age_checked_at: Timestamp(0),
+            revision: 1,
+            snapshot: Snapshot::default(),
+            lead: Lead::No,
+            epoch: Epoch(0),
+            synced: false,
+            stamps: BTreeSet::new(),
+            restamp: BTreeSet::new(),
+            fence_at: Timestamp(0),
+            next_write: 1,
+            next_plan: 1,
+            next_sequence: 1,
+            actions: VecDeque::new(),
+            view: Arc::default(),
+            view_dirty: BTreeSet::new(),
+            view_gone: Vec::new(),
+        }
+    }
+
+    /// Takes one event in. Decides nothing yet: see [`Engine::decide`].
+    pub fn handle(&mut self, event: Event, now: Timestamp) {
+        self.take_in(event, now);
+    }
+
+    /// Decides on everything taken in so far: plans, commits, releases, answers. Called once after
+    /// each batch of events, and when the deadline passes.
+    pub fn decide(&mut self, now: Timestamp) {
+        self.check_ages(now);
+        self.wake_expired(now);
+        self.refresh_capacity(now);
+        self.tend_fence(now);
+        if self.may_act() {
+            let mut touched = self.settle_strays(now);
+            // Giving room back on a node touches the other gangs with slots there. What is still
+            // dirty after the last round is looked at in the next decision, at once.
+            for _ in 0..ROUNDS_MAX {
+                let round = std::mem::take(&mut self.dirty);
+                if round.is_empty() {
+                    break;
+                }
+                for key in &round {
+                    self.advance(key, now);
+                }
+                touched.extend(round);
+            }
+            self.refresh_capacity(now);
+            touched.extend(self.plan_waiting(now));
+            for key in &touched {
+                self.finish_round(key, now);
+            }
+            self.refresh_capacity(now);
+        }
+        self.publish();
+    }
+
+    /// The next thing to do outside.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Engine::decide`] wants to be called even if nothing happens.
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        let gang = self.timers.first().map(|(at, _)| *at);
+        let age = (!self.fresh.is_empty()).then(|| self.age_checked_at + AGE_CHECK);
+        let stray = self
+            .strays
+            .values()
+            .min()
+            .copied()
+            .filter(|_| self.may_act());
+        let fencing = matches!(self.lead, Lead::Fencing | Lead::Relisting) && self.synced;
+        let fence = (fencing && (self.lead == Lead::Relisting || !self.restamp.is_empty()))
+            .then_some(self.fence_at);
+        let rest = (self.may_act() && !self.dirty.is_empty()).then_some(Timestamp(0));
+        [gang, age, stray, fence, rest].into_iter().flatten().min()
+    }
+
+    /// The picture for readers, as of the last [`Engine::decide`].
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view)
+    }
+
+    /// Limits and choices.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn may_act(&self) -> bool {
+        self.lead == Lead::Yes && self.synced
+    }
+
+    fn write(
+        &mut self,
+        gang: &GangKey,
+        plan: Option<PlanId>,
+        purpose: Purpose,
+        what: WriteKind,
+    ) -> WriteId {
+        let id = WriteId(self.next_write);
+        self.next_write = self.next_write.saturating_add(1);
+        self.in_flight.insert(id, purpose);
+        self.actions.push_back(Action::Write(Write {
+            id,
+            gang: gang.clone(),
+            plan,
+            epoch: self.epoch,
+            what,
+        }));
+        id
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: Result<(), Arc<str>>) {
+        self.strays.remove(&ticket);
+        if self.tickets.remove(&ticket).is_some() {
+            self.actions
+                .push_back(Action::AnswerBind { ticket, answer });
+        }
+    }
+
+    fn new_plan_id(&mut self) -> PlanId {
+        let id = PlanId::from(format!("e{}-{}", self.epoch, self.next_plan));
+        self.next_plan = self.next_plan.saturating_add(1);
+        id
+    }
+
+    /// Keeps clear of a plan id that was seen: a process that starts again in the epoch of an
+    /// earlier one counts on from there.
+    fn note_plan_id(&mut self, id: &PlanId) {
+        let number = id
+            .as_str()
+            .strip_prefix('e')
+            .and_then(|rest| rest.split_once('-'))
+            .filter(|(epoch, _)| epoch.parse() == Ok(self.epoch.0) || self.lead == Lead::No)
+            .and_then(|(_, number)| number.parse::<u64>().ok());
+        if let Some(number) = number {
+            self.next_plan = self.next_plan.max(number.saturating_add(1));
+        }
+    }
+
+    /// Answers a Bind of a pod that is bound to `node`, or gone.
+    fn answer_bound(&mut self, ticket: Ticket, node: Option<&NodeName>) {
+        let asked = self.tickets.get(&ticket).map(|asked| asked.node.clone());
+        let answer = match (node, asked) {
+            (Some(node), Some(asked)) if *node == asked => Ok(()),
+            (Some(_), _) => Err(Arc::from(barrier::BOUND_ELSEWHERE)),
+            (None, _) => Err(Arc::from(members::LOST_SLOT)),
+        };
+        self.answer(ticket, answer);
+    }
+
+    /// Deletes a pod, once; again only when that failed, and after a pause.
+    fn delete_pod(&mut self, gang: &GangKey, uid: &PodUid, plan: Option<PlanId>, now: Timestamp) {
+        match self.deleting.get(uid) {
+            Some(Deleting::Sent) => return,
+            Some(Deleting::NotBefore(at)) if now < *at => return,
+            _ => {}
+        }
+        let Some(pod) = self.pods.get(uid).filter(|pod| !pod.terminating) else {
+            return;
+        };
+        let pod = Self::target(pod);
+        self.deleting.insert(uid.clone(), Deleting::Sent);
+        let purpose = Purpose::DeletePod(uid.clone());
+        self.write(gang, plan, purpose, WriteKind::DeletePod { pod });
+    }
+
+    fn target(pod: &Pod) -> PodTarget {
+        PodTarget {
+            namespace: pod.namespace.clone(),
+            name: Arc::clone(&pod.name),
+            uid: pod.uid.clone(),
+            resource_version: pod.resource_version.clone(),
+        }
+    }
+
+    /// Marks the gangs with unbound slots on a node.
+    fn touch_node(&mut self, node: &NodeName) {
+        self.dirty_nodes.insert(node.clone());
+        self.dirty
+            .extend(self.ledger.slots_on(node).map(|slot| slot.gang.clone()));
+    }
+
+    /// Looks at the age of every report, at most once a second.
+    fn check_ages(&mut self, now: Timestamp) {
+        if now.since(self.age_checked_at) < AGE_CHECK {
+            return;
+        }
+        self.age_checked_at = now;
+        let limit = self.config.report_age_max;
+        let mut changed = Vec::new();
+        let mut forgotten = Vec::new();
+        for (node, fresh) in &mut self.fresh {
+            let is = self.inventory.is_fresh(node, now, limit);
+            if is != *fresh {
+                *fresh = is;
+                changed.push(node.clone());
+            }
+            if !is
+                && self.ledger.node(node).is_none()
+                && !self.inventory.is_fresh(node, now, FORGET_NODE)
+            {
+                forgotten.push(node.clone());
+            }
+        }
+        for node in forgotten {
+            self.fresh.remove(&node);
+            self.inventory.remove(&node);
+        }
+        for node in changed {
+            self.touch_node(&node);
+        }
+    }
+
+    fn wake_expired(&mut self, now: Timestamp) {
+        while let Some((at, key)) = self.timers.first().cloned() {
+            if at > now {
+                break;
+            }
+            self.timers.remove(&(at, key.clone()));
+            if let Some(gang) = self.gangs.get_mut(&key) {
+                gang.deadline = None;
+            }
+            self.dirty.insert(key);
+        }
+    }
+
+    /// Brings the snapshot up to date with the nodes that changed.
+    fn refresh_capacity(&mut self, now: Timestamp) {
+        if self.dirty_nodes.is_empty() {
+            return;
+        }
+        let nodes = std::mem::take(&mut self.dirty_nodes);
+        let mut grew = false;
+        for name in &nodes {
+            let capacity = self
+                .ledger
+                .capacity(name, &self.inventory, &self.config, now)
+                .map(Arc::new);
+            grew |= self.has_grown(name, capacity.as_deref());
+            let free = Arc::make_mut(&mut Arc::make_mut(&mut self.view).free);
+            match &capacity {
+                Some(capacity) => {
+                    free.insert(name.clone(), Arc::new(capacity.free.clone()));
+                }
+                None => {
+                    free.remove(name);
+                }
+            }
+            let found = self
+                .snapshot
+                .nodes
+                .binary_search_by(|other| other.node.name.cmp(name));
+            match (found, capacity) {
+                (Ok(at), Some(capacity)) => {
+                    if let Some(place) = self.snapshot.nodes.get_mut(at) {
+                        *place = capacity;
+                    }
+                }
+                (Ok(at), None) => {
+                    self.snapshot.nodes.remove(at);
+                }
+                (Err(at), Some(capacity)) => self.snapshot.nodes.insert(at, capacity),
+                (Err(_), None) => {}
+            }
+        }
+        if grew {
+            self.revision = self.revision.saturating_add(1);
+        }
+    }
+
+    /// Whether a gang that did not fit before could fit because of what this node now is. Less of
+    /// something helps nobody: waiting gangs are then not tried again.
+    fn has_grown(&self, name: &NodeName, now: Option<&NodeCapacity>) -> bool {
+        let Some(now) = now else { return false };
+        let Ok(at) = self
+            .snapshot
+            .nodes
+            .binary_search_by(|other| other.node.name.cmp(name))
+        else {
+            return true;
+        };
+        self.snapshot.nodes.get(at).is_none_or(|before| {
+            before.eligibility != now.eligibility
+                || before.reported != now.reported
+                || before.node.labels != now.node.labels
+                || before.node.taints != now.node.taints
+                || before.free.shortage(&now.free).is_some()
+                || before.node.allocatable != now.node.allocatable
+                || before.ports.len() > now.ports.len()
+        })
+    }
+
+    /// Runs `f` on a gang that is taken out of the map, so that it may use the rest of the engine.
+    fn with_gang<T>(
+        &mut self,
+        key: &GangKey,
+        f: impl FnOnce(&mut Self, &mut Gang) -> T,
+    ) -> Option<T> {
+        let mut gang = self.gangs.remove(key)?;
+        let result = f(self, &mut gang);
+        self.gangs.insert(key.clone(), gang);
+        Some(result)
+    }
+
+    /// One round for one gang that something happened to.
+    fn advance(&mut self, key: &GangKey, now: Timestamp) {
+        let gone = self
+            .with_gang(key, |engine, gang| {
+                if engine.is_gone(gang) {
+                    engine.dissolve(gang);
+                    return true;
+                }
+                if matches!(gang.record, gang::Record::Unreadable(_)) {
+                    return false;
+                }
+                engine.adopt(gang, now);
+                if engine.stop_if_unwanted(gang, now) {
+                    return false;
+                }
+                engine.claim_members(gang, now);
+                engine.check_slots(gang, now);
+                engine.release(gang, now);
+                engine.pass_barrier(gang, now);
+                engine.enforce_deadlines(gang, now);
+                engine.queue_up(gang, now);
+                false
+            })
+            .unwrap_or(false);
+        if gone {
+            self.gangs.remove(key);
+            self.queue.remove(key);
+            self.view_dirty.insert(key.clone());
+        }
+    }
+
+    /// Commit, status, events, timers: after planning has had its turn.
+    fn finish_round(&mut self, key: &GangKey, now: Timestamp) {
+        self.with_gang(key, |engine, gang| {
+            engine.write_status(gang, now);
+            engine.set_timer(gang, now);
+        });
+        self.view_dirty.insert(key.clone());
+    }
+}

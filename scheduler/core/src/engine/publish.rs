@@ -1,0 +1,92 @@
+//! Publishing the picture that readers see.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Engine;
+use super::gang::Gang;
+use crate::view::{GangView, SlotView};
+
+impl Engine {
+    /// Brings the published picture up to date with the gangs that changed.
+    pub(super) fn publish(&mut self) {
+        let (leading, synced, epoch) = (self.lead == super::Lead::Yes, self.synced, self.epoch);
+        if (self.view.leading, self.view.synced, self.view.epoch) != (leading, synced, epoch) {
+            let view = Arc::make_mut(&mut self.view);
+            (view.leading, view.synced, view.epoch) = (leading, synced, epoch);
+        }
+        let touched = std::mem::take(&mut self.view_dirty);
+        let mut changed = Vec::new();
+        let mut protect = Vec::new();
+        for key in touched {
+            let gang = self.gangs.get(&key);
+            for uid in gang.iter().flat_map(|gang| &gang.pods) {
+                if !self.view.protected.contains(uid)
+                    && self.pods.get(uid).is_some_and(|pod| pod.node.is_some())
+                {
+                    protect.push(uid.clone());
+                }
+            }
+            let view = gang.map(gang_view);
+            if self.view.gangs.get(&key).map(AsRef::as_ref) != view.as_ref() {
+                changed.push((key, view));
+            }
+        }
+        let mut gone = std::mem::take(&mut self.view_gone);
+        gone.retain(|uid| self.view.protected.contains(uid));
+        if changed.is_empty() && protect.is_empty() && gone.is_empty() {
+            return;
+        }
+        let view = Arc::make_mut(&mut self.view);
+        if !changed.is_empty() {
+            let gangs = Arc::make_mut(&mut view.gangs);
+            for (key, view) in changed {
+                match view {
+                    Some(view) => gangs.insert(key, Arc::new(view)),
+                    None => gangs.remove(&key),
+                };
+            }
+        }
+        if !protect.is_empty() || !gone.is_empty() {
+            let protected = Arc::make_mut(&mut view.protected);
+            for uid in gone {
+                protected.remove(&uid);
+            }
+            protected.extend(protect);
+        }
+    }
+}
+
+fn gang_view(gang: &Gang) -> GangView {
+    let durable = gang.is_durable();
+    let mut slots = BTreeMap::new();
+    let mut nodes = BTreeMap::new();
+    if durable && let Some(plan) = &gang.plan {
+        for (seat, slot) in &plan.slots {
+            let Some(node) = &slot.node else { continue };
+            if slot.predecessor.is_some() {
+                continue;
+            }
+            slots.insert(
+                seat.clone(),
+                SlotView {
+                    node: node.clone(),
+                    pod: slot.pod.clone(),
+                },
+            );
+            if let Some(pod) = &slot.pod {
+                nodes.insert(pod.clone(), node.clone());
+            }
+        }
+    }
+    GangView {
+        plan: gang
+            .plan
+            .as_ref()
+            .filter(|_| durable)
+            .map(|plan| plan.id.clone()),
+        slots,
+        nodes,
+        refusal: gang.refusal(),
+    }
+}

@@ -1,0 +1,295 @@
+//! Releasing: what makes a planned gang's pods come, and what takes our marks off again.
+//!
+//! A job that we hold is unsuspended by one PATCH, with the planned nodes in its templates. Pods
+//! that we gated are let go by one PATCH each. Pods that were there ungated, and were refused
+//! before the plan, are woken once. Nothing is released before the plan is durable.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::gang::{Gang, Plan, Seat, Step};
+use super::{Engine, Purpose};
+use crate::action::{JobChange, JobTarget, WriteKind};
+use crate::event::{WriteId, WriteOutcome};
+use crate::ids::{GangKey, NodeName, PodUid, RoleName};
+use crate::pod::{Mismatch, Pod};
+use crate::reason::Reason;
+use crate::time::{Millis, Timestamp};
+use crate::workload::{Hold, MemberSource, Workload};
+
+/// How long after a write was refused it is tried again.
+const REFUSED_RETRY: Millis = Millis(30_000);
+
+/// How long after the release of a pod failed it is tried again.
+const RELEASE_RETRY: Millis = Millis(1000);
+
+impl Engine {
+    /// Releases what the plan says, as far as it is durable; holds a job whose plan is no more.
+    pub(super) fn release(&mut self, gang: &mut Gang, now: Timestamp) {
+        if gang.is_job() {
+            self.steer_job(gang, now);
+        }
+        if gang.releasing {
+            self.go_on_releasing(gang, now);
+        }
+        if gang.is_durable() {
+            self.release_pods(gang, now);
+        }
+    }
+
+    /// A gang that was released as a whole: whatever of it is still bound goes, however often the
+    /// write for it has failed. A job that we hold loses its pods by being held again.
+    pub(super) fn go_on_releasing(&mut self, gang: &mut Gang, now: Timestamp) {
+        let bound: Vec<PodUid> = self.bound_alive(gang).map(|pod| pod.uid.clone()).collect();
+        if bound.is_empty() {
+            gang.releasing = false;
+            return;
+        }
+        if self.loses_pods_when_held(gang) || now < gang.blocked_until {
+            return;
+        }
+        for uid in bound {
+            self.delete_pod(&gang.key, &uid, None, now);
+        }
+    }
+
+    /// Whether holding the job is what takes its pods away.
+    pub(super) fn loses_pods_when_held(&self, gang: &Gang) -> bool {
+        gang.is_job() && matches!(gang.hold(), Some(Hold::Held | Hold::Released(_)))
+    }
+
+    /// Members that are bound and have not ended.
+    pub(super) fn bound_alive<'a>(&'a self, gang: &'a Gang) -> impl Iterator<Item = &'a Pod> {
+        gang.pods
+            .iter()
+            .filter_map(|uid| self.pods.get(uid))
+            .filter(|pod| pod.node.is_some() && pod.is_alive())
+    }
+
+    /// What the job should be, given its plan.
+    fn steer_job(&mut self, gang: &mut Gang, now: Timestamp) {
+        let Some(workload) = &gang.workload else {
+            return;
+        };
+        let durable = gang.is_durable();
+        let change = match (&gang.plan, &workload.hold) {
+            (Some(plan), Hold::Held) if durable => Some(JobChange::Release {
+                plan: plan.id.clone(),
+                pins: self.pins(plan),
+            }),
+            (Some(plan), Hold::Released(id)) if durable => {
+                let pins = self.pins(plan);
+                let differs = *id != plan.id || !is_pinned_to(workload, &pins);
+                differs.then(|| JobChange::Repin {
+                    plan: plan.id.clone(),
+                    pins,
+                })
+            }
+            (None, Hold::Released(_)) if gang.recovered.is_none() => {
+                let bound = self.bound_alive(gang).next().is_some();
+                (gang.releasing || !bound).then_some(JobChange::Hold)
+            }
+            (None, Hold::Free) => has_pins(workload).then_some(JobChange::Strip),
+            _ => None,
+        };
+        if let Some(change) = change {
+            self.change_job(gang, change, now);
+        }
+    }
+
+    /// Nodes by role; a role with more of them than the template should carry is not confined.
+    fn pins(&self, plan: &Plan) -> BTreeMap<RoleName, Vec<NodeName>> {
+        let mut pins: BTreeMap<RoleName, Vec<NodeName>> = BTreeMap::new();
+        for ((role, _), slot) in &plan.slots {
+            let nodes = pins.entry(role.clone()).or_default();
+            if let Some(node) = &slot.node
+                && !nodes.contains(node)
+            {
+                nodes.push(node.clone());
+            }
+        }
+        for nodes in pins.values_mut() {
+            nodes.sort();
+            if nodes.len() > self.config.template_nodes_max {
+                nodes.clear();
+            }
+        }
+        pins
+    }
+
+    /// Sends a change of the job, unless one is on its way or the last one has not been seen yet.
+    pub(super) fn change_job(&mut self, gang: &mut Gang, change: JobChange, now: Timestamp) {
+        let Some(workload) = &gang.workload else {
+            return;
+        };
+        if gang.job_write.is_some()
+            || gang.job_changed_at.as_ref() == Some(&workload.resource_version)
+            || now < gang.blocked_until
+        {
+            return;
+        }
+        let job = JobTarget {
+            kind: workload.kind,
+            namespace: workload.key.namespace.clone(),
+            name: Arc::clone(&workload.name),
+            uid: Arc::clone(&workload.key.uid),
+            resource_version: workload.resource_version.clone(),
+        };
+        gang.job_changed_at = Some(workload.resource_version.clone());
+        let plan = gang.plan.as_ref().map(|plan| plan.id.clone());
+        let purpose = Purpose::ChangeJob(gang.key.clone());
+        gang.job_write = Some(self.write(
+            &gang.key,
+            plan,
+            purpose,
+            WriteKind::ChangeJob { job, change },
+        ));
+    }
+
+    pub(super) fn job_changed(
+        &mut self,
+        key: &GangKey,
+        id: WriteId,
+        outcome: WriteOutcome,
+        now: Timestamp,
+    ) {
+        self.dirty.insert(key.clone());
+        let Some(gang) = self.gangs.get_mut(key) else {
+            return;
+        };
+        if gang.job_write != Some(id) {
+            return;
+        }
+        gang.job_write = None;
+        match outcome {
+            WriteOutcome::Done(_) => {
+                if let Some(plan) = &mut gang.plan {
+                    plan.progress_at = now;
+                }
+            }
+            // The watch brings the job as it is now; until then nothing is repeated.
+            WriteOutcome::Conflict(_) | WriteOutcome::Gone => {}
+            WriteOutcome::Unknown(_) => {
+                gang.job_changed_at = None;
+                gang.blocked_until = now + self.config.retry_after;
+            }
+            WriteOutcome::Refused(said) => {
+                gang.job_changed_at = None;
+                gang.blocked_until = now + REFUSED_RETRY;
+                gang.reason = Some(Reason::WriteRefused {
+                    what: Arc::from("changing the job"),
+                    said,
+                });
+            }
+        }
+    }
+
+    /// Takes our gate off pods, wakes those that were refused before, and deletes those that are
+    /// confined to nodes which are no longer theirs.
+    fn release_pods(&mut self, gang: &mut Gang, now: Timestamp) {
+        if now < gang.blocked_until {
+            return;
+        }
+        let Some(mut plan) = gang.plan.take() else {
+            return;
+        };
+        let by_pod = !matches!(
+            gang.workload.as_ref().map(|workload| &workload.members),
+            Some(MemberSource::Roles(_))
+        );
+        let held_job = matches!(gang.hold(), Some(Hold::Held | Hold::Released(_)));
+        let id = plan.id.clone();
+        for (seat, slot) in &mut plan.slots {
+            if slot.is_settled() || slot.release != Step::NotYet {
+                continue;
+            }
+            let Some(node) = slot.node.clone() else {
+                continue;
+            };
+            let Some(pod) = slot.pod.as_ref().and_then(|uid| self.pods.get(uid)) else {
+                continue;
+            };
+            let target = Self::target(pod);
+            let strayed = self
+                .ledger
+                .node(&node)
+                .is_some_and(|node| pod.shape.mismatch(node) == Some(Mismatch::Selector));
+            let purpose = Purpose::ReleasePod(gang.key.clone(), seat.clone());
+            if strayed && pod.controlled && pod.shape.is_pinned() {
+                // It was born confined to other nodes, which cannot be changed any more.
+                let uid = pod.uid.clone();
+                self.delete_pod(&gang.key, &uid, Some(id.clone()), now);
+            } else if pod.gated {
+                let pin = pod.controlled.then_some(node);
+                let what = WriteKind::ReleasePod { pod: target, pin };
+                slot.release =
+                    Step::InFlight(self.write(&gang.key, Some(id.clone()), purpose, what));
+            } else if by_pod || !held_job {
+                let what = WriteKind::WakePod {
+                    pod: target,
+                    plan: id.clone(),
+                };
+                slot.release =
+                    Step::InFlight(self.write(&gang.key, Some(id.clone()), purpose, what));
+            } else {
+                slot.release = Step::Done;
+            }
+        }
+        gang.plan = Some(plan);
+    }
+
+    pub(super) fn pod_released(
+        &mut self,
+        key: &GangKey,
+        seat: &Seat,
+        id: WriteId,
+        outcome: &WriteOutcome,
+        now: Timestamp,
+    ) {
+        self.dirty.insert(key.clone());
+        let failed = matches!(
+            outcome,
+            WriteOutcome::Conflict(_) | WriteOutcome::Unknown(_)
+        );
+        if failed && let Some(gang) = self.gangs.get_mut(key) {
+            gang.blocked_until = gang.blocked_until.max(now + RELEASE_RETRY);
+        }
+        let slot = self
+            .gangs
+            .get_mut(key)
+            .and_then(|gang| gang.plan.as_mut())
+            .and_then(|plan| plan.slots.get_mut(seat))
+            .filter(|slot| slot.release == Step::InFlight(id));
+        if let Some(slot) = slot {
+            slot.release = match outcome {
+                // A refusal will not change by repeating it: the barrier's deadline deals with it.
+                WriteOutcome::Done(_) | WriteOutcome::Gone | WriteOutcome::Refused(_) => Step::Done,
+                WriteOutcome::Conflict(_) | WriteOutcome::Unknown(_) => Step::NotYet,
+            };
+        }
+    }
+}
+
+fn has_pins(workload: &Workload) -> bool {
+    match &workload.members {
+        MemberSource::Roles(roles) => roles
+            .iter()
+            .any(|role| role.pinned.as_ref().is_some_and(|nodes| !nodes.is_empty())),
+        MemberSource::Pods => false,
+    }
+}
+
+/// Whether anything of ours is on the job: nodes in its templates, or the mark of a release.
+pub(super) fn carries_marks(workload: &Workload) -> bool {
+    has_pins(workload) || matches!(workload.hold, Hold::Released(_))
+}
+
+fn is_pinned_to(workload: &Workload, pins: &BTreeMap<RoleName, Vec<NodeName>>) -> bool {
+    let MemberSource::Roles(roles) = &workload.members else {
+        return true;
+    };
+    roles.iter().all(|role| {
+        let wanted = pins.get(&role.name).map_or(&[][..], Vec::as_slice);
+        role.pinned.as_deref().unwrap_or(&[]) == wanted
+    })
+}

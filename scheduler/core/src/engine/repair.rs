@@ -1,0 +1,484 @@
+//! What goes wrong between plan and bind, and after it: nodes that no longer qualify, members that
+//! do not come, gangs that stay partial.
+
+use std::sync::Arc;
+
+use super::gang::{Gang, Plan, Record, Seat};
+use super::release::carries_marks;
+use super::{Engine, Purpose};
+use crate::action::{JobChange, WriteKind};
+use crate::ids::NodeName;
+use crate::node::{Node, untolerated};
+use crate::pod::PodShape;
+use crate::reason::Reason;
+use crate::time::{Millis, Timestamp};
+use crate::workload::{Hold, WorkloadKind};
+
+/// Plans given back in a row after which the next one is not made at once.
+const HASTY_FAILURES: u32 = 3;
+
+impl Engine {
+    /// Whether nothing is left of the gang: no object, no pod.
+    pub(super) fn is_gone(&self, gang: &Gang) -> bool {
+        gang.workload.is_none() && gang.pods.is_empty()
+    }
+
+    /// Gives back everything of a gang that is gone.
+    pub(super) fn dissolve(&mut self, gang: &mut Gang) {
+        self.drop_plan(gang, &Arc::from("muster: the gang is gone"));
+        if let Some(at) = gang.deadline.take() {
+            self.timers.remove(&(at, gang.key.clone()));
+        }
+        // Neither a label nor a PodGroup owns its Gang object, which would go with it.
+        if matches!(gang.kind, WorkloadKind::Label | WorkloadKind::PodGroup)
+            && let Record::Known { object, uid, .. } = &gang.record
+        {
+            let what = WriteKind::DeleteRecord {
+                object: Arc::clone(object),
+                object_uid: Arc::clone(uid),
+            };
+            self.write(&gang.key, None, Purpose::DeleteRecord, what);
+        }
+    }
+
+    /// Answers held Binds, gives reservations back, forgets the plan.
+    fn drop_plan(&mut self, gang: &mut Gang, text: &Arc<str>) {
+        self.turn_away(gang, text);
+        let Some(plan) = gang.plan.take() else { return };
+        for (seat, slot) in &plan.slots {
+            self.let_go(&gang.slot_key(seat), slot);
+        }
+        gang.tried_at = None;
+        self.view_dirty.insert(gang.key.clone());
+    }
+
+    /// Gives the plan back before anything of it is bound.
+    pub(super) fn give_back(
+        &mut self,
+        gang: &mut Gang,
+        reason: Reason,
+        now: Timestamp,
+        rest: bool,
+    ) {
+        // A pod that we confined to a node by taking its gate off cannot be sent elsewhere.
+        let confined: Vec<_> = gang
+            .plan
+            .iter()
+            .flat_map(|plan| plan.slots.values())
+            .filter(|slot| !slot.is_settled())
+            .filter_map(|slot| slot.pod.as_ref().and_then(|uid| self.pods.get(uid)))
+            .filter(|pod| pod.controlled && !pod.gated && !gang.is_job() && pod.shape.is_pinned())
+            .map(|pod| pod.uid.clone())
+            .collect();
+        for uid in confined {
+            self.delete_pod(&gang.key, &uid, None, now);
+        }
+        self.drop_plan(gang, &Arc::from(super::members::LOST_SLOT));
+        gang.reason = Some(reason);
+        // A plan that keeps being given back is not made again in a hurry, whatever the cause.
+        if rest || gang.failures >= HASTY_FAILURES {
+            let factor = 1u64 << gang.failures.min(4);
+            gang.not_before = now + Millis(self.config.retry_after.0.saturating_mul(factor));
+        }
+        gang.failures = gang.failures.saturating_add(1);
+    }
+
+    /// A gang that is not to run: invalid, ended, suspended by its user, or without its job. Returns
+    /// whether that is so.
+    pub(super) fn stop_if_unwanted(&mut self, gang: &mut Gang, now: Timestamp) -> bool {
+        let open = gang.plan.as_ref().is_some_and(|plan| plan.open);
+        let reason = match &gang.workload {
+            None if gang.is_job() => Some(None),
+            None => None,
+            Some(workload) => match (&workload.invalid, workload.finished, &workload.hold) {
+                (_, Some(_), _) => Some(Some(self.leftovers(gang))),
+                (_, _, Hold::SuspendedByUser) => Some(Some(Reason::SuspendedByUser)),
+                // What runs goes on running by the plan that it was started with.
+                (Some(invalid), _, _) if !open => Some(Some(Reason::Invalid(invalid.clone()))),
+                _ => None,
+            },
+        };
+        let Some(reason) = reason else { return false };
+        self.drop_plan(gang, &Arc::from("muster: the gang is not to run"));
+        self.queue.remove(&gang.key);
+        gang.recovered = None;
+        let ends = !matches!(reason, Some(Reason::Invalid(_)));
+        gang.reason = reason;
+        if ends && gang.workload.as_ref().is_some_and(carries_marks) {
+            self.change_job(gang, JobChange::Strip, now);
+        }
+        true
+    }
+
+    fn leftovers(&self, gang: &Gang) -> Reason {
+        let running = gang
+            .pods
+            .iter()
+            .filter_map(|uid| self.pods.get(uid))
+            .filter(|pod| pod.holds_room());
+        let (pods, devices) = running.fold((0u32, 0u64), |(pods, devices), pod| {
+            let held = pod
+                .shape
+                .requests
+                .extended
+                .iter()
+                .filter(|(name, _)| self.config.is_device(name))
+                .fold(0u64, |sum, (_, amount)| sum.saturating_add(*amount));
+            (pods.saturating_add(1), devices.saturating_add(held))
+        });
+        Reason::Finished {
+            leftover_pods: pods,
+            leftover_devices: devices,
+        }
+    }
+
+    /// Looks at each place that is not bound yet: does its node still qualify? Before the barrier
+    /// has opened the whole plan is given back; after that the one member loses its place.
+    pub(super) fn check_slots(&mut self, gang: &mut Gang, now: Timestamp) {
+        let Some(plan) = &gang.plan else { return };
+        if !plan.open && self.was_edited(gang, plan) {
+            let reason = Reason::MembersMissing {
+                present: plan.arrived(),
+                needed: gang.total(),
+            };
+            self.give_back(gang, reason, now, false);
+            return;
+        }
+        let Some(plan) = &gang.plan else { return };
+        let open = plan.open;
+        let mut bad: Vec<(Seat, NodeName, Arc<str>)> = Vec::new();
+        for (seat, slot) in &plan.slots {
+            if slot.is_settled() || slot.binding.is_some() {
+                continue;
+            }
+            if let Some(node) = &slot.node
+                && let Some(what) =
+                    self.objection(gang, slot.predecessor.is_some(), node, &slot.shape, now)
+            {
+                bad.push((seat.clone(), node.clone(), what));
+            }
+        }
+        self.note_refusals(gang, now, &mut bad);
+        let Some((_, node, what)) = bad.first().cloned() else {
+            return;
+        };
+        if !open {
+            self.give_back(gang, Reason::NodeChanged { node, what }, now, false);
+            return;
+        }
+        for (seat, _, _) in bad {
+            self.lose_place(gang, &seat);
+        }
+    }
+
+    fn lose_place(&mut self, gang: &mut Gang, seat: &Seat) {
+        let key = gang.slot_key(seat);
+        let Some(slot) = gang.plan.as_mut().and_then(|plan| plan.slots.get_mut(seat)) else {
+            return;
+        };
+        let before = slot.clone();
+        slot.node = None;
+        slot.devices = Vec::new();
+        slot.refused_since = None;
+        slot.release = super::gang::Step::NotYet;
+        slot.cited = None;
+        if let Some(ticket) = slot.ticket.take() {
+            self.answer(ticket, Err(Arc::from(super::members::LOST_SLOT)));
+        }
+        self.let_go(&key, &before);
+        gang.tried_at = None;
+    }
+
+    /// Members that kube-scheduler has been turning down on their planned node for too long.
+    fn note_refusals(
+        &mut self,
+        gang: &mut Gang,
+        now: Timestamp,
+        bad: &mut Vec<(Seat, NodeName, Arc<str>)>,
+    ) {
+        let durable = gang.is_durable();
+        let grace = self.config.refusal_grace;
+        let until = now + self.config.refused_node_for;
+        let Some(plan) = &mut gang.plan else { return };
+        let mut refused = Vec::new();
+        for (seat, slot) in &mut plan.slots {
+            let Some(pod) = slot.pod.as_ref().and_then(|uid| self.pods.get(uid)) else {
+                continue;
+            };
+            if slot.is_settled() || slot.ticket.is_some() || slot.binding.is_some() || !durable {
+                slot.refused_since = None;
+                continue;
+            }
+            // Our own refusals from before the plan say nothing about the node.
+            if slot.said_before.is_some() && slot.said_before != pod.unschedulable {
+                slot.said_before = None;
+            }
+            // Nor does what was said before the pod had this place; the barrier's deadline counts it.
+            if let Some(said) = pod
+                .unschedulable
+                .as_ref()
+                .filter(|said| !said.contains("muster:") && slot.said_before.is_none())
+            {
+                slot.refused_since.get_or_insert(now);
+                plan.said = Some(Arc::clone(said));
+            }
+            if let (Some(since), Some(node)) = (slot.refused_since, &slot.node)
+                && now >= since + grace
+                && !bad.iter().any(|(other, _, _)| other == seat)
+            {
+                refused.push(node.clone());
+                bad.push((
+                    seat.clone(),
+                    node.clone(),
+                    Arc::from("was refused by kube-scheduler"),
+                ));
+            }
+        }
+        for node in refused {
+            gang.refused_nodes.insert(node, until);
+        }
+    }
+
+    /// Why a place on `node` cannot be kept, as a text that is the same for the same state.
+    fn objection(
+        &self,
+        gang: &Gang,
+        waits_for_predecessor: bool,
+        name: &NodeName,
+        shape: &PodShape,
+        now: Timestamp,
+    ) -> Option<Arc<str>> {
+        let Some(node) = self.ledger.node(name) else {
+            return Some(Arc::from("is gone"));
+        };
+        if let Some(what) = unfit(node, shape) {
+            return Some(Arc::from(what));
+        }
+        if waits_for_predecessor {
+            return None;
+        }
+        let wants_devices = shape
+            .requests
+            .extended
+            .keys()
+            .any(|resource| self.config.is_device(resource));
+        let known = self.inventory.get(name).is_some();
+        let trusted = self.config.nodes_without_agent
+            == crate::config::NodesWithoutAgent::UseAllocatable
+            && !known;
+        if wants_devices && !trusted {
+            let fresh = self
+                .inventory
+                .is_fresh(name, now, self.config.report_age_max);
+            if !fresh
+                || !self
+                    .inventory
+                    .get(name)
+                    .is_some_and(|belief| belief.report.sampler_ok)
+            {
+                return Some(Arc::from("is not reported by its agent"));
+            }
+        }
+        let _ = gang;
+        self.ledger
+            .is_overcommitted(name, shape, &self.inventory, &self.config, now)
+            .then(|| Arc::from("has no longer the room"))
+    }
+
+    fn was_edited(&self, gang: &Gang, plan: &Plan) -> bool {
+        let Some(workload) = &gang.workload else {
+            return false;
+        };
+        let crate::workload::MemberSource::Roles(roles) = &workload.members else {
+            return false;
+        };
+        let total = workload.total().unwrap_or(0);
+        let minimum = workload
+            .minimum
+            .filter(|minimum| *minimum > 0)
+            .unwrap_or(total);
+        if minimum != plan.minimum {
+            return true;
+        }
+        plan.slots.iter().any(|((name, index), slot)| {
+            workload.role(name).is_none_or(|role| {
+                *index >= role.count || (slot.pod.is_none() && slot.shape != role.shape)
+            })
+        }) || (minimum == total
+            && roles.iter().any(|role| {
+                (0..role.count).any(|index| !plan.slots.contains_key(&(role.name.clone(), index)))
+            }))
+    }
+
+    /// Deadlines of the barrier and of repair.
+    pub(super) fn enforce_deadlines(&mut self, gang: &mut Gang, now: Timestamp) {
+        let durable = gang.is_durable();
+        if gang.plan.is_none() {
+            self.enforce_without_plan(gang, now);
+            return;
+        }
+        gang.partial_since = None;
+        let Some(plan) = &mut gang.plan else { return };
+        let (arrived, planned, bound) = (plan.arrived(), plan.planned(), plan.bound());
+        if !plan.open {
+            let quiet = durable && now >= plan.progress_at + self.config.gather_quiet_max;
+            let long = plan
+                .first_held_at
+                .is_some_and(|since| now >= since + self.config.gather_max);
+            if quiet || long {
+                let said = plan.said.clone();
+                self.avoid_refusing_nodes(gang, now);
+                self.give_back(
+                    gang,
+                    Reason::BarrierTimeout {
+                        arrived,
+                        planned,
+                        said,
+                    },
+                    now,
+                    true,
+                );
+            }
+            return;
+        }
+        let completing = plan.slots.values().any(|slot| slot.done);
+        if bound >= plan.minimum {
+            plan.complete = true;
+            plan.partial_since = None;
+            gang.failures = 0;
+            gang.reason = Some(if bound >= planned {
+                Reason::AllBound
+            } else {
+                Reason::MinimumBound {
+                    missing: planned.saturating_sub(bound),
+                }
+            });
+            return;
+        }
+        let minimum = plan.minimum;
+        let since = *plan.partial_since.get_or_insert(now);
+        if plan.complete {
+            gang.reason = Some(Reason::MembersLost { bound, minimum });
+        }
+        if now >= since + self.config.repair_max && !completing {
+            self.release_whole(gang, bound, minimum, now);
+        }
+    }
+
+    /// The barrier's deadline has passed: the next plan keeps away from the nodes on which
+    /// kube-scheduler says that a member cannot stand.
+    fn avoid_refusing_nodes(&mut self, gang: &mut Gang, now: Timestamp) {
+        let until = now + self.config.refused_node_for;
+        for slot in gang.plan.iter().flat_map(|plan| plan.slots.values()) {
+            let refused = slot
+                .pod
+                .as_ref()
+                .and_then(|uid| self.pods.get(uid))
+                .and_then(|pod| pod.unschedulable.as_ref())
+                .is_some_and(|said| !said.contains("muster:"));
+            if refused
+                && slot.ticket.is_none()
+                && !slot.is_settled()
+                && let Some(node) = &slot.node
+            {
+                gang.refused_nodes.insert(node.clone(), until);
+            }
+        }
+    }
+
+    /// A gang of which something is bound and that has no plan: a release that was cut short, or a
+    /// Gang object that was lost. It is completed by a new plan or released, in the same time.
+    fn enforce_without_plan(&mut self, gang: &mut Gang, now: Timestamp) {
+        let bound = u32::try_from(self.bound_alive(gang).count()).unwrap_or(u32::MAX);
+        let completing = gang
+            .pods
+            .iter()
+            .filter_map(|uid| self.pods.get(uid))
+            .any(|pod| pod.phase == crate::pod::PodPhase::Succeeded);
+        let minimum = self.minimum_of(gang).unwrap_or(0);
+        if bound == 0 || bound >= minimum || completing || gang.releasing {
+            gang.partial_since = None;
+            return;
+        }
+        let since = *gang.partial_since.get_or_insert(now);
+        if now >= since + self.config.repair_max {
+            self.release_whole(gang, bound, minimum, now);
+        }
+    }
+
+    /// Lets a gang go that stayed partial: all of it, so that what it held is of use to others.
+    fn release_whole(&mut self, gang: &mut Gang, bound: u32, minimum: u32, now: Timestamp) {
+        self.give_back(gang, Reason::ReleasedWhole { bound, minimum }, now, true);
+        gang.releasing = true;
+        gang.partial_since = None;
+        if self.loses_pods_when_held(gang) {
+            // One PATCH: the job's controller deletes its pods and makes them again when released.
+            gang.job_changed_at = None;
+            self.change_job(gang, JobChange::Hold, now);
+        } else {
+            self.go_on_releasing(gang, now);
+        }
+    }
+
+    /// When the gang wants to be looked at again.
+    pub(super) fn set_timer(&mut self, gang: &mut Gang, now: Timestamp) {
+        let mut at: Vec<Timestamp> = Vec::new();
+        if let Some(plan) = &gang.plan {
+            if !plan.open {
+                at.push(plan.progress_at + self.config.gather_quiet_max);
+                at.extend(
+                    plan.first_held_at
+                        .map(|since| since + self.config.gather_max),
+                );
+            }
+            at.extend(
+                plan.partial_since
+                    .map(|since| since + self.config.repair_max),
+            );
+            at.extend(
+                plan.slots
+                    .values()
+                    .filter_map(|slot| slot.refused_since)
+                    .map(|since| since + self.config.refusal_grace),
+            );
+        } else {
+            at.push(gang.not_before);
+            at.push(gang.last_pod_at + self.config.settle);
+            at.extend(
+                gang.partial_since
+                    .map(|since| since + self.config.repair_max),
+            );
+        }
+        at.extend(gang.refused_nodes.values().copied());
+        at.push(gang.status_after);
+        at.push(gang.blocked_until);
+        let next = at.into_iter().filter(|at| *at > now).min();
+        if next == gang.deadline {
+            return;
+        }
+        if let Some(before) = gang.deadline.take() {
+            self.timers.remove(&(before, gang.key.clone()));
+        }
+        if let Some(next) = next {
+            self.timers.insert((next, gang.key.clone()));
+            gang.deadline = Some(next);
+        }
+    }
+}
+
+/// Why nothing new may come to the node, whatever its room.
+fn unfit(node: &Node, shape: &PodShape) -> Option<&'static str> {
+    if node.terminating {
+        Some("is being deleted")
+    } else if node.unschedulable {
+        Some("is cordoned")
+    } else if !node.ready {
+        Some("is not ready")
+    } else if untolerated(&node.taints, &shape.tolerations).is_some() {
+        Some("has a taint that is not tolerated")
+    } else if shape.mismatch(node).is_some() {
+        Some("no longer matches the selectors")
+    } else {
+        None
+    }
+}

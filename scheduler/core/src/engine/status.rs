@@ -1,0 +1,338 @@
+//! The Gang object: made once, written when something changed that a person or a restart needs.
+//! The write that first carries a plan is the commit: nothing is released before it is confirmed.
+
+use std::sync::Arc;
+
+use super::gang::{Gang, Record};
+use super::intake::take_record;
+use super::{Engine, Purpose};
+use crate::action::{Action, Announcement, WriteKind};
+use crate::event::{WriteId, WriteOutcome};
+use crate::ids::GangKey;
+use crate::reason::Reason;
+use crate::record::{GangStatus, Phase};
+use crate::time::{Millis, Timestamp};
+use crate::workload::{Hold, Outcome, WorkloadKind};
+
+/// Pause after a write of a Gang object of which nothing is known; doubles with each in a row, up
+/// to sixteen times this.
+const STATUS_PAUSE: Millis = Millis(500);
+
+impl Engine {
+    /// Phase that the gang is in.
+    fn phase(gang: &Gang) -> Phase {
+        if let Some(workload) = &gang.workload {
+            match workload.finished {
+                Some(Outcome::Succeeded) => return Phase::Succeeded,
+                Some(Outcome::Failed) => return Phase::Failed,
+                None => {}
+            }
+            if workload.hold == Hold::SuspendedByUser {
+                return Phase::Suspended;
+            }
+        }
+        match &gang.plan {
+            None => Phase::Waiting,
+            Some(plan) if plan.open && plan.bound() >= plan.minimum => Phase::Running,
+            Some(plan) if plan.complete => Phase::Repairing,
+            Some(_) => Phase::Starting,
+        }
+    }
+
+    fn status(&self, gang: &Gang) -> GangStatus {
+        let phase = Self::phase(gang);
+        let reason = match (phase, &gang.plan) {
+            (Phase::Starting, Some(plan)) => {
+                // How many have arrived changes with each of them: it is not worth a write.
+                Some(Reason::Gathering {
+                    arrived: 0,
+                    planned: plan.planned(),
+                })
+            }
+            _ => gang.reason.clone(),
+        };
+        let names = |uid: &crate::ids::PodUid| self.pods.get(uid).map(|pod| Arc::clone(&pod.name));
+        let total = gang.total();
+        GangStatus {
+            phase,
+            reason,
+            plan: gang.plan.as_ref().map(|plan| plan.record(names)),
+            bound: match &gang.plan {
+                Some(plan) => plan.bound(),
+                None => 0,
+            },
+            total,
+            minimum: gang
+                .plan
+                .as_ref()
+                .map(|plan| plan.minimum)
+                .or_else(|| gang.workload.as_ref().and_then(|workload| workload.minimum))
+                .unwrap_or(total),
+            observed_generation: gang
+                .workload
+                .as_ref()
+                .map_or(0, |workload| workload.generation),
+        }
+    }
+
+    /// Makes the Gang object, or writes its status if that is worth a write.
+    pub(super) fn write_status(&mut self, gang: &mut Gang, now: Timestamp) {
+        if matches!(gang.record, Record::Unreadable(_)) {
+            return;
+        }
+        let wanted = self.status(gang);
+        self.announce(gang, &wanted);
+        if now < gang.status_after {
+            return;
+        }
+        match &gang.record {
+            Record::Missing if self.is_worth_an_object(gang, &wanted) => {
+                let purpose = Purpose::CreateRecord(gang.key.clone());
+                let what = WriteKind::CreateRecord {
+                    object: gang.object_name(),
+                    kind: gang.kind,
+                    name: Arc::clone(&gang.name),
+                };
+                gang.record = Record::Creating(self.write(&gang.key, None, purpose, what));
+            }
+            Record::Known {
+                object, version, ..
+            } if gang.status_write.is_none() => {
+                let settled = gang
+                    .plan
+                    .as_ref()
+                    .is_none_or(|plan| plan.slots.values().all(|slot| slot.binding.is_none()));
+                let differs = gang
+                    .acked
+                    .as_ref()
+                    .is_none_or(|acked| is_worth_a_write(acked, &wanted));
+                let uncommitted = gang.plan.is_some() && !gang.is_durable();
+                if uncommitted || (differs && settled) {
+                    let what = WriteKind::PutStatus {
+                        object: Arc::clone(object),
+                        resource_version: version.clone(),
+                        status: wanted.clone(),
+                    };
+                    let plan = gang.plan.as_ref().map(|plan| plan.id.clone());
+                    let id =
+                        self.write(&gang.key, plan, Purpose::PutStatus(gang.key.clone()), what);
+                    gang.status_write = Some((id, wanted));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn is_worth_an_object(&self, gang: &Gang, wanted: &GangStatus) -> bool {
+        let has_pods = !gang.pods.is_empty();
+        match (gang.kind, wanted.phase) {
+            (_, Phase::Succeeded | Phase::Failed | Phase::Suspended) => false,
+            (WorkloadKind::PyTorchJob, _) => gang.workload.is_some(),
+            // A pod of its own that runs already has nothing to be told about.
+            _ => has_pods && (gang.plan.is_some() || gang.reason.is_some()),
+        }
+    }
+
+    pub(super) fn record_created(
+        &mut self,
+        key: &GangKey,
+        id: WriteId,
+        outcome: WriteOutcome,
+        now: Timestamp,
+    ) {
+        self.dirty.insert(key.clone());
+        if let WriteOutcome::Done(Some(record)) | WriteOutcome::Conflict(Some(record)) = &outcome {
+            self.note_record(record);
+        }
+        let Some(gang) = self.gangs.get_mut(key) else {
+            return;
+        };
+        if gang.record != Record::Creating(id) {
+            // The watch, or a new leadership, knows better.
+            return;
+        }
+        gang.record = Record::Missing;
+        match outcome {
+            WriteOutcome::Done(Some(record)) | WriteOutcome::Conflict(Some(record)) => {
+                gang.status_failures = 0;
+                gang.past_versions.clear();
+                take_record(gang, record);
+            }
+            WriteOutcome::Refused(said) => {
+                let what = Arc::from("creating the Gang");
+                self.status_refused(key, Reason::WriteRefused { what, said }, now);
+            }
+            _ => self.pause_status(key, now),
+        }
+    }
+
+    /// Puts the next write of the Gang object off: longer with each failure in a row.
+    fn pause_status(&mut self, key: &GangKey, now: Timestamp) {
+        if let Some(gang) = self.gangs.get_mut(key) {
+            let pause = STATUS_PAUSE.0 << gang.status_failures.min(4);
+            gang.status_after = now + Millis(pause);
+            gang.status_failures = gang.status_failures.saturating_add(1);
+        }
+    }
+
+    /// The Gang object cannot be written. Without a durable plan nothing may start: a plan that has
+    /// not begun is given back, and made again later.
+    fn status_refused(&mut self, key: &GangKey, reason: Reason, now: Timestamp) {
+        let retry_after = self.config.retry_after.0;
+        self.with_gang(key, |engine, gang| {
+            let pause = retry_after.saturating_mul(1 << gang.status_failures.min(4));
+            gang.status_after = now + Millis(pause);
+            gang.status_failures = gang.status_failures.saturating_add(1);
+            match &gang.plan {
+                Some(plan) if plan.open => {}
+                Some(_) => {
+                    engine.give_back(gang, reason, now, true);
+                    gang.not_before = gang.not_before.max(gang.status_after);
+                }
+                None => gang.reason = Some(reason),
+            }
+        });
+    }
+
+    pub(super) fn status_put(
+        &mut self,
+        key: &GangKey,
+        id: WriteId,
+        outcome: WriteOutcome,
+        now: Timestamp,
+    ) {
+        self.dirty.insert(key.clone());
+        if let WriteOutcome::Conflict(Some(record)) = &outcome {
+            self.note_record(record);
+        }
+        let Some(gang) = self.gangs.get_mut(key) else {
+            return;
+        };
+        let Some((_, status)) = gang.status_write.take_if(|(other, _)| *other == id) else {
+            return;
+        };
+        match outcome {
+            WriteOutcome::Done(record) => {
+                if let Some(record) = record {
+                    gang.know_object(record.object, record.object_uid, record.resource_version);
+                }
+                gang.acked = Some(status);
+                gang.status_failures = 0;
+                if let Some(plan) = &mut gang.plan {
+                    plan.progress_at = now;
+                }
+            }
+            WriteOutcome::Conflict(Some(record)) => {
+                // Somebody wrote in between. What is there now is what counts; ours comes on top.
+                gang.acked = Some(GangStatus::default());
+                take_record(gang, record);
+                let again = gang.status_failures > 0;
+                gang.status_failures = gang.status_failures.saturating_add(1);
+                if again {
+                    self.pause_status(key, now);
+                }
+            }
+            WriteOutcome::Conflict(None) | WriteOutcome::Gone => {
+                gang.record = Record::Missing;
+                gang.acked = None;
+                self.pause_status(key, now);
+            }
+            WriteOutcome::Refused(said) => {
+                let what = Arc::from("writing the Gang's status");
+                self.status_refused(key, Reason::WriteRefused { what, said }, now);
+            }
+            // Not known: the next attempt finds out by its resourceVersion.
+            WriteOutcome::Unknown(_) => {
+                gang.acked = gang.acked.take().map(forget_plan);
+                self.pause_status(key, now);
+            }
+        }
+    }
+
+    /// One Event per change of phase or reason. Starting is not told: it is over in a moment, or
+    /// ends in something that is.
+    fn announce(&mut self, gang: &mut Gang, status: &GangStatus) {
+        let Some(reason) = &status.reason else { return };
+        let state = (status.phase, reason.code());
+        if gang.announced == Some(state) || status.phase == Phase::Starting {
+            return;
+        }
+        let first_sight = gang.announced.is_none()
+            && gang
+                .acked
+                .as_ref()
+                .is_some_and(|acked| acked.phase == status.phase);
+        gang.announced = Some(state);
+        if first_sight {
+            // Said before this process started.
+            return;
+        }
+        let warning = matches!(status.phase, Phase::Repairing | Phase::Failed)
+            || matches!(
+                reason,
+                Reason::Invalid(_)
+                    | Reason::MinimumTooLarge { .. }
+                    | Reason::BarrierTimeout { .. }
+                    | Reason::ReleasedWhole { .. }
+                    | Reason::WriteRefused { .. }
+                    | Reason::Unplaceable(crate::reason::Unplaceable::NeverFits { .. })
+                    | Reason::Unplaceable(crate::reason::Unplaceable::NoSuchResource { .. })
+            );
+        self.actions.push_back(Action::Announce(Announcement {
+            gang: gang.key.clone(),
+            kind: gang.kind,
+            name: Arc::clone(&gang.name),
+            warning,
+            reason: reason.code(),
+            message: Arc::from(reason.to_string()),
+        }));
+    }
+}
+
+/// A status of which it is not known whether its plan was written.
+fn forget_plan(mut status: GangStatus) -> GangStatus {
+    status.plan = None;
+    status.observed_generation = -1;
+    status
+}
+
+/// Whether a status differs from what is written in a way that is worth a write. Numbers inside a
+/// reason are not: a gang that waits, once its reason is written, costs nothing.
+fn is_worth_a_write(acked: &GangStatus, wanted: &GangStatus) -> bool {
+    let code = |status: &GangStatus| status.reason.as_ref().map(Reason::code);
+    let promise = |status: &GangStatus| {
+        status.plan.as_ref().map(|plan| {
+            let slots: Vec<_> = super::barrier::seats(plan)
+                .into_iter()
+                .map(|(seat, slot)| (seat, slot.node.clone()))
+                .collect();
+            (plan.id.clone(), plan.epoch, slots)
+        })
+    };
+    let members = |status: &GangStatus| {
+        status.plan.as_ref().map(|plan| {
+            plan.slots
+                .iter()
+                .map(|slot| (slot.pod.clone(), slot.bound))
+                .collect::<Vec<_>>()
+        })
+    };
+    if acked.phase != wanted.phase
+        || code(acked) != code(wanted)
+        || promise(acked) != promise(wanted)
+    {
+        return true;
+    }
+    if acked.observed_generation != wanted.observed_generation && wanted.phase != Phase::Starting {
+        return true;
+    }
+    match wanted.phase {
+        // The commit names the pods that exist; later ones claim their slots by role and index.
+        Phase::Starting => false,
+        _ => {
+            members(acked) != members(wanted)
+                || acked.total != wanted.total
+                || acked.minimum != wanted.minimum
+        }
+    }
+}

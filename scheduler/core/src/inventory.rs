@@ -1,0 +1,308 @@
+//! What the agents say: devices, their health, who holds them, and how old each belief is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::ids::{DeviceUuid, Namespace, NodeName, ResourceName};
+use crate::time::{Millis, Timestamp};
+
+/// Health of a device, as the agent's table judges it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceHealth {
+    /// May be given to new pods.
+    Healthy,
+    /// Not for new pods until it is clear what is wrong; running ones stay.
+    Suspect(Arc<str>),
+    /// Broken, with the cause as one stable word.
+    Unhealthy(Arc<str>),
+    /// The driver no longer reaches it.
+    Lost(Arc<str>),
+}
+
+/// One schedulable device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// GPU-... or MIG-...
+    pub uuid: DeviceUuid,
+    /// Resource under which the kubelet offers it.
+    pub resource: ResourceName,
+    /// Health.
+    pub health: DeviceHealth,
+    /// Memory in use or a process running, and no pod holds it.
+    pub leaked: bool,
+    /// Pods that hold it, by the kubelet: namespace and name.
+    pub holders: Vec<(Namespace, Arc<str>)>,
+    /// Product name, for example `NVIDIA H100 80GB HBM3`.
+    pub model: Option<Arc<str>>,
+    /// Index on the node, for order.
+    pub index: u32,
+    /// NUMA node of the device.
+    pub numa: Option<u32>,
+    /// GPU a MIG slice is part of.
+    pub parent: Option<DeviceUuid>,
+    /// Total memory, bytes.
+    pub memory_bytes: Option<u64>,
+}
+
+impl Device {
+    /// Whether it may be promised to a new pod, if nobody holds it.
+    pub fn is_usable(&self) -> bool {
+        self.health == DeviceHealth::Healthy && !self.leaked
+    }
+}
+
+/// Order of reports of one node: a later boot or instance replaces an earlier one, within one
+/// instance the generation decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReportOrder {
+    /// Kernel boot id.
+    pub boot: Arc<str>,
+    /// Start of the agent's process, microseconds since the Unix epoch by the node's clock.
+    pub instance: u64,
+    /// Number of the state within the instance.
+    pub generation: u64,
+}
+
+/// The full state of a node, as its agent says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeReport {
+    /// The node, as proven by the caller.
+    pub node: NodeName,
+    /// Place in the order.
+    pub order: ReportOrder,
+    /// The part of the agent that talks to NVML answers.
+    pub sampler_ok: bool,
+    /// The kubelet could be asked: `holders` are to be believed.
+    pub holders_known: bool,
+    /// Every device.
+    pub devices: Vec<Device>,
+}
+
+/// Why a report is not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReportRefused {
+    /// Not newer than what is held.
+    Old,
+    /// From an agent instance that has been replaced.
+    Replaced,
+}
+
+/// What is believed about one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Belief {
+    /// The last report taken.
+    pub report: NodeReport,
+    /// When anything was last heard, a heartbeat included.
+    pub heard: Timestamp,
+}
+
+/// All beliefs, by node.
+#[derive(Clone, Debug, Default)]
+pub struct Inventory {
+    beliefs: BTreeMap<NodeName, Belief>,
+    owners: BTreeMap<DeviceUuid, NodeName>,
+    cloned: BTreeMap<DeviceUuid, Vec<NodeName>>,
+}
+
+impl Inventory {
+    /// Takes a report if it is newer than what is held. The same generation again counts as heard
+    /// and changes nothing.
+    pub fn apply(&mut self, report: NodeReport, now: Timestamp) -> Result<bool, ReportRefused> {
+        if let Some(belief) = self.beliefs.get_mut(&report.node) {
+            let held = &belief.report.order;
+            if report.order.instance < held.instance {
+                return Err(ReportRefused::Replaced);
+            }
+            if report.order.instance == held.instance && report.order.boot == held.boot {
+                if report.order.generation < held.generation {
+                    return Err(ReportRefused::Old);
+                }
+                if belief.report == report {
+                    belief.heard = belief.heard.max(now);
+                    return Ok(false);
+                }
+            }
+        }
+        self.forget_devices(&report.node);
+        for device in &report.devices {
+            match self.owners.get(&device.uuid) {
+                Some(owner) if *owner != report.node => {
+                    let nodes = self.cloned.entry(device.uuid.clone()).or_default();
+                    for node in [owner, &report.node] {
+                        if !nodes.contains(node) {
+                            nodes.push(node.clone());
+                        }
+                    }
+                }
+                _ => {
+                    self.owners.insert(device.uuid.clone(), report.node.clone());
+                }
+            }
+        }
+        self.beliefs
+            .insert(report.node.clone(), Belief { report, heard: now });
+        Ok(true)
+    }
+
+    fn forget_devices(&mut self, node: &NodeName) {
+        let Some(belief) = self.beliefs.get(node) else {
+            return;
+        };
+        for device in &belief.report.devices {
+            if self.owners.get(&device.uuid) == Some(node) {
+                self.owners.remove(&device.uuid);
+            }
+            if let Some(nodes) = self.cloned.get_mut(&device.uuid) {
+                nodes.retain(|other| other != node);
+                if let [only] = nodes.as_slice() {
+                    self.owners.insert(device.uuid.clone(), only.clone());
+                    self.cloned.remove(&device.uuid);
+                }
+            }
+        }
+    }
+
+    /// Notes that the agent of `node` is there and still at `order`. Returns whether that is so.
+    pub fn hear(
+        &mut self,
+        node: &NodeName,
+        order: &ReportOrder,
+        sampler_ok: bool,
+        now: Timestamp,
+    ) -> bool {
+        match self.beliefs.get_mut(node) {
+            Some(belief) if belief.report.order == *order => {
+                belief.heard = belief.heard.max(now);
+                belief.report.sampler_ok = sampler_ok;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Forgets a node.
+    pub fn remove(&mut self, node: &NodeName) {
+        self.forget_devices(node);
+        self.beliefs.remove(node);
+    }
+
+    /// What is believed about `node`.
+    pub fn get(&self, node: &NodeName) -> Option<&Belief> {
+        self.beliefs.get(node)
+    }
+
+    /// Every belief, by node name.
+    pub fn iter(&self) -> impl Iterator<Item = (&NodeName, &Belief)> {
+        self.beliefs.iter()
+    }
+
+    /// Whether the UUID is reported by more than one node: none of them may be given to anybody.
+    pub fn is_cloned(&self, uuid: &DeviceUuid) -> bool {
+        self.cloned.contains_key(uuid)
+    }
+
+    /// Whether `node` was heard within `limit` before `now`.
+    pub fn is_fresh(&self, node: &NodeName, now: Timestamp, limit: Millis) -> bool {
+        self.beliefs
+            .get(node)
+            .is_some_and(|belief| now.since(belief.heard) <= limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(node: &str, instance: u64, generation: u64, uuids: &[&str]) -> NodeReport {
+        NodeReport {
+            node: node.into(),
+            order: ReportOrder {
+                boot: "boot".into(),
+                instance,
+                generation,
+            },
+            sampler_ok: true,
+            holders_known: true,
+            devices: uuids
+                .iter()
+                .map(|uuid| Device {
+                    uuid: (*uuid).into(),
+                    resource: "nvidia.com/gpu".into(),
+                    health: DeviceHealth::Healthy,
+                    leaked: false,
+                    holders: Vec::new(),
+                    model: None,
+                    index: 0,
+                    numa: None,
+                    parent: None,
+                    memory_bytes: None,
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn replayed_report_is_refused_and_does_not_refresh() {
+        let mut inventory = Inventory::default();
+        assert_eq!(
+            inventory.apply(report("a", 1, 2, &["x"]), Timestamp(0)),
+            Ok(true)
+        );
+        assert_eq!(
+            inventory.apply(report("a", 1, 1, &["x", "y"]), Timestamp(40_000)),
+            Err(ReportRefused::Old)
+        );
+        assert!(!inventory.is_fresh(&"a".into(), Timestamp(40_000), Millis::from_secs(30)));
+    }
+
+    #[test]
+    fn older_instance_is_refused_newer_restarts_generations() {
+        let mut inventory = Inventory::default();
+        assert_eq!(
+            inventory.apply(report("a", 5, 9, &["x"]), Timestamp(0)),
+            Ok(true)
+        );
+        assert_eq!(
+            inventory.apply(report("a", 4, 99, &[]), Timestamp(1)),
+            Err(ReportRefused::Replaced)
+        );
+        assert_eq!(
+            inventory.apply(report("a", 6, 1, &[]), Timestamp(2)),
+            Ok(true)
+        );
+    }
+
+    #[test]
+    fn cloned_uuid_is_known_until_one_node_lets_go() {
+        let mut inventory = Inventory::default();
+        assert_eq!(
+            inventory.apply(report("a", 1, 1, &["x"]), Timestamp(0)),
+            Ok(true)
+        );
+        assert_eq!(
+            inventory.apply(report("b", 1, 1, &["x"]), Timestamp(0)),
+            Ok(true)
+        );
+        assert!(inventory.is_cloned(&"x".into()));
+        inventory.remove(&"b".into());
+        assert!(!inventory.is_cloned(&"x".into()));
+        inventory.remove(&"a".into());
+        assert!(!inventory.is_cloned(&"x".into()));
+    }
+
+    #[test]
+    fn heartbeat_of_another_generation_does_not_refresh() {
+        let mut inventory = Inventory::default();
+        assert_eq!(
+            inventory.apply(report("a", 1, 1, &[]), Timestamp(0)),
+            Ok(true)
+        );
+        let order = ReportOrder {
+            boot: "boot".into(),
+            instance: 1,
+            generation: 2,
+        };
+        assert!(!inventory.hear(&"a".into(), &order, true, Timestamp(50_000)));
+        assert!(!inventory.is_fresh(&"a".into(), Timestamp(50_000), Millis::from_secs(30)));
+    }
+}

@@ -1,0 +1,425 @@
+//! What is taken and what is promised, node by node.
+//!
+//! A pod that is bound is charged with what it asks for until it is gone. A slot of a plan is
+//! reserved from the moment it is chosen until its pod is seen bound, so that between the two
+//! nothing is ever free by mistake: first the charge of the pod comes, then the reservation goes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::config::{Config, NodesWithoutAgent};
+use crate::ids::{DeviceUuid, GangKey, Namespace, NodeName, PodUid, ResourceName, RoleName};
+use crate::inventory::{Belief, Device, Inventory};
+use crate::node::{HostPort, Node};
+use crate::pod::{Pod, PodShape};
+use crate::resources::Resources;
+use crate::snapshot::{Eligibility, NodeCapacity};
+use crate::time::Timestamp;
+
+/// Whose reservation it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SlotKey {
+    /// The gang.
+    pub gang: GangKey,
+    /// Role of the member.
+    pub role: RoleName,
+    /// Index within the role.
+    pub index: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Charge {
+    shape: Arc<PodShape>,
+    devices: Vec<DeviceUuid>,
+    /// Namespace and name, to find the pod among the holders in a report.
+    pod: Option<(Namespace, Arc<str>)>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Account {
+    node: Option<Arc<Node>>,
+    pods: BTreeMap<PodUid, Charge>,
+    reserved: BTreeMap<SlotKey, Charge>,
+    used: Resources,
+    promised: Resources,
+    /// A sum of `used` has met its limit: taking one pod away from it would take all away.
+    used_is_vague: bool,
+}
+
+impl Account {
+    /// Adds `used` up afresh.
+    fn recount(&mut self) {
+        self.used = Resources::default();
+        for charge in self.pods.values() {
+            self.used.add(&charge.shape.requests);
+        }
+        self.used_is_vague = self.used.is_saturated();
+    }
+
+    fn is_empty(&self) -> bool {
+        self.node.is_none() && self.pods.is_empty() && self.reserved.is_empty()
+    }
+}
+
+/// Accounts of all nodes.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    accounts: BTreeMap<NodeName, Account>,
+    places: BTreeMap<PodUid, NodeName>,
+    slots: BTreeMap<SlotKey, NodeName>,
+}
+
+impl Ledger {
+    /// Takes in a node. Returns whether anything about it changed.
+    pub fn set_node(&mut self, node: Node) -> bool {
+        let account = self.accounts.entry(node.name.clone()).or_default();
+        if account.node.as_deref() == Some(&node) {
+            return false;
+        }
+        account.node = Some(Arc::new(node));
+        true
+    }
+
+    /// Forgets a node; what is charged to it stays until the pods are gone.
+    pub fn remove_node(&mut self, name: &NodeName) {
+        if let Some(account) = self.accounts.get_mut(name) {
+            account.node = None;
+        }
+        self.drop_if_empty(name);
+    }
+
+    /// The node as last seen.
+    pub fn node(&self, name: &NodeName) -> Option<&Arc<Node>> {
+        self.accounts
+            .get(name)
+            .and_then(|account| account.node.as_ref())
+    }
+
+    /// Names of all nodes that exist.
+    pub fn node_names(&self) -> impl Iterator<Item = &NodeName> {
+        self.accounts
+            .iter()
+            .filter(|(_, account)| account.node.is_some())
+            .map(|(name, _)| name)
+    }
+
+    /// Charges a pod to its node, or takes the charge away when it holds no room any more. Returns
+    /// the nodes whose account changed.
+    pub fn set_pod(&mut self, pod: &Pod) -> Vec<NodeName> {
+        let wanted = if pod.holds_room() {
+            pod.node.clone()
+        } else if pod.node.is_none() && self.places.contains_key(&pod.uid) {
+            // Older than what is known: a binding is never taken back.
+            return Vec::new();
+        } else {
+            None
+        };
+        if let (Some(node), Some(place)) = (&wanted, self.places.get(&pod.uid))
+            && node == place
+            && let Some(charge) = self
+                .accounts
+                .get(node)
+                .and_then(|account| account.pods.get(&pod.uid))
+            && (Arc::ptr_eq(&charge.shape, &pod.shape)
+                || charge.shape.requests == pod.shape.requests)
+        {
+            return Vec::new();
+        }
+        let mut changed = self.remove_pod(&pod.uid);
+        if let Some(node) = wanted {
+            let account = self.accounts.entry(node.clone()).or_default();
+            account.used.add(&pod.shape.requests);
+            account.used_is_vague |= account.used.is_saturated();
+            account.pods.insert(
+                pod.uid.clone(),
+                Charge {
+                    shape: Arc::clone(&pod.shape),
+                    devices: pod
+                        .record
+                        .as_ref()
+                        .map(|record| record.devices.clone())
+                        .unwrap_or_default(),
+                    pod: Some((pod.namespace.clone(), Arc::clone(&pod.name))),
+                },
+            );
+            self.places.insert(pod.uid.clone(), node.clone());
+            changed.push(node);
+        }
+        changed
+    }
+
+    /// Takes a pod's charge away. Returns the node it was on.
+    pub fn remove_pod(&mut self, uid: &PodUid) -> Vec<NodeName> {
+        let Some(node) = self.places.remove(uid) else {
+            return Vec::new();
+        };
+        if let Some(account) = self.accounts.get_mut(&node)
+            && let Some(charge) = account.pods.remove(uid)
+        {
+            account.used.subtract(&charge.shape.requests);
+            if account.used_is_vague {
+                account.recount();
+            }
+        }
+        self.drop_if_empty(&node);
+        vec![node]
+    }
+
+    /// Reserves a slot on a node. A reservation that the slot already has is replaced.
+    pub fn reserve(
+        &mut self,
+        slot: SlotKey,
+        node: NodeName,
+        shape: Arc<PodShape>,
+        devices: Vec<DeviceUuid>,
+    ) {
+        self.release(&slot);
+        let account = self.accounts.entry(node.clone()).or_default();
+        account.promised.add(&shape.requests);
+        account.reserved.insert(
+            slot.clone(),
+            Charge {
+                shape,
+                devices,
+                pod: None,
+            },
+        );
+        self.slots.insert(slot, node);
+    }
+
+    /// Gives a reservation back. Returns the node it was on.
+    pub fn release(&mut self, slot: &SlotKey) -> Option<NodeName> {
+        let node = self.slots.remove(slot)?;
+        if let Some(account) = self.accounts.get_mut(&node)
+            && let Some(charge) = account.reserved.remove(slot)
+        {
+            account.promised.subtract(&charge.shape.requests);
+        }
+        self.drop_if_empty(&node);
+        Some(node)
+    }
+
+    /// Slots reserved on a node.
+    pub fn slots_on(&self, node: &NodeName) -> impl Iterator<Item = &SlotKey> {
+        self.accounts
+            .get(node)
+            .into_iter()
+            .flat_map(|account| account.reserved.keys())
+    }
+
+    /// Node on which a slot is reserved.
+    pub fn reserved_on(&self, slot: &SlotKey) -> Option<&NodeName> {
+        self.slots.get(slot)
+    }
+
+    /// Node and shape of a slot's reservation.
+    pub fn reservation(&self, slot: &SlotKey) -> Option<(&NodeName, &Arc<PodShape>)> {
+        let node = self.slots.get(slot)?;
+        let charge = self.accounts.get(node)?.reserved.get(slot)?;
+        Some((node, &charge.shape))
+    }
+
+    /// Every reservation, by slot.
+    pub fn reservations(&self) -> impl Iterator<Item = (&SlotKey, &NodeName)> {
+        self.slots.iter()
+    }
+
+    fn drop_if_empty(&mut self, name: &NodeName) {
+        if self.accounts.get(name).is_some_and(Account::is_empty) {
+            self.accounts.remove(name);
+        }
+    }
+
+    /// What a node can take, as the planner sees it. `None` for a node that does not exist.
+    pub fn capacity(
+        &self,
+        name: &NodeName,
+        inventory: &Inventory,
+        config: &Config,
+        now: Timestamp,
+    ) -> Option<NodeCapacity> {
+        let account = self.accounts.get(name)?;
+        let node = Arc::clone(account.node.as_ref()?);
+        let fresh = inventory.get(name).filter(|belief| {
+            now.since(belief.heard) <= config.report_age_max && belief.report.sampler_ok
+        });
+        let mut free = node.allocatable.clone();
+        free.subtract(&account.used);
+        let mut well = free.clone();
+        well.subtract(&account.promised);
+        let mut devices = Vec::new();
+        match fresh {
+            Some(belief) => {
+                for (resource, offered) in node
+                    .allocatable
+                    .extended
+                    .iter()
+                    .filter(|(resource, _)| config.is_device(resource))
+                {
+                    let counted = count_devices(belief, resource, inventory);
+                    let used = account.used.extended(resource.as_str());
+                    let room = offered.saturating_sub(used).min(
+                        counted
+                            .usable
+                            .saturating_sub(used.saturating_sub(counted.held_unusable)),
+                    );
+                    set(&mut free, resource, room);
+                }
+                devices = free_devices(account, belief, inventory);
+            }
+            None if config.nodes_without_agent == NodesWithoutAgent::UseAllocatable
+                && inventory.get(name).is_none() => {}
+            None => free
+                .extended
+                .retain(|resource, _| !config.is_device(resource)),
+        }
+        free.subtract(&account.promised);
+        let reported = fresh.is_some()
+            || (config.nodes_without_agent == NodesWithoutAgent::UseAllocatable
+                && inventory.get(name).is_none());
+        Some(NodeCapacity {
+            eligibility: eligibility(&node),
+            node,
+            free,
+            well,
+            reported,
+            ports: account.ports(),
+            devices,
+        })
+    }
+
+    /// Whether what is used and promised on a node is more than it can carry, for any resource that
+    /// `shape` asks for.
+    pub fn is_overcommitted(
+        &self,
+        name: &NodeName,
+        shape: &PodShape,
+        inventory: &Inventory,
+        config: &Config,
+        now: Timestamp,
+    ) -> bool {
+        let Some(account) = self.accounts.get(name) else {
+            return true;
+        };
+        let Some(node) = account.node.as_ref() else {
+            return true;
+        };
+        let mut sum = account.used.clone();
+        sum.add(&account.promised);
+        if node.allocatable.milli_cpu < sum.milli_cpu && shape.requests.milli_cpu > 0
+            || node.allocatable.memory_bytes < sum.memory_bytes && shape.requests.memory_bytes > 0
+            || node.allocatable.ephemeral_bytes < sum.ephemeral_bytes
+                && shape.requests.ephemeral_bytes > 0
+            || node.allocatable.pods < sum.pods
+        {
+            return true;
+        }
+        let belief = inventory
+            .get(name)
+            .filter(|belief| now.since(belief.heard) <= config.report_age_max);
+        shape.requests.extended.keys().any(|resource| {
+            let wanted = sum.extended(resource.as_str());
+            let offered = node.allocatable.extended(resource.as_str());
+            let usable = match belief {
+                Some(belief) if config.is_device(resource) => {
+                    let counted = count_devices(belief, resource, inventory);
+                    counted.usable.saturating_add(counted.held_unusable)
+                }
+                _ => offered,
+            };
+            wanted > offered.min(usable)
+        })
+    }
+}
+
+impl Account {
+    fn ports(&self) -> BTreeSet<HostPort> {
+        self.pods
+            .values()
+            .chain(self.reserved.values())
+            .flat_map(|charge| charge.shape.host_ports.iter().cloned())
+            .collect()
+    }
+}
+
+fn set(resources: &mut Resources, name: &ResourceName, amount: u64) {
+    if amount == 0 {
+        resources.extended.remove(name);
+    } else {
+        resources.extended.insert(name.clone(), amount);
+    }
+}
+
+fn eligibility(node: &Node) -> Eligibility {
+    if node.unschedulable || node.terminating {
+        Eligibility::Cordoned
+    } else if node.ready {
+        Eligibility::Eligible
+    } else {
+        Eligibility::NotReady
+    }
+}
+
+struct Counted {
+    usable: u64,
+    held_unusable: u64,
+}
+
+fn is_usable(device: &Device, inventory: &Inventory) -> bool {
+    device.is_usable() && !inventory.is_cloned(&device.uuid)
+}
+
+fn count_devices(belief: &Belief, resource: &ResourceName, inventory: &Inventory) -> Counted {
+    let mut counted = Counted {
+        usable: 0,
+        held_unusable: 0,
+    };
+    for device in belief
+        .report
+        .devices
+        .iter()
+        .filter(|device| device.resource == *resource)
+    {
+        if is_usable(device, inventory) {
+            counted.usable = counted.usable.saturating_add(1);
+        } else if !device.holders.is_empty() {
+            counted.held_unusable = counted.held_unusable.saturating_add(1);
+        }
+    }
+    counted
+}
+
+/// Usable devices that nobody holds and nobody is predicted to get, in order of NUMA node and index.
+fn free_devices(account: &Account, belief: &Belief, inventory: &Inventory) -> Vec<Device> {
+    let mut taken: BTreeSet<&DeviceUuid> = account
+        .reserved
+        .values()
+        .flat_map(|charge| charge.devices.iter())
+        .collect();
+    for charge in account.pods.values() {
+        // What the kubelet says of a pod counts more than what was predicted for it.
+        let seen = charge.pod.as_ref().is_some_and(|pod| {
+            belief
+                .report
+                .devices
+                .iter()
+                .any(|device| device.holders.contains(pod))
+        });
+        if !seen {
+            taken.extend(charge.devices.iter());
+        }
+    }
+    let mut devices: Vec<Device> = belief
+        .report
+        .devices
+        .iter()
+        .filter(|device| {
+            device.holders.is_empty()
+                && is_usable(device, inventory)
+                && !taken.contains(&device.uuid)
+        })
+        .cloned()
+        .collect();
+    devices.sort_by(|a, b| (a.numa, a.index, &a.uuid).cmp(&(b.numa, b.index, &b.uuid)));
+    devices
+}

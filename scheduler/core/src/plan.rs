@@ -1,0 +1,556 @@
+//! Choosing: `plan` takes a snapshot and a gang and returns a place for every member, or why there
+//! is none. It is a pure function and can't be given a client.
+//!
+//! Properties:
+//! - All or nothing: an answer has every member that was asked for.
+//! - Deterministic: nodes are in order of name, ties go to the smaller name.
+//! - A role is put on as few nodes as it needs; of nodes that would do, the fullest is taken, so
+//!   that empty nodes stay whole for gangs that need them.
+//! - Roles without devices keep away from nodes with devices while others have room.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::ids::{DeviceUuid, NodeName, ResourceName, RoleName};
+use crate::inventory::Device;
+use crate::node::HostPort;
+use crate::pod::{Mismatch, PodShape};
+use crate::reason::{NodeTally, Unplaceable};
+use crate::resources::{Resources, Shortage};
+use crate::snapshot::{Eligibility, NodeCapacity, Snapshot};
+
+/// Members of one role that need a place.
+#[derive(Clone, Debug)]
+pub struct RoleRequest {
+    /// The role.
+    pub role: RoleName,
+    /// Indices of the members.
+    pub indices: Vec<u32>,
+    /// What each asks for.
+    pub shape: Arc<PodShape>,
+}
+
+/// A gang, or the part of one that needs a place.
+#[derive(Clone, Debug, Default)]
+pub struct GangRequest {
+    /// Its roles.
+    pub roles: Vec<RoleRequest>,
+    /// Nodes that are out of the question for this gang, for a while.
+    pub avoid: BTreeSet<NodeName>,
+}
+
+/// One member's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Role.
+    pub role: RoleName,
+    /// Index within the role.
+    pub index: u32,
+    /// Node.
+    pub node: NodeName,
+    /// Devices it is predicted to get.
+    pub devices: Vec<DeviceUuid>,
+    /// What it asks for.
+    pub shape: Arc<PodShape>,
+}
+
+/// A place for every member, in order of the request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// The places.
+    pub members: Vec<Placed>,
+}
+
+/// What is left of a node while a placement is being built.
+struct Remaining {
+    free: Resources,
+    ports: BTreeSet<HostPort>,
+    devices: Vec<Device>,
+}
+
+struct Builder<'a> {
+    snapshot: &'a Snapshot,
+    config: &'a Config,
+    avoid: &'a BTreeSet<NodeName>,
+    touched: BTreeMap<usize, Remaining>,
+}
+
+/// Finds a place for every member of `gang`.
+pub fn plan(
+    snapshot: &Snapshot,
+    gang: &GangRequest,
+    config: &Config,
+) -> Result<Placement, Unplaceable> {
+    if let Some(missing) = missing_resource(snapshot, gang) {
+        return Err(missing);
+    }
+    let mut order: Vec<&RoleRequest> = gang.roles.iter().collect();
+    order.sort_by_key(|role| std::cmp::Reverse(weight(&role.shape, config)));
+    match place_all(snapshot, gang, &order, config) {
+        Ok(placement) => Ok(placement),
+        Err(failure) => {
+            order.reverse();
+            place_all(snapshot, gang, &order, config)
+                .map_err(|_| explain(snapshot, gang, failure.role, failure.placed, config))
+        }
+    }
+}
+
+/// Largest demands first: devices, then memory, then CPU.
+fn weight(shape: &PodShape, config: &Config) -> (u64, u64, u64) {
+    (
+        devices_of(shape, config),
+        shape.requests.memory_bytes,
+        shape.requests.milli_cpu,
+    )
+}
+
+fn devices_of(shape: &PodShape, config: &Config) -> u64 {
+    shape
+        .requests
+        .extended
+        .iter()
+        .filter(|(name, _)| config.is_device(name))
+        .fold(0, |sum, (_, amount)| sum.saturating_add(*amount))
+}
+
+struct Failure<'a> {
+    role: &'a RoleRequest,
+    placed: u32,
+}
+
+fn place_all<'a>(
+    snapshot: &Snapshot,
+    gang: &GangRequest,
+    order: &[&'a RoleRequest],
+    config: &Config,
+) -> Result<Placement, Failure<'a>> {
+    let mut builder = Builder {
+        snapshot,
+        config,
+        avoid: &gang.avoid,
+        touched: BTreeMap::new(),
+    };
+    let mut members = Vec::new();
+    for role in order {
+        members.extend(
+            builder
+                .place_role(role)
+                .map_err(|placed| Failure { role, placed })?,
+        );
+    }
+    members.sort_by(|a, b| (&a.role, a.index).cmp(&(&b.role, b.index)));
+    Ok(Placement { members })
+}
+
+impl Builder<'_> {
+    fn may_stand(&self, capacity: &NodeCapacity, shape: &PodShape, devices: bool) -> bool {
+        capacity.eligibility == Eligibility::Eligible
+            && (!devices || capacity.reported)
+            && !self.avoid.contains(&capacity.node.name)
+            && shape.mismatch(&capacity.node).is_none()
+    }
+
+    /// How many more members of this shape the node can take, at most `limit`.
+    fn room(&self, at: usize, capacity: &NodeCapacity, shape: &PodShape, limit: u32) -> u32 {
+        let (free, ports) = match self.touched.get(&at) {
+            Some(remaining) => (&remaining.free, &remaining.ports),
+            None => (&capacity.free, &capacity.ports),
+        };
+        let count = times(free, &shape.requests).min(u64::from(limit));
+        let count = u32::try_from(count).unwrap_or(limit);
+        if shape.host_ports.is_empty() {
+            return count;
+        }
+        let taken = shape
+            .host_ports
+            .iter()
+            .any(|port| ports.iter().any(|other| port.conflicts(other)));
+        if taken { 0 } else { count.min(1) }
+    }
+
+    /// Places every member of the role; the number that found a place otherwise.
+    fn place_role(&mut self, role: &RoleRequest) -> Result<Vec<Placed>, u32> {
+        let total = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
+        let wants_devices = devices_of(&role.shape, self.config) > 0;
+        let mut rooms: Vec<(usize, u32, u64)> = Vec::new();
+        for (at, capacity) in self.snapshot.nodes.iter().enumerate() {
+            if !self.may_stand(capacity, &role.shape, wants_devices) {
+                continue;
+            }
+            let room = self.room(at, capacity, &role.shape, total);
+            if room > 0 {
+                rooms.push((at, room, self.spare_devices(at, capacity)));
+            }
+        }
+        let sum = rooms.iter().fold(0u64, |sum, (_, room, _)| {
+            sum.saturating_add(u64::from(*room))
+        });
+        if sum < u64::from(total) {
+            return Err(u32::try_from(sum).unwrap_or(u32::MAX));
+        }
+        let mut left = role.indices.as_slice();
+        let mut placed = Vec::with_capacity(role.indices.len());
+        while !left.is_empty() {
+            let need = u32::try_from(left.len()).unwrap_or(u32::MAX);
+            let Some(position) = choose(&rooms, need, wants_devices) else {
+                return Err(total.saturating_sub(need));
+            };
+            let (at, room, _) = rooms.swap_remove(position);
+            let take = usize::try_from(room.min(need))
+                .unwrap_or(left.len())
+                .min(left.len());
+            let (now, later) = left.split_at(take);
+            for index in now {
+                placed.push(self.take(at, role, *index));
+            }
+            left = later;
+        }
+        Ok(placed.into_iter().flatten().collect())
+    }
+
+    /// Free devices on the node, of every kind.
+    fn spare_devices(&self, at: usize, capacity: &NodeCapacity) -> u64 {
+        let free = self
+            .touched
+            .get(&at)
+            .map_or(&capacity.free, |remaining| &remaining.free);
+        free.extended
+            .iter()
+            .filter(|(name, _)| self.config.is_device(name))
+            .fold(0, |sum, (_, amount)| sum.saturating_add(*amount))
+    }
+
+    fn take(&mut self, at: usize, role: &RoleRequest, index: u32) -> Option<Placed> {
+        let capacity = self.snapshot.nodes.get(at)?;
+        let remaining = self.touched.entry(at).or_insert_with(|| Remaining {
+            free: capacity.free.clone(),
+            ports: capacity.ports.clone(),
+            devices: capacity.devices.clone(),
+        });
+        remaining.free.subtract(&role.shape.requests);
+        remaining
+            .ports
+            .extend(role.shape.host_ports.iter().cloned());
+        let mut devices = Vec::new();
+        for (resource, amount) in role
+            .shape
+            .requests
+            .extended
+            .iter()
+            .filter(|(name, _)| self.config.is_device(name))
+        {
+            devices.extend(predict(&mut remaining.devices, resource, *amount));
+        }
+        Some(Placed {
+            role: role.role.clone(),
+            index,
+            node: capacity.node.name.clone(),
+            devices,
+            shape: Arc::clone(&role.shape),
+        })
+    }
+}
+
+/// How often `request` fits into `free`; `u64::MAX` for a request of nothing.
+fn times(free: &Resources, request: &Resources) -> u64 {
+    let per = |have: u64, each: u64| have.checked_div(each).unwrap_or(u64::MAX);
+    let mut count = per(free.milli_cpu, request.milli_cpu)
+        .min(per(free.memory_bytes, request.memory_bytes))
+        .min(per(free.ephemeral_bytes, request.ephemeral_bytes))
+        .min(per(free.pods, request.pods));
+    for (name, each) in &request.extended {
+        count = count.min(per(free.extended(name.as_str()), *each));
+    }
+    count
+}
+
+/// The next node to fill, as a position in `rooms` (node, room for members, spare devices).
+///
+/// While some node can be filled by what is still needed, the one that takes most; then, for the
+/// rest, the one with the fewest spare devices. A role without devices looks for nodes with the
+/// fewest spare devices first, which are those that have none.
+fn choose(rooms: &[(usize, u32, u64)], need: u32, wants_devices: bool) -> Option<usize> {
+    let candidates = rooms.iter().enumerate();
+    if !wants_devices {
+        return candidates
+            .min_by_key(|(_, (at, room, spare))| {
+                (*spare, std::cmp::Reverse((*room).min(need)), *at)
+            })
+            .map(|(position, _)| position);
+    }
+    if rooms.iter().any(|(_, room, _)| *room >= need) {
+        return candidates
+            .filter(|(_, (_, room, _))| *room >= need)
+            .min_by_key(|(_, (at, _, spare))| (*spare, *at))
+            .map(|(position, _)| position);
+    }
+    candidates
+        .min_by_key(|(_, (at, room, spare))| (std::cmp::Reverse(*room), *spare, *at))
+        .map(|(position, _)| position)
+}
+
+/// Takes `amount` devices of a resource out of `free`: from one NUMA node where one has enough, the
+/// fullest of those; otherwise in order. Fewer where the agent lists fewer: kubelet decides anyway.
+fn predict(free: &mut Vec<Device>, resource: &ResourceName, amount: u64) -> Vec<DeviceUuid> {
+    let amount = usize::try_from(amount).unwrap_or(usize::MAX);
+    let mut by_numa: BTreeMap<Option<u32>, usize> = BTreeMap::new();
+    for device in free.iter().filter(|device| device.resource == *resource) {
+        *by_numa.entry(device.numa).or_insert(0) += 1;
+    }
+    let home = by_numa
+        .iter()
+        .filter(|(_, count)| **count >= amount)
+        .min_by_key(|(_, count)| **count)
+        .map(|(numa, _)| *numa);
+    let mut taken = Vec::new();
+    free.retain(|device| {
+        let wanted = taken.len() < amount
+            && device.resource == *resource
+            && home.is_none_or(|numa| device.numa == numa);
+        if wanted {
+            taken.push(device.uuid.clone());
+        }
+        !wanted
+    });
+    taken
+}
+
+/// A resource that somebody asks for and no node offers.
+fn missing_resource(snapshot: &Snapshot, gang: &GangRequest) -> Option<Unplaceable> {
+    for role in &gang.roles {
+        for (resource, amount) in &role.shape.requests.extended {
+            let offered = snapshot
+                .nodes
+                .iter()
+                .any(|capacity| capacity.node.allocatable.extended(resource.as_str()) > 0);
+            if *amount > 0 && !offered {
+                return Some(Unplaceable::NoSuchResource {
+                    role: role.role.clone(),
+                    resource: resource.clone(),
+                    similar: similar(snapshot, resource),
+                });
+            }
+        }
+    }
+    None
+}
+
+/// An offered resource whose name differs from `wanted` by at most two letters at its end, or of
+/// the same vendor.
+fn similar(snapshot: &Snapshot, wanted: &ResourceName) -> Option<ResourceName> {
+    let vendor = |name: &str| name.split('/').next().map(str::to_owned);
+    let offered: BTreeSet<&ResourceName> = snapshot
+        .nodes
+        .iter()
+        .flat_map(|capacity| capacity.node.allocatable.extended.keys())
+        .collect();
+    offered
+        .into_iter()
+        .filter(|name| vendor(name.as_str()) == vendor(wanted.as_str()))
+        .max_by_key(|name| {
+            name.as_str()
+                .chars()
+                .zip(wanted.as_str().chars())
+                .take_while(|(a, b)| a == b)
+                .count()
+        })
+        .cloned()
+}
+
+/// Says why: the dominant cause with numbers, for the role that failed.
+fn explain(
+    snapshot: &Snapshot,
+    gang: &GangRequest,
+    role: &RoleRequest,
+    placed: u32,
+    config: &Config,
+) -> Unplaceable {
+    let needed = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
+    let tally = tally(snapshot, gang, role, config);
+    let candidates: Vec<&NodeCapacity> = snapshot
+        .nodes
+        .iter()
+        .map(AsRef::as_ref)
+        .filter(|capacity| role.shape.mismatch(&capacity.node).is_none())
+        .collect();
+    if candidates.is_empty() {
+        return Unplaceable::NoNode {
+            role: role.role.clone(),
+            tally,
+        };
+    }
+    let what = scarce(&candidates, role, config);
+    let each = amount(&role.shape.requests, &what);
+    if let Some(possible) = too_large(&candidates, gang, role, config) {
+        let largest = candidates
+            .iter()
+            .map(|capacity| amount(&capacity.node.allocatable, &what))
+            .max()
+            .unwrap_or(0);
+        return Unplaceable::NeverFits {
+            role: role.role.clone(),
+            needed,
+            possible,
+            what,
+            each,
+            largest,
+            tally,
+        };
+    }
+    let free = candidates
+        .iter()
+        .filter(|capacity| capacity.eligibility == Eligibility::Eligible)
+        .fold(0u64, |sum, capacity| {
+            sum.saturating_add(amount(&capacity.free, &what))
+        });
+    Unplaceable::NotEnoughFree {
+        role: role.role.clone(),
+        needed,
+        placed,
+        what,
+        each,
+        free,
+        tally,
+    }
+}
+
+fn amount(resources: &Resources, what: &Shortage) -> u64 {
+    match what {
+        Shortage::Cpu => resources.milli_cpu,
+        Shortage::Memory => resources.memory_bytes,
+        Shortage::EphemeralStorage => resources.ephemeral_bytes,
+        Shortage::Pods => resources.pods,
+        Shortage::Extended(name) => resources.extended(name.as_str()),
+    }
+}
+
+/// The resource that keeps the role out of most of its nodes; devices where it is even.
+fn scarce(candidates: &[&NodeCapacity], role: &RoleRequest, config: &Config) -> Shortage {
+    let mut counts: BTreeMap<Shortage, u32> = BTreeMap::new();
+    for capacity in candidates {
+        if let Some(short) = capacity.free.shortage(&role.shape.requests) {
+            *counts.entry(short).or_insert(0) += 1;
+        }
+    }
+    let device = role
+        .shape
+        .requests
+        .extended
+        .keys()
+        .find(|name| config.is_device(name));
+    counts
+        .into_iter()
+        .max_by_key(|(_, count)| *count)
+        .map(|(short, _)| short)
+        .unwrap_or_else(|| device.map_or(Shortage::Cpu, |name| Shortage::Extended(name.clone())))
+}
+
+/// Members of `role` that the empty cluster could take, when that or the whole gang is too much
+/// for it. `None` when the gang would fit into the empty cluster.
+fn too_large(
+    candidates: &[&NodeCapacity],
+    gang: &GangRequest,
+    role: &RoleRequest,
+    config: &Config,
+) -> Option<u32> {
+    let needed = u64::try_from(role.indices.len()).unwrap_or(u64::MAX);
+    let possible = candidates.iter().fold(0u64, |sum, capacity| {
+        let times = times(&capacity.node.allocatable, &role.shape.requests);
+        let times = if role.shape.host_ports.is_empty() {
+            times
+        } else {
+            times.min(1)
+        };
+        sum.saturating_add(times)
+    });
+    if possible < needed {
+        return Some(u32::try_from(possible).unwrap_or(u32::MAX));
+    }
+    if gang.roles.len() < 2 {
+        return None;
+    }
+    let empty = Snapshot {
+        nodes: candidates
+            .iter()
+            .map(|capacity| {
+                Arc::new(NodeCapacity {
+                    node: Arc::clone(&capacity.node),
+                    eligibility: Eligibility::Eligible,
+                    free: capacity.node.allocatable.clone(),
+                    well: capacity.node.allocatable.clone(),
+                    reported: true,
+                    ports: BTreeSet::new(),
+                    devices: Vec::new(),
+                })
+            })
+            .collect(),
+    };
+    let same: Vec<&RoleRequest> = gang
+        .roles
+        .iter()
+        .filter(|other| devices_of(&other.shape, config) > 0 || other.role == role.role)
+        .collect();
+    let mut order = same;
+    order.sort_by_key(|role| std::cmp::Reverse(weight(&role.shape, config)));
+    let free_of_avoidance = GangRequest::default();
+    match place_all(&empty, &free_of_avoidance, &order, config) {
+        Ok(_) => None,
+        Err(failure) if failure.role.role == role.role => Some(failure.placed),
+        Err(_) => None,
+    }
+}
+
+/// What became of each node, by the first cause that applies.
+fn tally(
+    snapshot: &Snapshot,
+    gang: &GangRequest,
+    role: &RoleRequest,
+    config: &Config,
+) -> NodeTally {
+    let mut tally = NodeTally::default();
+    let devices = devices_of(&role.shape, config) > 0;
+    for capacity in &snapshot.nodes {
+        tally.nodes = tally.nodes.saturating_add(1);
+        let count = match role.shape.mismatch(&capacity.node) {
+            Some(Mismatch::Taint(_)) => &mut tally.taint,
+            Some(Mismatch::Selector) => &mut tally.selector,
+            None => cause(&mut tally, capacity, gang, role, devices),
+        };
+        *count = count.saturating_add(1);
+    }
+    tally
+}
+
+fn cause<'a>(
+    tally: &'a mut NodeTally,
+    capacity: &NodeCapacity,
+    gang: &GangRequest,
+    role: &RoleRequest,
+    devices: bool,
+) -> &'a mut u32 {
+    let requests = &role.shape.requests;
+    match capacity.eligibility {
+        Eligibility::Cordoned => return &mut tally.cordoned,
+        Eligibility::NotReady => return &mut tally.not_ready,
+        Eligibility::Eligible => {}
+    }
+    if capacity.node.allocatable.shortage(requests).is_some() {
+        return &mut tally.small;
+    }
+    if devices && !capacity.reported {
+        return &mut tally.no_report;
+    }
+    if gang.avoid.contains(&capacity.node.name) {
+        return &mut tally.refused;
+    }
+    match capacity.free.shortage(requests) {
+        None => &mut tally.fits,
+        Some(Shortage::Extended(_)) if capacity.well.shortage(requests).is_none() => {
+            &mut tally.unhealthy
+        }
+        Some(Shortage::Extended(_)) => &mut tally.busy,
+        Some(_) => &mut tally.other,
+    }
+}

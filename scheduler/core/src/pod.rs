@@ -1,0 +1,185 @@
+//! A pod as the API server describes it, reduced to what placement looks at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::ids::{
+    DeviceUuid, Epoch, GangKey, Namespace, NodeName, PlanId, PodUid, ResourceVersion, RoleName,
+};
+use crate::node::{HostPort, Node, SelectorTerm, Taint, Toleration, untolerated};
+use crate::resources::Resources;
+
+/// What of a pod decides where it may stand. Pods of one role usually share one shape.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodShape {
+    /// What it asks for: the larger of its init and its running phase, sidecars and overhead
+    /// included, `pods` 1.
+    pub requests: Resources,
+    /// `spec.nodeSelector`.
+    pub node_selector: BTreeMap<Arc<str>, Arc<str>>,
+    /// Required node affinity: one of the terms matches. `None` when there is none; an empty list
+    /// matches nothing.
+    pub required_affinity: Option<Vec<SelectorTerm>>,
+    /// `spec.tolerations`.
+    pub tolerations: Vec<Toleration>,
+    /// Ports of the node that it takes.
+    pub host_ports: BTreeSet<HostPort>,
+}
+
+/// Why a pod of some shape may not stand on a node, whatever else stands there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mismatch {
+    /// A taint is not tolerated.
+    Taint(Taint),
+    /// `nodeSelector` or required node affinity does not match.
+    Selector,
+}
+
+impl PodShape {
+    /// Whether labels and taints let a pod of this shape onto `node`. Says nothing about readiness
+    /// or room.
+    pub fn mismatch(&self, node: &Node) -> Option<Mismatch> {
+        let selected = self
+            .node_selector
+            .iter()
+            .all(|(key, value)| node.labels.get(key) == Some(value));
+        let wanted = self.required_affinity.as_ref().is_none_or(|terms| {
+            terms
+                .iter()
+                .any(|term| term.matches(node.name.as_str(), &node.labels))
+        });
+        if !selected || !wanted {
+            return Some(Mismatch::Selector);
+        }
+        untolerated(&node.taints, &self.tolerations).map(|taint| Mismatch::Taint(taint.clone()))
+    }
+}
+
+/// `status.phase`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PodPhase {
+    /// Not running yet.
+    Pending,
+    /// At least one container runs.
+    Running,
+    /// Every container ended well.
+    Succeeded,
+    /// Ended, and not well.
+    Failed,
+}
+
+/// Which gang a pod belongs to, and as what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// The gang.
+    pub gang: GangKey,
+    /// How the gang is known.
+    pub source: MembershipSource,
+    /// Role, for example `Worker`; `None` when nothing names one.
+    pub role: Option<RoleName>,
+    /// Index within the role; `None` when the pods of a role are alike.
+    pub index: Option<u32>,
+}
+
+/// How a pod's gang is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MembershipSource {
+    /// By controller owner reference to a job that the scheduler reads.
+    Job,
+    /// By a PodGroup in the pod's namespace.
+    PodGroup {
+        /// `metadata.name` of the PodGroup.
+        name: Arc<str>,
+    },
+    /// By label, with the size stated on the pod.
+    Label {
+        /// Value of the label.
+        name: Arc<str>,
+        /// Stated size; the error text when it cannot be read.
+        size: Result<u32, Arc<str>>,
+    },
+    /// A pod with GPUs and no gang: a gang of one.
+    Alone,
+}
+
+/// What Muster wrote on a pod in the write that bound it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BindRecord {
+    /// The plan that was carried out.
+    pub plan: PlanId,
+    /// The leadership that carried it out.
+    pub epoch: Epoch,
+    /// Devices it was predicted to get.
+    pub devices: Vec<DeviceUuid>,
+}
+
+/// A Pod object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// `metadata.uid`: the identity. A pod recreated under its name is another pod.
+    pub uid: PodUid,
+    /// `metadata.namespace`.
+    pub namespace: Namespace,
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// `metadata.resourceVersion`.
+    pub resource_version: ResourceVersion,
+    /// `metadata.creationTimestamp`, seconds since the Unix epoch.
+    pub created_seconds: i64,
+    /// `spec.nodeName`.
+    pub node: Option<NodeName>,
+    /// `status.phase`.
+    pub phase: PodPhase,
+    /// `metadata.deletionTimestamp` is set: it still counts until it is gone.
+    pub terminating: bool,
+    /// What decides where it may stand.
+    pub shape: Arc<PodShape>,
+    /// `spec.priority`.
+    pub priority: i32,
+    /// `spec.schedulerName` is ours.
+    pub ours: bool,
+    /// Its gang; `None` for a pod of another scheduler, and for one of ours without GPUs and gang.
+    pub membership: Option<Membership>,
+    /// Our scheduling gate is on it.
+    pub gated: bool,
+    /// A scheduling gate of somebody else is on it.
+    pub gated_by_others: bool,
+    /// It has a controller, which replaces it when it is deleted.
+    pub controlled: bool,
+    /// What the write that bound it says.
+    pub record: Option<BindRecord>,
+    /// Epoch that a new leader stamped on it.
+    pub stamp: Option<Epoch>,
+    /// Message of condition `PodScheduled=False` with reason `Unschedulable`, written by
+    /// kube-scheduler.
+    pub unschedulable: Option<Arc<str>>,
+    /// `status.reason`, for example `UnexpectedAdmissionError`.
+    pub status_reason: Option<Arc<str>>,
+}
+
+impl Pod {
+    /// Whether it takes room on its node: bound, and not ended. A terminating pod takes room until
+    /// it is gone.
+    pub fn holds_room(&self) -> bool {
+        self.node.is_some() && !matches!(self.phase, PodPhase::Succeeded | PodPhase::Failed)
+    }
+
+    /// Whether it can still be a running member of its gang.
+    pub fn is_alive(&self) -> bool {
+        !self.terminating && !matches!(self.phase, PodPhase::Succeeded | PodPhase::Failed)
+    }
+}
+
+impl PodShape {
+    /// Whether required affinity confines it to nodes by name.
+    pub fn is_pinned(&self) -> bool {
+        self.required_affinity.as_ref().is_some_and(|terms| {
+            !terms.is_empty()
+                && terms.iter().all(|term| {
+                    term.fields
+                        .iter()
+                        .any(|requirement| &*requirement.key == "metadata.name")
+                })
+        })
+    }
+}

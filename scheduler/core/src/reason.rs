@@ -1,0 +1,378 @@
+//! Why a gang is where it is: one typed reason with numbers, from which conditions, events, the
+//! extender's texts and metrics are all printed.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::ids::{NodeName, ResourceName, RoleName};
+use crate::resources::Shortage;
+use crate::workload::InvalidWorkload;
+
+/// How many nodes were turned down for one role, by the first cause that applies to each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeTally {
+    /// Nodes looked at.
+    pub nodes: u32,
+    /// Cordoned, or being deleted.
+    pub cordoned: u32,
+    /// Not ready.
+    pub not_ready: u32,
+    /// A taint is not tolerated.
+    pub taint: u32,
+    /// `nodeSelector` or required affinity does not match.
+    pub selector: u32,
+    /// No agent reports it, or its report is too old.
+    pub no_report: u32,
+    /// kube-scheduler or the kubelet refused the gang there a short while ago.
+    pub refused: u32,
+    /// Would have room if its unhealthy, lost, suspect or leaked devices were well.
+    pub unhealthy: u32,
+    /// Too few free devices, though the empty node would have enough.
+    pub busy: u32,
+    /// Too few devices even when empty.
+    pub small: u32,
+    /// Too little free CPU, memory, storage or pods, though devices are enough.
+    pub other: u32,
+    /// Has room for at least one member of the role.
+    pub fits: u32,
+}
+
+impl fmt::Display for NodeTally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Nodes {}:", self.nodes)?;
+        let parts = [
+            ("taint", self.taint),
+            ("selector", self.selector),
+            ("cordoned", self.cordoned),
+            ("not ready", self.not_ready),
+            ("no agent report", self.no_report),
+            ("refused before", self.refused),
+            ("unhealthy GPU", self.unhealthy),
+            ("too small", self.small),
+            ("too few free", self.busy),
+            ("CPU or memory", self.other),
+            ("with room", self.fits),
+        ];
+        let mut first = true;
+        for (name, count) in parts.into_iter().filter(|(_, count)| *count > 0) {
+            write!(f, "{} {name} {count}", if first { "" } else { "," })?;
+            first = false;
+        }
+        if first {
+            f.write_str(" none")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why no placement was found. Each carries the numbers that a person needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unplaceable {
+    /// Not now: with what is free, only `placed` of `needed` members of the role find a node.
+    NotEnoughFree {
+        /// The role that did not fit.
+        role: RoleName,
+        /// Members of that role.
+        needed: u32,
+        /// Members of that role that found a node.
+        placed: u32,
+        /// What ran out first.
+        what: Shortage,
+        /// What one member asks of it.
+        each: u64,
+        /// Free, over all nodes that the role may use.
+        free: u64,
+        /// What became of the nodes.
+        tally: NodeTally,
+    },
+    /// Never on this cluster as it is: even when it is empty, the gang does not fit.
+    NeverFits {
+        /// The role that did not fit.
+        role: RoleName,
+        /// Members of that role.
+        needed: u32,
+        /// Members that the empty cluster could take.
+        possible: u32,
+        /// What runs out first.
+        what: Shortage,
+        /// What one member asks of it.
+        each: u64,
+        /// The most that one node offers of it.
+        largest: u64,
+        /// What became of the nodes.
+        tally: NodeTally,
+    },
+    /// No node offers the resource at all.
+    NoSuchResource {
+        /// The role that asks for it.
+        role: RoleName,
+        /// The resource.
+        resource: ResourceName,
+        /// A resource of similar name that is offered.
+        similar: Option<ResourceName>,
+    },
+    /// No node passes taints, selectors and readiness.
+    NoNode {
+        /// The role.
+        role: RoleName,
+        /// What became of the nodes.
+        tally: NodeTally,
+    },
+}
+
+impl Unplaceable {
+    /// Stable word for conditions, metrics and the extender's text.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotEnoughFree { .. } => "NotEnoughFree",
+            Self::NeverFits { .. } => "NeverFits",
+            Self::NoSuchResource { .. } => "NoSuchResource",
+            Self::NoNode { .. } => "NoMatchingNode",
+        }
+    }
+}
+
+/// Name of what is short, in words.
+fn short_of(what: &Shortage) -> &str {
+    match what {
+        Shortage::Cpu => "milli-CPU",
+        Shortage::Memory => "bytes of memory",
+        Shortage::EphemeralStorage => "bytes of ephemeral storage",
+        Shortage::Pods => "pods",
+        Shortage::Extended(name) => name.as_str(),
+    }
+}
+
+impl fmt::Display for Unplaceable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotEnoughFree {
+                role,
+                needed,
+                placed,
+                what,
+                each,
+                free,
+                tally,
+            } => write!(
+                f,
+                "needs room for {needed} {role} with {each} {} each; found room for {placed}, {free} free in all. {tally}",
+                short_of(what)
+            ),
+            Self::NeverFits {
+                role,
+                needed,
+                possible,
+                what,
+                each,
+                largest,
+                tally,
+            } => write!(
+                f,
+                "needs {needed} {role} with {each} {} each; even when empty the cluster has room for {possible}, \
+                 the largest node offers {largest}. {tally}",
+                short_of(what)
+            ),
+            Self::NoSuchResource {
+                role,
+                resource,
+                similar,
+            } => {
+                write!(f, "{role} asks for {resource}, which no node offers")?;
+                match similar {
+                    Some(similar) => write!(f, "; did you mean {similar}"),
+                    None => Ok(()),
+                }
+            }
+            Self::NoNode { role, tally } => write!(f, "no node may take {role}. {tally}"),
+        }
+    }
+}
+
+/// Why a gang is in its phase.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The definition cannot be taken up.
+    Invalid(InvalidWorkload),
+    /// The minimum is larger than the number of members.
+    MinimumTooLarge {
+        /// Stated minimum.
+        minimum: u32,
+        /// Members that there are.
+        total: u32,
+    },
+    /// Members are missing that must exist before the gang can be planned.
+    MembersMissing {
+        /// Members that exist.
+        present: u32,
+        /// Members that must exist.
+        needed: u32,
+    },
+    /// No placement.
+    Unplaceable(Unplaceable),
+    /// A member carries a scheduling gate of somebody else.
+    GatedByOthers {
+        /// Name of one such pod.
+        pod: Arc<str>,
+    },
+    /// A durable plan exists; members are on their way to the barrier.
+    Gathering {
+        /// Members that kube-scheduler has accepted or that are bound.
+        arrived: u32,
+        /// Members of the plan.
+        planned: u32,
+    },
+    /// The plan was given back because not all members came to the barrier in time.
+    BarrierTimeout {
+        /// Members that came.
+        arrived: u32,
+        /// Members of the plan.
+        planned: u32,
+        /// What kube-scheduler said of one that did not come.
+        said: Option<Arc<str>>,
+    },
+    /// The plan was given back because a planned node no longer qualifies.
+    NodeChanged {
+        /// The node.
+        node: NodeName,
+        /// What is wrong with it, as one constant text.
+        what: Arc<str>,
+    },
+    /// Every planned member is bound.
+    AllBound,
+    /// At least the minimum is bound.
+    MinimumBound {
+        /// Members that are not bound.
+        missing: u32,
+    },
+    /// Members were lost after binding.
+    MembersLost {
+        /// Members bound now.
+        bound: u32,
+        /// Members that must run together.
+        minimum: u32,
+    },
+    /// The gang stayed partial past its repair deadline and was released as a whole.
+    ReleasedWhole {
+        /// Members that were bound then.
+        bound: u32,
+        /// Members that must run together.
+        minimum: u32,
+    },
+    /// Suspended by its user.
+    SuspendedByUser,
+    /// The job has ended.
+    Finished {
+        /// Pods of it that still run.
+        leftover_pods: u32,
+        /// Devices that they hold.
+        leftover_devices: u64,
+    },
+    /// A Gang object of this name cannot be read; the gang is left alone.
+    UnreadableRecord(Arc<str>),
+    /// A write that the gang needs was refused.
+    WriteRefused {
+        /// What was to be written.
+        what: Arc<str>,
+        /// What the API server said.
+        said: Arc<str>,
+    },
+}
+
+impl Reason {
+    /// Stable word for conditions, metrics and events: a CamelCase word as conditions ask for.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "InvalidWorkload",
+            Self::MinimumTooLarge { .. } => "MinimumTooLarge",
+            Self::MembersMissing { .. } => "MembersMissing",
+            Self::Unplaceable(why) => why.code(),
+            Self::GatedByOthers { .. } => "GatedByOthers",
+            Self::Gathering { .. } => "Gathering",
+            Self::BarrierTimeout { .. } => "BarrierTimeout",
+            Self::NodeChanged { .. } => "PlannedNodeChanged",
+            Self::AllBound => "AllBound",
+            Self::MinimumBound { .. } => "MinimumBound",
+            Self::MembersLost { .. } => "MembersLost",
+            Self::ReleasedWhole { .. } => "ReleasedWhole",
+            Self::SuspendedByUser => "SuspendedByUser",
+            Self::Finished { .. } => "Finished",
+            Self::UnreadableRecord(_) => "UnreadableRecord",
+            Self::WriteRefused { .. } => "WriteRefused",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Invalid(what) => write!(f, "{what}"),
+            Self::MinimumTooLarge { minimum, total } => {
+                write!(
+                    f,
+                    "minAvailable {minimum} exceeds the {total} members of this gang"
+                )
+            }
+            Self::MembersMissing { present, needed } => {
+                write!(f, "{present} of {needed} members exist")
+            }
+            Self::Unplaceable(why) => write!(f, "{why}"),
+            Self::GatedByOthers { pod } => {
+                write!(
+                    f,
+                    "pod {pod} carries a scheduling gate of another controller"
+                )
+            }
+            Self::Gathering { arrived, planned } => {
+                write!(
+                    f,
+                    "{arrived} of {planned} members accepted by kube-scheduler"
+                )
+            }
+            Self::BarrierTimeout {
+                arrived,
+                planned,
+                said,
+            } => {
+                write!(
+                    f,
+                    "only {arrived} of {planned} members were accepted by kube-scheduler in time; the plan was given back"
+                )?;
+                match said {
+                    Some(said) => write!(f, ": {said}"),
+                    None => Ok(()),
+                }
+            }
+            Self::NodeChanged { node, what } => {
+                write!(f, "planned node {node} {what}; the plan was given back")
+            }
+            Self::AllBound => f.write_str("every member is bound"),
+            Self::MinimumBound { missing } => {
+                write!(f, "the minimum is bound; {missing} more members can join")
+            }
+            Self::MembersLost { bound, minimum } => {
+                write!(
+                    f,
+                    "{bound} of at least {minimum} members are bound; replacements are being placed"
+                )
+            }
+            Self::ReleasedWhole { bound, minimum } => write!(
+                f,
+                "stayed at {bound} of at least {minimum} members for too long and was released as a whole"
+            ),
+            Self::SuspendedByUser => f.write_str("suspended by its user"),
+            Self::Finished {
+                leftover_pods: 0, ..
+            } => f.write_str("the job has ended"),
+            Self::Finished {
+                leftover_pods,
+                leftover_devices,
+            } => write!(
+                f,
+                "the job has ended; {leftover_pods} of its pods still run and hold {leftover_devices} devices"
+            ),
+            Self::UnreadableRecord(why) => write!(f, "the Gang's plan cannot be read: {why}"),
+            Self::WriteRefused { what, said } => write!(f, "{what} was refused: {said}"),
+        }
+    }
+}

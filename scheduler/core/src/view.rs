@@ -1,0 +1,121 @@
+//! What readers see: an unchanging picture, published after each batch of events. Filter and
+//! Preempt are answered from it alone, without waiting for planning.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::ids::{Epoch, GangKey, NodeName, PlanId, PodUid, RoleName};
+use crate::pod::Membership;
+use crate::resources::Resources;
+
+/// Text for a pod whose gang is not known yet. Constant.
+pub const UNKNOWN_GANG: &str = "muster: this pod's gang is not known yet";
+/// Text when this replica must not answer. kube-scheduler treats it as an error and tries again.
+pub const NOT_LEADING: &str = "muster: this replica is not the leader";
+/// Text while the first LIST is not complete. kube-scheduler treats it as an error and tries again.
+pub const NOT_SYNCED: &str = "muster: starting, the cluster is not read yet";
+/// Text for a node that has no room beside what is reserved for gangs. Constant.
+pub const NO_ROOM: &str = "muster: the room left is reserved for gangs";
+
+/// A place in a published plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotView {
+    /// Planned node.
+    pub node: NodeName,
+    /// The pod that has claimed it.
+    pub pod: Option<PodUid>,
+}
+
+/// A gang as readers see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GangView {
+    /// The plan, when it is durable.
+    pub plan: Option<PlanId>,
+    /// Places by role and index; empty without a durable plan.
+    pub slots: BTreeMap<(RoleName, u32), SlotView>,
+    /// Node by pod, for members that have claimed a place.
+    pub nodes: BTreeMap<PodUid, NodeName>,
+    /// Text of every refusal; the same bytes for the same state.
+    pub refusal: Arc<str>,
+}
+
+/// What Filter answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FilterAnswer {
+    /// This node and no other.
+    Only(NodeName),
+    /// No node, with this text for each.
+    Nowhere(Arc<str>),
+    /// Every offered node where `View::has_room` holds.
+    WhereRoom,
+    /// An error: try again later.
+    Later(&'static str),
+}
+
+/// The published picture.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// This replica leads.
+    pub leading: bool,
+    /// The first LIST is complete.
+    pub synced: bool,
+    /// Epoch of the leadership.
+    pub epoch: Epoch,
+    /// Every gang.
+    pub gangs: Arc<BTreeMap<GangKey, Arc<GangView>>>,
+    /// Free on each node after pods and reservations.
+    pub free: Arc<BTreeMap<NodeName, Arc<Resources>>>,
+    /// Pods that belong to gangs and are bound: never victims of a preemption by kube-scheduler.
+    pub protected: Arc<BTreeSet<PodUid>>,
+}
+
+impl View {
+    /// Where a pod may go. A pure read: asking twice, or never binding, changes nothing.
+    pub fn filter(&self, pod: &PodUid, membership: Option<&Membership>) -> FilterAnswer {
+        if !self.leading {
+            return FilterAnswer::Later(NOT_LEADING);
+        }
+        if !self.synced {
+            return FilterAnswer::Later(NOT_SYNCED);
+        }
+        let Some(membership) = membership else {
+            return FilterAnswer::WhereRoom;
+        };
+        let Some(gang) = self.gangs.get(&membership.gang) else {
+            return FilterAnswer::Nowhere(Arc::from(UNKNOWN_GANG));
+        };
+        if let Some(node) = gang.nodes.get(pod) {
+            return FilterAnswer::Only(node.clone());
+        }
+        let slot = membership
+            .role
+            .as_ref()
+            .zip(membership.index)
+            .and_then(|(role, index)| {
+                gang.slots
+                    .get(&(role.clone(), index))
+                    .filter(|slot| slot.pod.is_none())
+            });
+        match slot {
+            Some(slot) => FilterAnswer::Only(slot.node.clone()),
+            None => FilterAnswer::Nowhere(gang.refusal.clone()),
+        }
+    }
+
+    /// Whether a pod of no gang with these requests has room on `node` beside what is reserved.
+    pub fn has_room(&self, node: &str, requests: &Resources) -> bool {
+        self.free
+            .get(node)
+            .is_some_and(|free| free.shortage(requests).is_none())
+    }
+
+    /// Whether kube-scheduler may preempt for a pod at all: never for a member of a gang.
+    pub fn may_preempt(&self, membership: Option<&Membership>) -> bool {
+        self.leading && self.synced && membership.is_none()
+    }
+
+    /// Whether a pod may be a victim of kube-scheduler's preemption.
+    pub fn may_be_victim(&self, pod: &PodUid) -> bool {
+        !self.protected.contains(pod)
+    }
+}

@@ -1,0 +1,281 @@
+//! The manifests as structures: they parse, and say what an installation relies on.
+
+use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule, Role};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::names;
+
+fn documents(text: &str) -> Vec<Value> {
+    text.split("\n---\n")
+        .map(|document| serde_saphyr::from_str(document).expect("a YAML document"))
+        .collect()
+}
+
+fn find<T: serde::de::DeserializeOwned>(text: &str, kind: &str, name: &str) -> T {
+    let found = documents(text)
+        .into_iter()
+        .find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
+        .unwrap_or_else(|| panic!("no {kind} {name}"));
+    serde_json::from_value(found).expect("the kind's own type")
+}
+
+/// `group/resource: verbs` of each rule, with resource names where they are limited.
+fn rights(rules: Option<Vec<PolicyRule>>) -> Vec<String> {
+    let mut lines = Vec::new();
+    for rule in rules.unwrap_or_default() {
+        for group in rule.api_groups.iter().flatten() {
+            for resource in rule.resources.iter().flatten() {
+                let names = rule.resource_names.clone().unwrap_or_default().join(",");
+                lines.push(format!(
+                    "{group}/{resource}[{names}]: {}",
+                    rule.verbs.join(" ")
+                ));
+            }
+        }
+    }
+    lines.sort();
+    lines
+}
+
+#[test]
+fn scheduler_has_the_least_rights() {
+    let role: ClusterRole = find(&rbac(), "ClusterRole", "muster-scheduler");
+    assert_eq!(
+        rights(role.rules),
+        [
+            "/events[]: create patch",
+            "/nodes[]: get list watch",
+            "/pods/binding[]: create",
+            "/pods[]: get list watch",
+            "/pods[]: patch delete",
+            "authentication.k8s.io/tokenreviews[]: create",
+            "events.k8s.io/events[]: create patch",
+            "kubeflow.org/pytorchjobs[]: get list watch patch",
+            "muster.dev/gangs/status[]: get update patch",
+            "muster.dev/gangs[]: get list watch create patch delete",
+            "scheduling.k8s.io/priorityclasses[]: get list watch",
+            "scheduling.x-k8s.io/podgroups[]: get list watch",
+        ]
+    );
+    for (name, lease) in [
+        ("muster-scheduler", "muster-scheduler"),
+        ("muster-kube-scheduler", "muster-kube-scheduler"),
+    ] {
+        let role: Role = find(&rbac(), "Role", name);
+        assert_eq!(role.metadata.namespace.as_deref(), Some(names::NAMESPACE));
+        assert_eq!(
+            rights(role.rules),
+            [
+                "coordination.k8s.io/leases[]: create".to_owned(),
+                format!("coordination.k8s.io/leases[{lease}]: get update"),
+            ]
+        );
+    }
+}
+
+#[test]
+fn no_right_is_a_wildcard_or_reads_secrets_and_the_agent_has_none() {
+    let text = rbac();
+    assert!(!text.contains('*') && !text.contains("secrets"));
+    let agents: Vec<_> = documents(&text)
+        .into_iter()
+        .filter(|object| {
+            object["subjects"]
+                .as_array()
+                .is_some_and(|subjects| subjects.iter().any(|who| who["name"] == "muster-agent"))
+        })
+        .collect();
+    assert_eq!(agents, Vec::<Value>::new());
+}
+
+#[test]
+fn every_binding_names_a_role_and_account_that_exist() {
+    let all = documents(&rbac());
+    let accounts: Vec<&Value> = all
+        .iter()
+        .filter(|object| object["kind"] == "ServiceAccount")
+        .map(|object| &object["metadata"]["name"])
+        .collect();
+    let bindings = all.iter().filter(|object| {
+        object["kind"]
+            .as_str()
+            .is_some_and(|kind| kind.ends_with("Binding"))
+    });
+    let mut count = 0;
+    for binding in bindings {
+        count += 1;
+        let role = &binding["roleRef"];
+        let built_in = role["name"].as_str().is_some_and(|name| {
+            name.starts_with("system:") || name == "extension-apiserver-authentication-reader"
+        });
+        let here = all.iter().any(|object| {
+            object["kind"] == role["kind"] && object["metadata"]["name"] == role["name"]
+        });
+        assert!(built_in || here, "{role}");
+        for subject in binding["subjects"].as_array().expect("subjects") {
+            assert!(accounts.contains(&&subject["name"]), "{subject}");
+            assert_eq!(subject["namespace"], names::NAMESPACE);
+        }
+    }
+    assert_eq!(count, 6);
+}
+
+#[test]
+fn admission_policies_are_bound_labelled_and_fail_closed() {
+    let all = documents(&admission_policy());
+    for (name, label) in [
+        ("muster-suspend-pytorchjobs", names::EMULATE_SUSPEND),
+        ("muster-gate-pods", names::EMULATE_GATE),
+    ] {
+        let policy: Value = find(&admission_policy(), "MutatingAdmissionPolicy", name);
+        assert_eq!(policy["apiVersion"], "admissionregistration.k8s.io/v1");
+        assert_eq!(policy["metadata"]["labels"][names::EMULATE], label);
+        assert_eq!(policy["spec"]["failurePolicy"], "Fail");
+        assert_eq!(policy["spec"]["reinvocationPolicy"], "Never");
+        let rules = &policy["spec"]["matchConstraints"]["resourceRules"];
+        assert_eq!(rules[0]["operations"], json!(["CREATE"]));
+        // Only what names our scheduler can match, so failing closed stops nobody else.
+        let first = policy["spec"]["matchConditions"][0]["expression"]
+            .as_str()
+            .expect("an expression");
+        assert!(first.contains("schedulerName == 'muster'"), "{first}");
+        assert!(all.iter().any(|object| {
+            object["kind"] == "MutatingAdmissionPolicyBinding"
+                && object["spec"]["policyName"] == name
+        }));
+    }
+    let gate: Value = find(
+        &admission_policy(),
+        "MutatingAdmissionPolicy",
+        "muster-gate-pods",
+    );
+    let text = gate.to_string();
+    assert!(text.contains(names::GATE) && text.contains(names::POD_GROUP_LABEL));
+    let suspend: Value = find(
+        &admission_policy(),
+        "MutatingAdmissionPolicy",
+        "muster-suspend-pytorchjobs",
+    );
+    assert!(suspend.to_string().contains(names::HOLD));
+}
+
+#[test]
+fn gangs_read_well_in_kubectl() {
+    let crd: Value = serde_saphyr::from_str(&crds()).expect("a YAML document");
+    assert_eq!(crd["metadata"]["name"], "gangs.muster.dev");
+    assert_eq!(crd["spec"]["scope"], "Namespaced");
+    assert_eq!(crd["spec"]["names"]["shortNames"], json!(["gg"]));
+    let version = &crd["spec"]["versions"][0];
+    assert_eq!(version["name"], "v1alpha1");
+    assert_eq!(version["subresources"], json!({"status": {}}));
+    let columns: Vec<(&str, i64)> = version["additionalPrinterColumns"]
+        .as_array()
+        .expect("columns")
+        .iter()
+        .map(|column| {
+            (
+                column["name"].as_str().expect("a name"),
+                column["priority"].as_i64().unwrap_or(0),
+            )
+        })
+        .collect();
+    assert_eq!(
+        columns,
+        [
+            ("Phase", 0),
+            ("Members", 0),
+            ("Reason", 0),
+            ("Message", 1),
+            ("Age", 0)
+        ]
+    );
+}
+
+#[test]
+fn gang_schema_is_structural_bounded_and_has_its_rules() {
+    fn walk(path: &str, schema: &Value) {
+        let Some(object) = schema.as_object() else {
+            return;
+        };
+        if object.get("type") == Some(&json!("array")) {
+            assert!(object.contains_key("maxItems"), "{path} has no maxItems");
+            walk(&format!("{path}[]"), &object["items"]);
+        }
+        if object.get("type") == Some(&json!("string")) {
+            let bounded = ["maxLength", "enum", "format"]
+                .iter()
+                .any(|key| object.contains_key(*key));
+            assert!(bounded, "{path} has no limit");
+        }
+        for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+            assert!(field.get("type").is_some(), "{path}.{name} has no type");
+            walk(&format!("{path}.{name}"), field);
+        }
+    }
+    let crd: Value = serde_saphyr::from_str(&crds()).expect("a YAML document");
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    walk("spec", &schema["properties"]["spec"]);
+    walk("status", &schema["properties"]["status"]);
+    let rules = |field: &str| -> Vec<String> {
+        schema["properties"][field]["x-kubernetes-validations"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|rule| rule["rule"].as_str().unwrap_or_default().to_owned())
+            .collect()
+    };
+    assert_eq!(rules("spec"), ["self.workload == oldSelf.workload"]);
+    assert_eq!(rules("status").len(), 2);
+    assert!(rules("status")[1].contains("self.epoch >= oldSelf.epoch"));
+}
+
+#[test]
+fn kube_scheduler_asks_for_everything_by_name_and_never_binds_alone() {
+    let config = |options| -> Value {
+        serde_saphyr::from_str(&kube_scheduler_config(&options)).expect("a YAML document")
+    };
+    let plain = config(KubeSchedulerConfigOptions {
+        extender_url: "http://127.0.0.1:9000/".into(),
+        ..Default::default()
+    });
+    assert_eq!(plain["profiles"], json!([{"schedulerName": "muster"}]));
+    assert_eq!(plain["percentageOfNodesToScore"], 100);
+    assert_eq!(
+        plain["clientConnection"],
+        json!({"qps": 5000, "burst": 10000})
+    );
+    assert_eq!(plain["leaderElection"]["leaderElect"], false);
+    assert_eq!(
+        plain["extenders"],
+        json!([
+            {"urlPrefix": "http://127.0.0.1:9000/v1/short", "filterVerb": "filter", "preemptVerb": "preempt",
+             "httpTimeout": "5s", "nodeCacheCapable": true, "ignorable": false, "enableHTTPS": false},
+            {"urlPrefix": "http://127.0.0.1:9000/v1/bind", "bindVerb": "bind",
+             "httpTimeout": "300s", "nodeCacheCapable": true, "ignorable": false, "enableHTTPS": false},
+        ])
+    );
+    let secure = config(KubeSchedulerConfigOptions {
+        extender_url: "https://muster: #odd".into(),
+        tls_dir: Some("/etc/tls/".into()),
+        kubeconfig: Some("/etc/kubeconfig".into()),
+        filter_timeout: std::time::Duration::from_millis(2500),
+        leader_elect: true,
+        ..Default::default()
+    });
+    assert_eq!(secure["clientConnection"]["kubeconfig"], "/etc/kubeconfig");
+    assert_eq!(secure["leaderElection"]["leaderElect"], true);
+    for entry in secure["extenders"].as_array().expect("extenders") {
+        assert_eq!(entry["enableHTTPS"], true);
+        assert_eq!(
+            entry["tlsConfig"],
+            json!({"insecure": false, "caFile": "/etc/tls/ca.crt",
+                   "certFile": "/etc/tls/tls.crt", "keyFile": "/etc/tls/tls.key"})
+        );
+    }
+    assert_eq!(secure["extenders"][0]["httpTimeout"], "2500ms");
+    assert_eq!(
+        secure["extenders"][0]["urlPrefix"],
+        "https://muster: #odd/v1/short"
+    );
+}
