@@ -228,6 +228,7 @@ fn cluster(
         .admission_policies()
         .start()?;
     cluster.apply_yaml(&manifests::crds())?;
+    cluster.apply_yaml(&manifests::rbac())?;
     Ok(cluster)
 }
 
