@@ -40,6 +40,8 @@ pub(crate) struct Slot {
     pub done: bool,
     /// Taking our gate off the pod, or waking it.
     pub release: Step,
+    /// Our own refusal that the pod was last woken from.
+    pub woken_from: Option<Arc<str>>,
     /// The pod's predecessor, which still terminates and holds the room.
     pub predecessor: Option<PodUid>,
     /// Since when kube-scheduler has been turning the pod down on its planned node.
@@ -62,6 +64,7 @@ impl Slot {
             bound: false,
             done: false,
             release: Step::NotYet,
+            woken_from: None,
             predecessor: None,
             refused_since: None,
             said_before: None,
@@ -88,6 +91,8 @@ pub(crate) struct Plan {
     pub minimum: u32,
     /// The barrier has been passed: members bind as they come.
     pub open: bool,
+    /// It was durable at the last look: what was refused meanwhile has been woken.
+    pub was_durable: bool,
     /// The minimum was bound at some time.
     pub complete: bool,
     /// Last time that something moved: the plan became durable, the job was released, a pod

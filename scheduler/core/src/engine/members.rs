@@ -7,7 +7,7 @@ use super::Engine;
 use super::gang::{Gang, Plan, Seat, Slot, Step};
 use crate::ids::{PodUid, RoleName};
 use crate::pod::{MembershipSource, Pod, PodPhase};
-use crate::record::PlanRecord;
+use crate::record::{Phase, PlanRecord};
 use crate::time::Timestamp;
 use crate::workload::MemberSource;
 
@@ -36,6 +36,7 @@ impl Engine {
             slots: self.slots_of(gang, &record),
             minimum: stated.unwrap_or(promised).min(promised),
             open: false,
+            was_durable: false,
             complete: false,
             progress_at: now,
             first_held_at: None,
@@ -49,7 +50,20 @@ impl Engine {
         }
         let all_bound = plan.slots.values().all(Slot::is_settled);
         plan.open = plan.bound() > 0;
-        plan.complete = plan.open && plan.bound() >= plan.minimum;
+        let ran = gang
+            .acked
+            .as_ref()
+            .is_some_and(|acked| matches!(acked.phase, Phase::Running | Phase::Repairing));
+        plan.complete = plan.open && (ran || plan.bound() >= plan.minimum);
+        for (seat, slot) in plan.slots.iter_mut().filter(|(_, slot)| !slot.is_settled()) {
+            // Two plans that were recovered may count on one device: the later one was made when
+            // the earlier was given back, and the process stopped before that was written.
+            let key = gang.slot_key(seat);
+            if let Some(node) = &slot.node {
+                slot.devices
+                    .retain(|device| !self.ledger.is_promised(node, device, &key));
+            }
+        }
         if all_bound {
             // Nothing is left to be carried out: the plan stays the one that was written.
             plan.epoch = record.epoch;

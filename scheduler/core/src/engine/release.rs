@@ -32,7 +32,17 @@ impl Engine {
         if gang.releasing {
             self.go_on_releasing(gang, now);
         }
-        if gang.is_durable() {
+        let durable = gang.is_durable();
+        if let Some(plan) = &mut gang.plan {
+            if durable && !plan.was_durable {
+                // Filter refused its members while it was not: they are woken again.
+                for slot in plan.slots.values_mut() {
+                    slot.woken_from = None;
+                }
+            }
+            plan.was_durable = durable;
+        }
+        if durable {
             self.release_pods(gang, now);
         }
     }
@@ -200,9 +210,19 @@ impl Engine {
         let held_job = matches!(gang.hold(), Some(Hold::Held | Hold::Released(_)));
         let id = plan.id.clone();
         for (seat, slot) in &mut plan.slots {
-            if slot.is_settled() || slot.release != Step::NotYet {
+            let refusal = slot
+                .pod
+                .as_ref()
+                .and_then(|uid| self.pods.get(uid))
+                .and_then(|pod| pod.unschedulable.as_ref())
+                .filter(|said| said.contains("muster:"));
+            let refused = refusal.is_some() && refusal != slot.woken_from.as_ref();
+            let due = slot.release == Step::NotYet
+                || (slot.release == Step::Done && refused && slot.ticket.is_none());
+            if slot.is_settled() || !due {
                 continue;
             }
+            let refusal = refusal.cloned();
             let Some(node) = slot.node.clone() else {
                 continue;
             };
@@ -224,7 +244,8 @@ impl Engine {
                 let what = WriteKind::ReleasePod { pod: target, pin };
                 slot.release =
                     Step::InFlight(self.write(&gang.key, Some(id.clone()), purpose, what));
-            } else if by_pod || !held_job {
+            } else if by_pod || !held_job || refused {
+                slot.woken_from = refusal;
                 let what = WriteKind::WakePod {
                     pod: target,
                     plan: id.clone(),
