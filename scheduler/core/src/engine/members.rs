@@ -136,12 +136,33 @@ impl Engine {
             (a.created_seconds, &a.name, &a.uid).cmp(&(b.created_seconds, &b.name, &b.uid))
         });
         for pod in unclaimed.into_iter().cloned().collect::<Vec<_>>() {
-            if let Some(seat) = find_seat(&plan, &pod) {
+            let seat = find_seat(&plan, &pod).or_else(|| self.reopen_seat(&mut plan, &pod));
+            if let Some(seat) = seat {
                 seat_pod(&mut plan, &seat, &pod, now);
             }
         }
         self.follow_claimed(gang, &mut plan);
         gang.plan = Some(plan);
+    }
+
+    /// The slot of a member that had ended well, whose pod somebody has deleted, and that its
+    /// controller has made again: it needs a place once more.
+    fn reopen_seat(&self, plan: &mut Plan, pod: &Pod) -> Option<Seat> {
+        if !pod.is_alive() {
+            return None;
+        }
+        let membership = pod.membership.as_ref()?;
+        let own = membership.role.clone().zip(membership.index);
+        let (seat, slot) = plan.slots.iter_mut().find(|(seat, slot)| {
+            let gone = slot
+                .pod
+                .as_ref()
+                .is_none_or(|uid| !self.pods.contains_key(uid));
+            let alike = slot.shape.requests == pod.shape.requests;
+            slot.done && gone && own.as_ref().map_or(alike, |own| own == *seat)
+        })?;
+        *slot = Slot::new(None, Vec::new(), Arc::clone(&slot.shape));
+        Some(seat.clone())
     }
 
     /// Follows what the watch says of pods that have a slot, and keeps for each slot exactly the
