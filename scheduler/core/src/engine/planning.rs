@@ -10,10 +10,10 @@ use super::gang::{Gang, Plan, Seat, Slot};
 use super::members::default_role;
 use crate::ids::{GangKey, RoleName};
 use crate::plan::{GangRequest, Placement, RoleRequest, plan};
-use crate::pod::{MembershipSource, Pod, PodShape};
+use crate::pod::{MembershipSource, Pod, PodPhase, PodShape};
 use crate::reason::{Reason, Unplaceable};
 use crate::time::Timestamp;
-use crate::workload::{Hold, MemberSource, Workload};
+use crate::workload::{Hold, MemberSource, RoleSpec, Workload};
 
 /// Place in the queue; the larger goes first. Total: no two gangs have the same.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -178,7 +178,13 @@ impl Engine {
             return Err(Reason::MinimumTooLarge { minimum, total });
         }
         let mut fixed = BTreeMap::new();
-        for pod in bound {
+        // A member that has ended well is not made again: nobody would come to its place.
+        let ended = gang
+            .pods
+            .iter()
+            .filter_map(|uid| self.pods.get(uid))
+            .filter(|pod| pod.phase == PodPhase::Succeeded);
+        for pod in bound.iter().copied().chain(ended) {
             let membership = pod.membership.as_ref();
             if let Some((role, index)) =
                 membership.and_then(|membership| membership.role.clone().zip(membership.index))
@@ -194,23 +200,66 @@ impl Engine {
                 minimum,
             });
         };
-        let roles = specs
-            .iter()
-            .map(|spec| RoleRequest {
-                role: spec.name.clone(),
-                indices: (0..spec.count)
-                    .filter(|index| !fixed.contains_key(&(spec.name.clone(), *index)))
-                    .collect(),
-                shape: Arc::clone(&spec.shape),
-            })
-            .filter(|role| !role.indices.is_empty())
-            .collect();
+        let own = if workload.hold == Hold::Held {
+            // Suspended: its pods are about to be deleted, and born again from the template.
+            BTreeMap::new()
+        } else {
+            self.own_shapes(gang, specs)
+        };
+        let mut roles = Vec::new();
+        for spec in specs {
+            let mut shapes: Vec<RoleRequest> = Vec::new();
+            for index in 0..spec.count {
+                let seat = (spec.name.clone(), index);
+                if fixed.contains_key(&seat) {
+                    continue;
+                }
+                let shape = own.get(&seat).unwrap_or(&spec.shape);
+                match shapes.iter_mut().find(|other| other.shape == *shape) {
+                    Some(other) => other.indices.push(index),
+                    None => shapes.push(RoleRequest {
+                        role: spec.name.clone(),
+                        indices: vec![index],
+                        shape: Arc::clone(shape),
+                    }),
+                }
+            }
+            roles.extend(shapes);
+        }
         Ok(Needs {
             fixed,
             roles,
             pods: BTreeMap::new(),
             minimum,
         })
+    }
+
+    /// Shapes of members that exist and ask for something else than their template does: it was
+    /// edited since, or something was put into the pod at its birth. Nobody makes them again for
+    /// that. Nodes that we confined a pod to are not its own wish.
+    fn own_shapes(&self, gang: &Gang, specs: &[RoleSpec]) -> BTreeMap<Seat, Arc<PodShape>> {
+        let mut own = BTreeMap::new();
+        for pod in self.alive(gang).filter(|pod| pod.node.is_none()) {
+            let Some(membership) = &pod.membership else {
+                continue;
+            };
+            let Some((role, index)) = membership.role.clone().zip(membership.index) else {
+                continue;
+            };
+            let Some(spec) = specs.iter().find(|spec| spec.name == role) else {
+                continue;
+            };
+            let mut shape = (*pod.shape).clone();
+            if pod.shape.is_pinned() {
+                shape
+                    .required_affinity
+                    .clone_from(&spec.shape.required_affinity);
+            }
+            if shape != *spec.shape {
+                own.insert((role, index), Arc::new(shape));
+            }
+        }
+        own
     }
 
     fn needs_of_pods(
@@ -397,6 +446,7 @@ impl Engine {
             slots,
             minimum: needs.minimum,
             open: resumed,
+            was_durable: false,
             complete: false,
             progress_at: now,
             first_held_at: None,
@@ -558,5 +608,6 @@ fn fixed_slot(pod: &Pod) -> Slot {
     let mut slot = Slot::new(pod.node.clone(), devices, Arc::clone(&pod.shape));
     slot.pod = Some(pod.uid.clone());
     slot.bound = true;
+    slot.done = pod.phase == PodPhase::Succeeded;
     slot
 }
