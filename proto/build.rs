@@ -1,7 +1,10 @@
 //! Compiles the .proto files without protoc.
 use std::error::Error;
 
-const FILES: &[&str] = &["proto/muster/inventory/v1/inventory.proto"];
+const FILES: &[&str] = &[
+    "proto/muster/inventory/v1/inventory.proto",
+    "proto/kubelet/podresources/v1/podresources.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");

@@ -58,8 +58,6 @@ pub struct Cycle {
     pub published: Arc<AtomicU64>,
     /// Counts the fresh LISTs of pods that were asked for.
     pub relist: signal::Sender<u64>,
-    /// Cancelled to stop leading.
-    pub step_down: CancellationToken,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// When the invariants were checked last.
@@ -170,10 +168,6 @@ impl Cycle {
                 Action::Relist => self
                     .relist
                     .send_modify(|asked| *asked = asked.wrapping_add(1)),
-                Action::StepDown(why) => {
-                    tracing::error!(%why, "a newer leadership has been at work");
-                    self.step_down.cancel();
-                }
                 Action::Announce(announcement) => {
                     if self.announcements.try_send(announcement).is_err() {
                         self.metrics.announcement_dropped();

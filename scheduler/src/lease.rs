@@ -51,8 +51,6 @@ pub struct Elector {
     pub fence: Arc<Fence>,
     /// True once the first LIST of every kind is in: only then all epochs have been seen.
     pub synced: watch::Receiver<bool>,
-    /// Cancelled by the cycle to stop leading.
-    pub step_down: CancellationToken,
     /// What is written into the Lease.
     pub wall: Wall,
 }
@@ -227,9 +225,6 @@ impl Elector {
                     self.fence.close();
                     self.give_back(held.lease).await;
                     return ElectionEnd::Stopped;
-                }
-                () = self.step_down.cancelled() => {
-                    return self.lose(held.epoch, "a newer leadership has been at work").await;
                 }
                 () = self.fence.doubted(), if !failed => {}
                 () = tokio::time::sleep(self.settings.retry_period.0) => {}

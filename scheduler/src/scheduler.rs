@@ -192,7 +192,6 @@ impl Scheduler {
         let (announcements, announce_queue) = mpsc::channel(announce::QUEUE_MAX);
         let (synced, synced_seen) = signal::channel(false);
         let (relist, relist_asked) = signal::channel(0);
-        let step_down = CancellationToken::new();
         scheduler.spawn_cycle(Cycle {
             engine: Engine::new(core),
             clock,
@@ -203,7 +202,6 @@ impl Scheduler {
             view,
             published,
             relist,
-            step_down: step_down.clone(),
             metrics: Arc::clone(&metrics),
             audited: Timestamp(0),
         });
@@ -247,7 +245,6 @@ impl Scheduler {
             inbox,
             fence,
             synced: synced_seen,
-            step_down,
             wall: options.wall,
         });
         scheduler

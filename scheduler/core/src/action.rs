@@ -29,8 +29,6 @@ pub enum Action {
     /// leader has stamped the pods that are not bound: what an earlier leader bound until then must
     /// be known before anything is planned.
     Relist,
-    /// A newer leadership has been at work: stop leading at once. The text says where it was seen.
-    StepDown(Arc<str>),
 }
 
 /// A Kubernetes Event about a gang.

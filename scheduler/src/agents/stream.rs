@@ -120,11 +120,11 @@ impl Served {
     /// Waits for the next thing that happens on the stream.
     async fn step(&mut self) -> Result<(), Status> {
         let proof_until = match &self.identity {
-            Identity::Node { until, .. } => *until,
-            Identity::Believed => self.ends_at,
+            Identity::Node { until, .. } => Some(*until),
+            Identity::Believed => None,
         };
         let by = if self.speaker.is_some() {
-            self.ends_at.min(proof_until)
+            proof_until.map_or(self.ends_at, |until| until.min(self.ends_at))
         } else {
             self.hello_by
         };
@@ -157,10 +157,10 @@ impl Served {
         }
     }
 
-    fn expired(&self, proof_until: Instant) -> Status {
+    fn expired(&self, proof_until: Option<Instant>) -> Status {
         if self.speaker.is_none() {
             Status::deadline_exceeded("no hello in time")
-        } else if proof_until <= Instant::now() {
+        } else if proof_until.is_some_and(|until| until <= Instant::now()) {
             Status::unauthenticated("the token has expired")
         } else {
             Status::unavailable("the stream has reached its age: connect again")

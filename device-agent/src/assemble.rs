@@ -1,0 +1,271 @@
+//! Puts a device on the wire together: facts of the reading, verdict of the judge, holders of the kubelet, leaks.
+//!
+//! ```text
+//! Reading + Judge + KubeletState + LeakWatch --assemble--> Vec<Device>
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use muster_proto::inventory::{Device, Health, Sampler};
+
+use crate::health::table::State;
+use crate::health::{Judge, Verdict};
+use crate::kubelet::KubeletState;
+use crate::model::Reading;
+
+/// Memory in use up to which a device counts as unused, bytes. A guess: drivers and monitoring keep
+/// some hundred MiB on a GPU without any job.
+pub const LEAK_BYTES_MIN: u64 = 1 << 30;
+
+/// Memory in use is told in steps of this size, rounded up, so that a job's small changes are no changes of the report.
+const MEMORY_STEP_BYTES: u64 = 1 << 30;
+
+/// Tells for how long a device has been used although no pod holds it.
+#[derive(Debug, Clone)]
+pub struct LeakWatch {
+    after: Duration,
+    since: BTreeMap<String, Duration>,
+}
+
+impl LeakWatch {
+    /// A device counts as leaked once it has been used without a holder for `after`. Pods that
+    /// terminate hold memory for seconds, so this is not zero.
+    pub fn new(after: Duration) -> Self {
+        Self {
+            after,
+            since: BTreeMap::new(),
+        }
+    }
+
+    fn leaked(&mut self, now: Duration, uuid: &str, suspicious: bool) -> bool {
+        if !suspicious {
+            self.since.remove(uuid);
+            return false;
+        }
+        let since = match self.since.get(uuid) {
+            Some(since) => *since,
+            None => {
+                self.since.insert(uuid.to_owned(), now);
+                now
+            }
+        };
+        now.saturating_sub(since) >= self.after
+    }
+
+    fn keep_only(&mut self, uuids: &BTreeSet<String>) {
+        self.since.retain(|uuid, _| uuids.contains(uuid));
+    }
+
+    /// When a device may become leaked although nothing new is read.
+    pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
+        self.since
+            .values()
+            .filter_map(|since| since.checked_add(self.after))
+            .filter(|at| *at > now)
+            .min()
+    }
+}
+
+/// The devices to report, in the order of the reading.
+pub fn assemble(
+    now: Duration,
+    reading: &Reading,
+    sampler: Sampler,
+    kubelet: &KubeletState,
+    judge: &mut Judge,
+    leaks: &mut LeakWatch,
+) -> Vec<Device> {
+    let floor = sampler_verdict(sampler);
+    let mut devices = Vec::new();
+    for (position, gpu) in reading.gpus.iter().enumerate() {
+        let verdict = judge.verdict(now, gpu, position, None).worse(&floor);
+        let mut facts = gpu.facts.clone();
+        if gpu.lost {
+            // What was read of it before is not told as present.
+            facts.memory_used_bytes = None;
+        }
+        let busy =
+            !gpu.lost && gpu.slices.is_empty() && in_use(&facts, gpu.compute_pids.as_deref());
+        devices.push(finish(now, facts, verdict, busy, kubelet, leaks));
+        for slice in &gpu.slices {
+            let instance = slice
+                .facts
+                .mig
+                .as_ref()
+                .map(|mig| (mig.gpu_instance_id, mig.compute_instance_id));
+            let verdict = judge.verdict(now, gpu, position, instance).worse(&floor);
+            let busy = !gpu.lost && in_use(&slice.facts, slice.compute_pids.as_deref());
+            devices.push(finish(
+                now,
+                slice.facts.clone(),
+                verdict,
+                busy,
+                kubelet,
+                leaks,
+            ));
+        }
+    }
+    let uuids = devices.iter().map(|device| device.uuid.clone()).collect();
+    leaks.keep_only(&uuids);
+    devices
+}
+
+fn sampler_verdict(sampler: Sampler) -> Verdict {
+    match sampler {
+        Sampler::Hung => Verdict {
+            state: State::Suspect,
+            reason: "sampler-hung".into(),
+            detail: "calls into the driver do not return, the state of the device is not known"
+                .into(),
+        },
+        Sampler::NoDriver => Verdict {
+            state: State::Unhealthy,
+            reason: "no-driver".into(),
+            detail: "the driver is not loaded, or not the one of the library".into(),
+        },
+        Sampler::Ok | Sampler::Unspecified => Verdict::healthy(),
+    }
+}
+
+fn in_use(facts: &Device, pids: Option<&[u32]>) -> bool {
+    pids.is_some_and(|pids| !pids.is_empty())
+        || facts
+            .memory_used_bytes
+            .is_some_and(|used| used >= LEAK_BYTES_MIN)
+}
+
+fn finish(
+    now: Duration,
+    mut device: Device,
+    verdict: Verdict,
+    busy: bool,
+    kubelet: &KubeletState,
+    leaks: &mut LeakWatch,
+) -> Device {
+    device.health = Health::from(verdict.state).into();
+    device.health_reason = verdict.reason;
+    device.health_detail = verdict.detail;
+    device.memory_used_bytes = device.memory_used_bytes.map(|used| {
+        used.checked_next_multiple_of(MEMORY_STEP_BYTES)
+            .unwrap_or(used)
+    });
+    device.holders = kubelet.holders_of(&device);
+    if let Some(resource) = kubelet.resource_of(&device) {
+        device.resource_name = resource.to_owned();
+    }
+    // Without the kubelet nobody knows who holds what, so nothing is called leaked.
+    let suspicious = busy && kubelet.known && device.holders.is_empty();
+    device.leaked = leaks.leaked(now, &device.uuid, suspicious);
+    device
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use muster_proto::inventory::{Device, Health, Holder, Sampler};
+
+    use super::{LeakWatch, assemble};
+    use crate::fake::FakeNode;
+    use crate::health::Judge;
+    use crate::health::table::Table;
+    use crate::kubelet::{DeviceId, KubeletState};
+    use crate::profile::Profile;
+    use crate::scenario::FaultEvent;
+
+    struct Bench {
+        node: FakeNode,
+        judge: Judge,
+        leaks: LeakWatch,
+        kubelet: KubeletState,
+    }
+
+    impl Bench {
+        fn new(profile: &str) -> Self {
+            Self {
+                node: FakeNode::new(Profile::load(profile).unwrap().shape_for("n"), "n"),
+                judge: Judge::new(Table::embedded().unwrap()),
+                leaks: LeakWatch::new(Duration::from_secs(15)),
+                kubelet: KubeletState {
+                    known: true,
+                    ..KubeletState::default()
+                },
+            }
+        }
+
+        fn at(&mut self, at_s: u64, sampler: Sampler) -> Vec<Device> {
+            let (now, reading) = (Duration::from_secs(at_s), self.node.reading());
+            self.judge.reading(now, &reading);
+            assemble(
+                now,
+                &reading,
+                sampler,
+                &self.kubelet,
+                &mut self.judge,
+                &mut self.leaks,
+            )
+        }
+    }
+
+    #[test]
+    fn a_used_gpu_without_a_pod_leaks_after_a_while_and_a_held_one_never() {
+        let mut bench = Bench::new("h100-8");
+        bench.node.apply(&FaultEvent::Leak { gpu: 5 });
+        assert!(!bench.at(10, Sampler::Ok)[5].leaked);
+        assert_eq!(
+            bench.leaks.next_deadline(Duration::from_secs(10)),
+            Some(Duration::from_secs(25))
+        );
+        assert!(!bench.at(24, Sampler::Ok)[5].leaked);
+        assert!(bench.at(25, Sampler::Ok)[5].leaked);
+        let uuid = bench.node.gpus[5].uuid.clone();
+        bench.kubelet.holders.insert(
+            DeviceId::Uuid(uuid),
+            vec![Holder {
+                pod: "p".into(),
+                ..Holder::default()
+            }],
+        );
+        let device = bench.at(26, Sampler::Ok).remove(5);
+        assert!(!device.leaked && device.holders.len() == 1);
+        bench.kubelet = KubeletState::default();
+        bench.at(30, Sampler::Ok);
+        assert!(
+            !bench.at(90, Sampler::Ok)[5].leaked,
+            "unknown holders are no leak"
+        );
+    }
+
+    #[test]
+    fn slices_follow_their_gpu() {
+        let mut bench = Bench::new("a100-8-mig");
+        bench.node.apply(&FaultEvent::Lost { gpu: 0 });
+        let devices = bench.at(1, Sampler::Ok);
+        assert_eq!(devices.len(), 56);
+        assert!(devices[0].partitioned && !devices[1].partitioned);
+        assert_eq!(devices[1].parent_uuid, devices[0].uuid);
+        let lost = devices
+            .iter()
+            .filter(|device| device.health == i32::from(Health::Lost))
+            .count();
+        assert_eq!(lost, 8);
+        assert_eq!(devices[1].resource_name, "nvidia.com/mig-1g.5gb");
+    }
+
+    #[test]
+    fn a_hung_sampler_makes_nothing_better() {
+        let mut bench = Bench::new("h100-8");
+        bench.node.apply(&FaultEvent::Lost { gpu: 0 });
+        let devices = bench.at(1, Sampler::Hung);
+        assert_eq!(devices[0].health_reason, "lost");
+        assert_eq!(
+            (devices[1].health, devices[1].health_reason.as_str()),
+            (Health::Suspect.into(), "sampler-hung")
+        );
+        assert_eq!(
+            bench.at(2, Sampler::NoDriver)[1].health,
+            i32::from(Health::Unhealthy)
+        );
+    }
+}

@@ -1,0 +1,486 @@
+//! Judging health: readings and events in, one verdict per device out.
+//!
+//! ```text
+//! Reading (levels: lost, recovery action, remap, fabric, SRAM) --+
+//!                                                                +--> worst cause --> Verdict per device
+//! DeviceEvent (XID) --> cause, until reset / driver / quiet -----+--> Note per change (HealthEvent on the wire)
+//! ```
+//! The judge is pure: time comes in as an argument (a duration since any fixed moment), and
+//! [`Judge::next_deadline`] says when to ask again although nothing new was read. What each XID or
+//! state means is data: [`table`].
+
+pub mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use muster_proto::inventory::{HealthSource, RecoveryAction};
+
+use crate::model::{
+    DeviceEvent, DeviceEventKind, FabricHealth, FabricReading, GpuReading, Reading,
+};
+use table::{Clear, LevelRow, Scope, State, Table, action_word};
+
+/// Repeats of one XID on one GPU within this time are counted, not told one by one. A guess: slow
+/// enough that a storm of thousands per second stays a handful of messages.
+const REPEAT_WINDOW: Duration = Duration::from_secs(10);
+
+/// Different XIDs remembered per GPU. Reaching it would take a GPU that fails in every known way; the oldest is forgotten.
+const CAUSES_MAX: usize = 64;
+
+/// The verdict on one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// How it is.
+    pub state: State,
+    /// One stable word per cause, e.g. "xid-79"; empty when healthy.
+    pub reason: String,
+    /// For people; empty when healthy.
+    pub detail: String,
+}
+
+impl Verdict {
+    /// Nothing wrong.
+    pub fn healthy() -> Self {
+        Self {
+            state: State::Healthy,
+            reason: String::new(),
+            detail: String::new(),
+        }
+    }
+
+    fn worsen(&mut self, state: State, reason: impl FnOnce() -> String, detail: &str) {
+        if state > self.state {
+            *self = Self {
+                state,
+                reason: reason(),
+                detail: detail.into(),
+            };
+        }
+    }
+
+    /// The worse of two; the first when they are equally bad.
+    pub fn worse(self, other: &Self) -> Self {
+        if other.state > self.state {
+            other.clone()
+        } else {
+            self
+        }
+    }
+}
+
+/// Something to tell: an event, or a level that changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// Device it happened to; empty for the whole node.
+    pub device_uuid: String,
+    /// Where it was seen.
+    pub source: HealthSource,
+    /// XID number, recovery action, or 1 and 0 for a condition that began and ended.
+    pub code: i64,
+    /// Times since the last note of the same kind.
+    pub count: u32,
+    /// State it stands for.
+    pub state: State,
+    /// Kept until acknowledged.
+    pub fatal: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Cause {
+    last: Duration,
+    noted: Duration,
+    uncounted: u32,
+}
+
+/// XID (or condition told by an event) and the slice it is attributed to.
+type CauseKey = (EventCause, Option<(u32, u32)>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum EventCause {
+    Xid(u64),
+    DoubleBitEcc,
+    Unavailable,
+}
+
+#[derive(Debug, Clone, Default)]
+struct GpuMemory {
+    causes: BTreeMap<CauseKey, Cause>,
+    lost: bool,
+    action: i32,
+    levels: BTreeSet<&'static str>,
+    /// When a reset was last seen: back on the bus, or the demand withdrawn.
+    recovered: Option<Duration>,
+    /// Since when the GPU is present and the driver asks for nothing.
+    well_since: Option<Duration>,
+    /// Whether the driver has a verdict at all.
+    has_action: bool,
+}
+
+/// Remembers what happened to each GPU, by index, and judges.
+#[derive(Debug, Clone)]
+pub struct Judge {
+    table: Table,
+    gpus: BTreeMap<u32, GpuMemory>,
+    uuids: BTreeMap<String, u32>,
+}
+
+impl Judge {
+    /// A judge without memory.
+    pub fn new(table: Table) -> Self {
+        Self {
+            table,
+            gpus: BTreeMap::new(),
+            uuids: BTreeMap::new(),
+        }
+    }
+
+    /// Takes in a reading. Returns what changed against the one before.
+    pub fn reading(&mut self, now: Duration, reading: &Reading) -> Vec<Note> {
+        let mut notes = Vec::new();
+        self.uuids.clear();
+        for (position, gpu) in reading.gpus.iter().enumerate() {
+            let index = index_of(gpu, position);
+            self.uuids.insert(gpu.facts.uuid.clone(), index);
+            let memory = self.gpus.entry(index).or_default();
+            memory.take(now, gpu, &self.table, &mut notes);
+        }
+        notes
+    }
+
+    /// Takes in an event. Returns what to tell of it; nothing for a repeat within a short time.
+    pub fn event(&mut self, now: Duration, event: &DeviceEvent) -> Option<Note> {
+        let index = event
+            .gpu_uuid
+            .as_ref()
+            .and_then(|uuid| self.uuids.get(uuid).copied());
+        let device_uuid = event.gpu_uuid.clone().unwrap_or_default();
+        let (cause, source, code, state, fatal) = match event.kind {
+            DeviceEventKind::Xid(code) => {
+                let row = self.table.xid(code);
+                let number = i64::try_from(code).unwrap_or(i64::MAX);
+                (
+                    EventCause::Xid(code),
+                    HealthSource::Xid,
+                    number,
+                    row.state,
+                    row.fatal,
+                )
+            }
+            DeviceEventKind::DoubleBitEcc => {
+                let state = self.condition_state("double-bit-ecc");
+                (EventCause::DoubleBitEcc, HealthSource::Ecc, 1, state, false)
+            }
+            DeviceEventKind::Unavailable => {
+                let state = self.condition_state("unavailable");
+                (
+                    EventCause::Unavailable,
+                    HealthSource::RecoveryAction,
+                    1,
+                    state,
+                    true,
+                )
+            }
+            // The reading that follows has the action itself.
+            DeviceEventKind::RecoveryActionChanged => return None,
+        };
+        let note = Note {
+            device_uuid,
+            source,
+            code,
+            count: 1,
+            state,
+            fatal,
+        };
+        let Some(memory) = index.and_then(|index| self.gpus.get_mut(&index)) else {
+            return Some(note);
+        };
+        memory.well_since = memory.well_since.map(|_| now);
+        let key = (cause, event.instance);
+        if memory.causes.len() >= CAUSES_MAX
+            && !memory.causes.contains_key(&key)
+            && let Some(oldest) = memory
+                .causes
+                .iter()
+                .min_by_key(|(_, cause)| cause.last)
+                .map(|(key, _)| *key)
+        {
+            memory.causes.remove(&oldest);
+        }
+        match memory.causes.get_mut(&key) {
+            Some(cause) => {
+                cause.last = now;
+                cause.uncounted = cause.uncounted.saturating_add(1);
+                if now.saturating_sub(cause.noted) < REPEAT_WINDOW {
+                    return None;
+                }
+                cause.noted = now;
+                Some(Note {
+                    count: std::mem::take(&mut cause.uncounted),
+                    ..note
+                })
+            }
+            None => {
+                memory.causes.insert(
+                    key,
+                    Cause {
+                        last: now,
+                        noted: now,
+                        uncounted: 0,
+                    },
+                );
+                Some(note)
+            }
+        }
+    }
+
+    fn condition_state(&self, name: &str) -> State {
+        self.table
+            .condition(name)
+            .map_or(State::Suspect, |row| row.state)
+    }
+
+    /// The verdict on the GPU of this reading; `instance` narrows it to a MIG slice. Forgets causes that have ended.
+    pub fn verdict(
+        &mut self,
+        now: Duration,
+        gpu: &GpuReading,
+        position: usize,
+        instance: Option<(u32, u32)>,
+    ) -> Verdict {
+        let mut verdict = Verdict::healthy();
+        if gpu.lost {
+            verdict.worsen(
+                State::Lost,
+                || "lost".into(),
+                "the driver no longer reaches the GPU",
+            );
+        }
+        let Self { table, gpus, .. } = self;
+        let Some(memory) = gpus.get_mut(&index_of(gpu, position)) else {
+            return verdict;
+        };
+        memory.forget(now, table);
+        // The driver's own verdict comes before guesses from XIDs.
+        if let Some(row) = table.action(memory.action) {
+            let word = action_word(RecoveryAction::try_from(memory.action).unwrap_or_default());
+            verdict.worsen(row.state, || format!("recovery-{word}"), &row.text);
+        }
+        for name in &memory.levels {
+            if let Some(row) = table.condition(name) {
+                verdict.worsen(row.state, || (*name).into(), &row.text);
+            }
+        }
+        for (cause, at) in memory.causes.keys() {
+            let Some((state, scope, text)) = describe(*cause, table) else {
+                continue;
+            };
+            // A slice takes what concerns the GPU and what concerns itself; the GPU as a whole takes
+            // what no slice was named for.
+            let concerns = scope == Scope::Gpu || at.is_none() || *at == instance;
+            if concerns {
+                let reason = || match cause {
+                    EventCause::Xid(code) => format!("xid-{code}"),
+                    EventCause::DoubleBitEcc => "double-bit-ecc".into(),
+                    EventCause::Unavailable => "unavailable".into(),
+                };
+                // A GPU that fell off the bus and is back is not lost any more, and not trusted yet either.
+                let state = if state == State::Lost && !gpu.lost {
+                    State::Unhealthy
+                } else {
+                    state
+                };
+                if state == State::Lost && verdict.reason == "lost" {
+                    verdict = Verdict {
+                        state,
+                        reason: reason(),
+                        detail: text.into(),
+                    };
+                } else {
+                    verdict.worsen(state, reason, text);
+                }
+            }
+        }
+        verdict
+    }
+
+    /// When a verdict may change although nothing new is read.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let ends = self.gpus.values().flat_map(|memory| {
+            memory
+                .causes
+                .iter()
+                .filter_map(|((cause, _), at)| memory.ends(*cause, at, &self.table))
+        });
+        ends.min()
+    }
+}
+
+fn describe(cause: EventCause, table: &Table) -> Option<(State, Scope, &str)> {
+    let condition = |name| {
+        table
+            .condition(name)
+            .map(|row: &LevelRow| (row.state, Scope::Gpu, row.text.as_str()))
+    };
+    match cause {
+        EventCause::Xid(code) => {
+            let row = table.xid(code);
+            Some((row.state, row.scope, row.text.as_str()))
+        }
+        EventCause::DoubleBitEcc => condition("double-bit-ecc"),
+        EventCause::Unavailable => condition("unavailable"),
+    }
+}
+
+fn index_of(gpu: &GpuReading, position: usize) -> u32 {
+    gpu.facts
+        .index
+        .unwrap_or_else(|| u32::try_from(position).unwrap_or(u32::MAX))
+}
+
+impl GpuMemory {
+    fn take(&mut self, now: Duration, gpu: &GpuReading, table: &Table, notes: &mut Vec<Note>) {
+        let uuid = &gpu.facts.uuid;
+        let mut tell = |source, code, state, fatal| {
+            notes.push(Note {
+                device_uuid: uuid.clone(),
+                source,
+                code,
+                count: 1,
+                state,
+                fatal,
+            });
+        };
+        if gpu.lost != self.lost {
+            self.lost = gpu.lost;
+            let state = if gpu.lost {
+                State::Lost
+            } else {
+                State::Healthy
+            };
+            tell(HealthSource::Lost, i64::from(gpu.lost), state, gpu.lost);
+            if !gpu.lost {
+                self.recovered = Some(now);
+            }
+        }
+        if gpu.lost {
+            // Nothing else that was read of it is fresh.
+            self.well_since = None;
+            return;
+        }
+        let action = gpu.facts.recovery_action.unwrap_or_default();
+        self.has_action = gpu.facts.recovery_action.is_some();
+        if action != self.action {
+            let row = table.action(action);
+            if row.is_some() || table.action(self.action).is_some() {
+                let state = row.map_or(State::Healthy, |row| row.state);
+                tell(
+                    HealthSource::RecoveryAction,
+                    i64::from(action),
+                    state,
+                    state >= State::Unhealthy,
+                );
+            }
+            if row.is_none() && table.action(self.action).is_some() {
+                self.recovered = Some(now);
+            }
+            self.action = action;
+        }
+        let levels: BTreeSet<&'static str> = levels(gpu).into_iter().collect();
+        for name in levels.difference(&self.levels) {
+            let state = table
+                .condition(name)
+                .map_or(State::Suspect, |row| row.state);
+            tell(condition_source(name), 1, state, state >= State::Unhealthy);
+        }
+        for name in self.levels.difference(&levels) {
+            tell(condition_source(name), 0, State::Healthy, false);
+        }
+        self.levels = levels;
+        if table.action(self.action).is_some() {
+            self.well_since = None;
+        } else if self.well_since.is_none() {
+            self.well_since = Some(now);
+        }
+    }
+
+    fn forget(&mut self, now: Duration, table: &Table) {
+        let ended: Vec<CauseKey> = self
+            .causes
+            .iter()
+            .filter(|((cause, _), at)| self.ends(*cause, at, table).is_some_and(|end| end <= now))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in ended {
+            self.causes.remove(&key);
+        }
+    }
+
+    /// When the cause ends if nothing further happens; `None` when only a reading can end it.
+    fn ends(&self, cause: EventCause, at: &Cause, table: &Table) -> Option<Duration> {
+        let (clear, quiet) = match cause {
+            EventCause::Xid(code) => (table.xid(code).clear, table.xid(code).quiet),
+            EventCause::DoubleBitEcc | EventCause::Unavailable => {
+                (Clear::Driver, Duration::from_secs(3600))
+            }
+        };
+        let after_quiet = at.last.checked_add(quiet);
+        if clear == Clear::Quiet {
+            return after_quiet;
+        }
+        let well_since = self.well_since?;
+        let after_reset = self
+            .recovered
+            .filter(|recovered| *recovered >= at.last)
+            .and_then(|recovered| recovered.max(well_since).checked_add(table.settle));
+        let after_driver = match (clear, self.has_action) {
+            (Clear::Driver, true) => well_since
+                .max(at.last)
+                .checked_add(table.driver_quiet.min(quiet)),
+            (Clear::Driver, false) => after_quiet,
+            _ => None,
+        };
+        after_reset.into_iter().chain(after_driver).min()
+    }
+}
+
+fn levels(gpu: &GpuReading) -> Vec<&'static str> {
+    let mut found = Vec::new();
+    if let Some(ecc) = &gpu.facts.ecc {
+        if ecc.remap_pending == Some(true) {
+            found.push("remap-pending");
+        }
+        if ecc.remap_failure == Some(true) {
+            found.push("remap-failure");
+        }
+    }
+    if gpu.sram_threshold_exceeded == Some(true) {
+        found.push("sram-threshold");
+    }
+    match &gpu.fabric {
+        FabricReading::None => {}
+        FabricReading::Pending(_) => found.push("fabric-pending"),
+        FabricReading::Failed { .. } => found.push("fabric-failed"),
+        FabricReading::Completed {
+            health: FabricHealth::Unhealthy,
+            ..
+        } => found.push("fabric-unhealthy"),
+        FabricReading::Completed {
+            health: FabricHealth::LimitedCapacity,
+            ..
+        } => found.push("fabric-limited"),
+        FabricReading::Completed { .. } => {}
+    }
+    found
+}
+
+fn condition_source(name: &str) -> HealthSource {
+    match name {
+        "remap-pending" | "remap-failure" => HealthSource::RowRemap,
+        "sram-threshold" => HealthSource::Ecc,
+        _ => HealthSource::Fabric,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,165 @@
+//! A fleet over in-memory pipes on a paused clock, against a server written here.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{Server, until};
+use muster_agent::clock::WallClock;
+use muster_agent::connector::NoToken;
+use muster_agent::fleet::{Fleet, FleetConfig, FleetNode};
+use muster_agent::profile::Profile;
+use muster_agent::scenario::FaultEvent;
+use muster_proto::inventory::{Health, Holder};
+
+fn config(server: &Server, nodes: usize) -> FleetConfig {
+    let profile = Arc::new(Profile::load("h100-8").unwrap());
+    let node = |n| FleetNode {
+        name: format!("gpu-{n}"),
+        uid: format!("uid-{n}"),
+        profile: Arc::clone(&profile),
+        scenario: None,
+    };
+    FleetConfig {
+        nodes: (0..nodes).map(node).collect(),
+        start_spread: Duration::from_secs(5),
+        clock: WallClock::starting_at(1_700_000_000_000),
+        ..FleetConfig::new(server.connector(), Arc::new(NoToken))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_hundred_nodes_report_and_faults_and_holders_arrive() {
+    let server = Server::start(&["a"]);
+    let mut fleet = Fleet::start(config(&server, 200)).unwrap();
+    until("200 nodes", || server.nodes("a").len() == 200).await;
+    assert!(
+        server
+            .nodes("a")
+            .values()
+            .all(|node| node.devices.len() == 8 && node.consistent())
+    );
+
+    fleet
+        .inject("gpu-17", FaultEvent::Xid { gpu: 3, code: 79 })
+        .unwrap();
+    let lost = || {
+        server
+            .node("a", "gpu-17")
+            .devices
+            .values()
+            .filter(|device| device.health() == Health::Lost)
+            .count()
+    };
+    let start = tokio::time::Instant::now();
+    until("the lost gpu", || lost() == 1).await;
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
+    until("its event", || {
+        server
+            .node("a", "gpu-17")
+            .events
+            .iter()
+            .any(|event| event.code == 79 && event.fatal)
+    })
+    .await;
+    fleet
+        .inject("gpu-17", FaultEvent::Back { gpu: None })
+        .unwrap();
+    until("the repaired gpu", || lost() == 0).await;
+
+    let uuid = fleet.devices("gpu-4").unwrap()[2].uuid.clone();
+    let holder = Holder {
+        namespace: "team".into(),
+        pod: "job-0".into(),
+        container: "main".into(),
+    };
+    fleet
+        .set_holders("gpu-4", [(uuid.clone(), vec![holder.clone()])].into())
+        .unwrap();
+    until("the holder", || {
+        server.node("a", "gpu-4").devices[&uuid].holders == [holder.clone()]
+    })
+    .await;
+
+    fleet.inject("gpu-5", FaultEvent::Silent).unwrap();
+    let quiet_since = server.node("a", "gpu-5").last_seen;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(server.node("a", "gpu-5").last_seen <= quiet_since + Duration::from_secs(1));
+    assert!(server.node("a", "gpu-6").last_seen.elapsed() <= Duration::from_secs(11));
+    fleet.inject("gpu-5", FaultEvent::Resume).unwrap();
+    until("a heartbeat again", || {
+        server.node("a", "gpu-5").last_seen.elapsed() < Duration::from_secs(1)
+    })
+    .await;
+
+    fleet.remove_node("gpu-9").await.unwrap();
+    until("bye", || server.node("a", "gpu-9").byes == 1).await;
+    assert!(fleet.inject("gpu-9", FaultEvent::Silent).is_err());
+    assert!(server.nodes("a").values().all(common::Node::consistent));
+    fleet.stop().await;
+    until("every bye", || {
+        server.nodes("a").values().all(|node| node.byes == 1)
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_seed_gives_the_same_order_of_arrival() {
+    let order = async || {
+        let server = Server::start(&["a"]);
+        let fleet = Fleet::start(config(&server, 50)).unwrap();
+        until("50 nodes", || server.nodes("a").len() == 50).await;
+        let mut arrivals: Vec<_> = server
+            .nodes("a")
+            .into_iter()
+            .map(|(name, node)| (node.order, name))
+            .collect();
+        arrivals.sort();
+        fleet.stop().await;
+        arrivals
+    };
+    assert_eq!(order().await, order().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_replica_gets_its_own_stream_and_a_lost_one_is_found_again() {
+    let server = Server::start(&["a", "b", "c"]);
+    let fleet = Fleet::start(config(&server, 10)).unwrap();
+    until("three replicas", || {
+        ["a", "b", "c"]
+            .iter()
+            .all(|replica| server.nodes(replica).len() == 10)
+    })
+    .await;
+    server.kill("b");
+    fleet.inject("gpu-1", FaultEvent::Lost { gpu: 0 }).unwrap();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(server.node("a", "gpu-1").lost(), 1);
+    assert_eq!(server.node("b", "gpu-1").lost(), 0);
+    server.revive("b");
+    until("b is told", || server.node("b", "gpu-1").lost() == 1).await;
+    assert!(server.node("b", "gpu-1").snapshots >= 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_lost_track_gets_a_snapshot_and_a_duplicate_changes_nothing() {
+    let server = Server::start(&["a"]);
+    let fleet = Fleet::start(config(&server, 3)).unwrap();
+    until("3 nodes", || server.nodes("a").len() == 3).await;
+    server.resync("a", "gpu-1");
+    until("a second snapshot", || {
+        server.node("a", "gpu-1").snapshots == 2
+    })
+    .await;
+    fleet.inject("gpu-2", FaultEvent::Lost { gpu: 1 }).unwrap();
+    until("the loss", || server.node("a", "gpu-2").lost() == 1).await;
+    fleet.inject("gpu-2", FaultEvent::Replay).unwrap();
+    until("the old report", || server.node("a", "gpu-2").stale == 1).await;
+    assert_eq!(server.node("a", "gpu-2").lost(), 1);
+    assert!(server.node("a", "gpu-2").consistent());
+}

@@ -1,0 +1,95 @@
+//! The seam where faults come in: around every request, and at every event of every watch.
+//!
+//! ```text
+//! request ─► before ─► (refuse | delay | go on) ─► applied ─► after ─► (deliver | delay | lose | replace)
+//! watch event ─► watch_event ─► (deliver | lag | twice | cut)
+//! ```
+
+use std::time::Duration;
+
+use super::error::ApiError;
+use super::store::Change;
+
+/// What a fault may know about a request.
+#[derive(Debug, Clone)]
+pub struct RequestInfo {
+    /// Counts up from 1 in the order of arrival.
+    pub number: u64,
+    /// Identity of the client.
+    pub client: String,
+    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`.
+    pub verb: String,
+    /// API group, `""` for the core group.
+    pub group: String,
+    /// Plural name; empty for discovery and the like.
+    pub resource: String,
+    /// Subresource or `""`.
+    pub subresource: String,
+    /// Namespace or `""`.
+    pub namespace: String,
+    /// Name or `""`.
+    pub name: String,
+}
+
+/// What to do before a request is applied.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Before {
+    /// Apply it.
+    Proceed,
+    /// Wait, then apply it.
+    Delay(Duration),
+    /// Answer this; nothing is applied.
+    Refuse(ApiError),
+    /// Break the connection; nothing is applied.
+    Disconnect,
+}
+
+/// What to do with the answer of an applied request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum After {
+    /// Deliver it.
+    Deliver,
+    /// Wait, then deliver it.
+    Delay(Duration),
+    /// Break the connection: the request is applied, and the caller does not know.
+    Lose,
+    /// Answer this in its place: the request is applied, and the caller is told otherwise.
+    Replace(ApiError),
+}
+
+/// What to do with one event of one watch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OnEvent {
+    /// Deliver it.
+    Deliver,
+    /// Hold it, and everything behind it, for this long.
+    Lag(Duration),
+    /// Deliver it twice.
+    Duplicate,
+    /// End the watch before it, without an error.
+    Cut,
+}
+
+/// Decides about faults. Called in the order of requests; keeps its own state and chance behind a lock.
+pub trait Faults: Send + Sync {
+    /// Before a request is applied.
+    fn before(&self, _request: &RequestInfo) -> Before {
+        Before::Proceed
+    }
+
+    /// After a request was applied; `code` is the status it would be answered with.
+    fn after(&self, _request: &RequestInfo, _code: u16) -> After {
+        After::Deliver
+    }
+
+    /// Before an event is sent on the watch that `request` opened.
+    fn watch_event(&self, _request: &RequestInfo, _change: &Change) -> OnEvent {
+        OnEvent::Deliver
+    }
+}
+
+/// No faults at all.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct NoFaults;
+
+impl Faults for NoFaults {}

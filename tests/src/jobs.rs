@@ -1,0 +1,144 @@
+//! Jobs as users write them, as YAML.
+
+use std::fmt::Write as _;
+
+/// One replica type of a PyTorchJob.
+#[derive(Clone, Debug)]
+pub struct Role {
+    /// `Master` or `Worker`.
+    pub name: &'static str,
+    /// Number of pods.
+    pub replicas: u32,
+    /// GPUs of each.
+    pub gpus: u32,
+    /// Cores of each, as a quantity.
+    pub cpu: &'static str,
+    /// Further lines of the pod's spec, indented as YAML by the caller's own two spaces.
+    pub extra_spec: String,
+}
+
+impl Role {
+    /// A role with 1 core and 1 GiB per pod.
+    pub fn new(name: &'static str, replicas: u32, gpus: u32) -> Self {
+        Self {
+            name,
+            replicas,
+            gpus,
+            cpu: "1",
+            extra_spec: String::new(),
+        }
+    }
+
+    /// With a line of YAML more in the pod's spec.
+    #[must_use]
+    pub fn with(mut self, line: &str) -> Self {
+        let _ = writeln!(self.extra_spec, "{line}");
+        self
+    }
+}
+
+/// A PyTorchJob.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Roles.
+    pub roles: Vec<Role>,
+    /// How long each pod runs, seconds; `None`: until it is deleted.
+    pub run_seconds: Option<u32>,
+    /// Lines of `spec.runPolicy`.
+    pub run_policy: Vec<String>,
+    /// Lines of `spec` besides replicas and run policy.
+    pub extra: Vec<String>,
+    /// Annotations.
+    pub annotations: Vec<(String, String)>,
+}
+
+impl Job {
+    /// A job in namespace `default`.
+    pub fn new(name: &str, roles: Vec<Role>) -> Self {
+        Self {
+            name: name.into(),
+            namespace: "default".into(),
+            roles,
+            run_seconds: None,
+            run_policy: Vec::new(),
+            extra: Vec::new(),
+            annotations: Vec::new(),
+        }
+    }
+
+    /// Lets each pod end well after so many seconds.
+    #[must_use]
+    pub fn running_for(mut self, seconds: u32) -> Self {
+        self.run_seconds = Some(seconds);
+        self
+    }
+
+    /// Number of pods.
+    pub fn pods(&self) -> usize {
+        self.roles.iter().map(|role| role.replicas as usize).sum()
+    }
+
+    /// The object as YAML.
+    pub fn yaml(&self) -> String {
+        let mut text = format!(
+            "apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nmetadata:\n  name: {}\n  namespace: {}\n",
+            self.name, self.namespace
+        );
+        if !self.annotations.is_empty() {
+            text.push_str("  annotations:\n");
+            for (key, value) in &self.annotations {
+                let _ = writeln!(text, "    {key}: \"{value}\"");
+            }
+        }
+        text.push_str("spec:\n");
+        for line in &self.extra {
+            let _ = writeln!(text, "  {line}");
+        }
+        if !self.run_policy.is_empty() {
+            text.push_str("  runPolicy:\n");
+            for line in &self.run_policy {
+                let _ = writeln!(text, "    {line}");
+            }
+        }
+        text.push_str("  pytorchReplicaSpecs:\n");
+        for role in &self.roles {
+            text.push_str(&self.role(role));
+        }
+        text
+    }
+
+    fn role(&self, role: &Role) -> String {
+        let mut text = format!(
+            "    {}:\n      replicas: {}\n      restartPolicy: OnFailure\n      template:\n",
+            role.name, role.replicas
+        );
+        if let Some(seconds) = self.run_seconds {
+            let _ = write!(
+                text,
+                "        metadata:\n          annotations:\n            muster.dev/run-seconds: \"{seconds}\"\n"
+            );
+        }
+        text.push_str("        spec:\n          schedulerName: muster\n          tolerations:\n");
+        text.push_str("          - {key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}\n");
+        for line in role.extra_spec.lines() {
+            let _ = writeln!(text, "          {line}");
+        }
+        let _ = write!(
+            text,
+            "          containers:\n          - name: pytorch\n            image: train:1\n            resources:\n              requests: {{cpu: \"{}\", memory: 1Gi}}\n",
+            role.cpu
+        );
+        if role.gpus > 0 {
+            let _ = writeln!(
+                text,
+                "              limits: {{nvidia.com/gpu: {}}}",
+                role.gpus
+            );
+        }
+        text
+    }
+}

@@ -1,0 +1,479 @@
+//! Muster on the real control plane: its objects installed from what `print` prints, the scheduler
+//! under its own ServiceAccount, mTLS to an unmodified kube-scheduler, and a fleet of fake agents.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use kube::api::{Api, DynamicObject};
+use kube::core::{ApiResource, GroupVersionKind};
+use muster_control_plane::history::{GangRule, History, Recorder, World};
+use muster_control_plane::{Cluster, NodeTemplate, Program, TrainingOperatorOptions};
+use muster_kubernetes::manifests;
+
+use crate::jobs::Job;
+use crate::programs;
+
+/// Longest a gang may be bound in part: Muster's repair deadline and a little for the writes.
+pub const PARTIAL_MAX: Duration = Duration::from_secs(40);
+
+/// How the stack is put together.
+#[derive(Clone, Debug)]
+pub struct StackOptions {
+    /// Pools of nodes.
+    pub pools: Vec<NodeTemplate>,
+    /// Install the admission policies that hold jobs and gate pods.
+    pub policies: bool,
+    /// Run training-operator, and how.
+    pub operator: Option<TrainingOperatorOptions>,
+    /// Run fake agents; otherwise the configuration says `nodesWithoutAgent: useAllocatable`.
+    pub agents: bool,
+    /// Further lines of Muster's configuration.
+    pub config: String,
+    /// `httpTimeout` of kube-scheduler for bind.
+    pub bind_timeout: Duration,
+    /// Scenario file for the fleet.
+    pub scenario: Option<PathBuf>,
+}
+
+impl Default for StackOptions {
+    fn default() -> Self {
+        Self {
+            pools: vec![
+                NodeTemplate::gpu_pool("gpu", 4),
+                NodeTemplate::cpu_pool("cpu", 1),
+            ],
+            policies: true,
+            operator: Some(TrainingOperatorOptions::default()),
+            agents: true,
+            config: String::new(),
+            bind_timeout: Duration::from_secs(300),
+            scenario: None,
+        }
+    }
+}
+
+/// The running stack.
+pub struct Stack {
+    /// The control plane.
+    pub cluster: Cluster,
+    /// Records what the API server says.
+    pub recorder: Recorder,
+    /// Where Muster serves metrics.
+    pub http: String,
+    options: StackOptions,
+}
+
+/// Muster's process.
+pub fn muster() -> Program {
+    Program::Other("muster-scheduler".into())
+}
+
+/// The fleet's process.
+pub fn fleet() -> Program {
+    Program::Other("muster-fleet".into())
+}
+
+fn free_address() -> anyhow::Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("a free port")?;
+    Ok(listener.local_addr().context("its address")?.to_string())
+}
+
+impl Stack {
+    /// Starts everything and waits until Muster leads and is ready.
+    pub async fn start(options: StackOptions) -> anyhow::Result<Self> {
+        let mut builder = Cluster::builder();
+        for pool in &options.pools {
+            builder = builder.nodes(pool.clone());
+        }
+        let cluster = builder.start().await?;
+        cluster.install_job_crds().await?;
+        install(&cluster, options.policies).await?;
+        let recorder = record(&cluster).await?;
+        let http = start_muster(&cluster, &options).await?;
+        let stack = Self {
+            cluster,
+            recorder,
+            http,
+            options,
+        };
+        stack.wait_ready(Duration::from_secs(60)).await?;
+        if stack.options.policies {
+            stack.wait_policies(Duration::from_secs(60)).await?;
+        }
+        if let Some(operator) = &stack.options.operator {
+            stack.cluster.start_training_operator(operator).await?;
+        }
+        Ok(stack)
+    }
+
+    /// Waits until `/readyz` answers well.
+    pub async fn wait_ready(&self, timeout: Duration) -> anyhow::Result<()> {
+        let address = self.http.clone();
+        self.wait_until(timeout, "Muster to be ready", async || {
+            http_ok(&address, "/readyz").await
+        })
+        .await
+    }
+
+    /// A policy takes a few seconds to act after it was created: waits until a pod of ours is gated.
+    async fn wait_policies(&self, timeout: Duration) -> anyhow::Result<()> {
+        let yaml = "apiVersion: v1\nkind: Pod\nmetadata: {name: policy-probe, namespace: default, labels: {muster.dev/gang: probe}, \
+                    annotations: {muster.dev/gang-size: \"2\"}}\nspec: {schedulerName: muster, containers: [{name: a, image: a}]}\n";
+        self.wait_until(timeout, "the admission policies to act", async || {
+            if self.cluster.apply_yaml(yaml).await.is_err() {
+                return false;
+            }
+            let found = self
+                .cluster
+                .kubectl(&[
+                    "get",
+                    "pod",
+                    "policy-probe",
+                    "-o",
+                    "jsonpath={.spec.schedulingGates[*].name}",
+                ])
+                .await;
+            let gated = found.is_ok_and(|found| found.stdout.contains("muster.dev/gang"));
+            let _ = self
+                .cluster
+                .kubectl(&["delete", "pod", "policy-probe", "--now"])
+                .await;
+            gated
+        })
+        .await
+    }
+
+    /// Polls until `condition` holds.
+    pub async fn wait_until(
+        &self,
+        timeout: Duration,
+        what: &str,
+        condition: impl AsyncFn() -> bool,
+    ) -> anyhow::Result<()> {
+        let end = Instant::now() + timeout;
+        while !condition().await {
+            if Instant::now() > end {
+                let log = std::fs::read_to_string(self.cluster.log(&muster())).unwrap_or_default();
+                let tail: Vec<&str> = log.lines().rev().take(30).collect();
+                let tail: Vec<&str> = tail.into_iter().rev().collect();
+                bail!(
+                    "waited {timeout:?} for {what}; Muster's last lines:\n{}",
+                    tail.join("\n")
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until the recorded world is as wanted; says how gangs and pods are when it is not.
+    pub async fn wait_world(
+        &self,
+        timeout: Duration,
+        what: &str,
+        wanted: impl Fn(&World) -> bool,
+    ) -> anyhow::Result<()> {
+        let end = Instant::now() + timeout;
+        while !self.recorder.look(&wanted) {
+            if Instant::now() > end {
+                let gangs = self
+                    .cluster
+                    .kubectl(&["get", "gangs,pods", "-A", "-o", "wide"])
+                    .await?;
+                let log = std::fs::read_to_string(self.cluster.log(&muster())).unwrap_or_default();
+                let tail: Vec<&str> = log.lines().rev().take(40).collect();
+                let tail: Vec<&str> = tail.into_iter().rev().collect();
+                bail!(
+                    "waited {timeout:?} for {what}\n{}\nMuster's last lines:\n{}",
+                    gangs.stdout,
+                    tail.join("\n")
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+
+    /// Submits a job.
+    pub async fn submit(&self, job: &Job) -> anyhow::Result<()> {
+        self.cluster.apply_yaml(&job.yaml()).await?;
+        Ok(())
+    }
+
+    /// Waits until every pod of a job is bound.
+    pub async fn wait_bound(
+        &self,
+        job: &str,
+        pods: usize,
+        timeout: Duration,
+    ) -> anyhow::Result<()> {
+        self.wait_world(timeout, &format!("{pods} bound pods of {job}"), |world| {
+            world.bound_of(job) == pods
+        })
+        .await
+    }
+
+    /// What a Gang's status says of the gang: phase, reason of the condition, message.
+    pub async fn gang(&self, namespace: &str, name: &str) -> anyhow::Result<Option<GangSays>> {
+        let kind = ApiResource::from_gvk_with_plural(
+            &GroupVersionKind::gvk("muster.dev", "v1alpha1", "Gang"),
+            "gangs",
+        );
+        let api: Api<DynamicObject> = Api::namespaced_with(self.cluster.admin(), namespace, &kind);
+        let Some(gang) = api.get_opt(name).await? else {
+            return Ok(None);
+        };
+        let status = gang.data.get("status").cloned().unwrap_or_default();
+        let text = |value: Option<&serde_json::Value>| {
+            value
+                .and_then(|value| value.as_str())
+                .unwrap_or_default()
+                .to_owned()
+        };
+        Ok(Some(GangSays {
+            phase: text(status.get("phase")),
+            reason: text(status.get("reason")),
+            message: text(status.get("message")),
+            status,
+        }))
+    }
+
+    /// Waits until a Gang says what is wanted.
+    pub async fn wait_gang(
+        &self,
+        namespace: &str,
+        name: &str,
+        timeout: Duration,
+        wanted: impl Fn(&GangSays) -> bool,
+    ) -> anyhow::Result<GangSays> {
+        let end = Instant::now() + timeout;
+        loop {
+            let says = self.gang(namespace, name).await?;
+            match says {
+                Some(says) if wanted(&says) => return Ok(says),
+                other if Instant::now() > end => {
+                    bail!("waited {timeout:?} for gang {name}; it says {other:?}")
+                }
+                _ => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    /// Kills Muster as `kill -9` does, and starts it again.
+    pub async fn restart_muster(&self) -> anyhow::Result<()> {
+        self.cluster.kill(&muster())?;
+        self.cluster.start(&muster()).await?;
+        Ok(())
+    }
+
+    /// Judges what has happened: nothing over-committed, no gang in part past the deadline.
+    pub async fn judge(&self) -> anyhow::Result<History> {
+        let history = self.recorder.caught_up(Duration::from_secs(30)).await?;
+        let over = history.over_commitments();
+        if let Some(first) = over.first() {
+            bail!("{} over-commitments, the first: {first}", over.len());
+        }
+        let rule = GangRule::new(PARTIAL_MAX).outages(self.cluster.outages());
+        let partial = history.partial_gangs(&rule);
+        if let Some(first) = partial.first() {
+            bail!("{} partial gangs, the first: {first}", partial.len());
+        }
+        Ok(history)
+    }
+}
+
+/// What a Gang's status says.
+#[derive(Clone, Debug)]
+pub struct GangSays {
+    /// `status.phase`.
+    pub phase: String,
+    /// `status.reason`.
+    pub reason: String,
+    /// `status.message`.
+    pub message: String,
+    /// The whole status.
+    pub status: serde_json::Value,
+}
+
+/// Starts the recorder; the API server answers 429 for a moment after a CRD has come.
+async fn record(cluster: &Cluster) -> anyhow::Result<Recorder> {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        match Recorder::start(cluster.admin()).await {
+            Ok(recorder) => return Ok(recorder),
+            Err(error) if Instant::now() > end => return Err(error.into()),
+            Err(_) => tokio::time::sleep(Duration::from_millis(300)).await,
+        }
+    }
+}
+
+/// Installs Muster's objects: exactly what `muster-scheduler print` prints.
+async fn install(cluster: &Cluster, policies: bool) -> anyhow::Result<()> {
+    cluster.apply_yaml(&manifests::crds()).await?;
+    cluster.wait_for_crds(&["gangs.muster.dev"]).await?;
+    cluster.apply_yaml(&manifests::rbac()).await?;
+    if policies {
+        cluster.apply_yaml(&manifests::admission_policy()).await?;
+    }
+    Ok(())
+}
+
+/// Starts Muster, its kube-scheduler, and the fleet. Returns the address of `/metrics`.
+async fn start_muster(cluster: &Cluster, options: &StackOptions) -> anyhow::Result<String> {
+    let (extender, agents, http) = (free_address()?, free_address()?, free_address()?);
+    let folder = cluster.folder().join("muster");
+    std::fs::create_dir_all(&folder)?;
+    let tls = folder.join("tls");
+    let client_tls = folder.join("client-tls");
+    for dir in [&tls, &client_tls] {
+        std::fs::create_dir_all(dir)?;
+    }
+    let server = cluster
+        .authority()
+        .server("muster-scheduler", &["localhost", "127.0.0.1"])?;
+    std::fs::copy(&server.cert, tls.join("tls.crt"))?;
+    std::fs::copy(&server.key, tls.join("tls.key"))?;
+    let client = cluster.kube_scheduler_cert();
+    std::fs::copy(&client.cert, client_tls.join("tls.crt"))?;
+    std::fs::copy(&client.key, client_tls.join("tls.key"))?;
+    for (dir, name) in [
+        (&tls, "ca.crt"),
+        (&tls, "client-ca.crt"),
+        (&client_tls, "ca.crt"),
+    ] {
+        std::fs::write(dir.join(name), cluster.authority().ca_pem())?;
+    }
+    let policy = if options.agents {
+        "refuse"
+    } else {
+        "useAllocatable"
+    };
+    let config = folder.join("config.yaml");
+    std::fs::write(
+        &config,
+        format!(
+            "inventory:\n  nodesWithoutAgent: {policy}\n{}",
+            options.config
+        ),
+    )?;
+    let kubeconfig = cluster
+        .service_account_kubeconfig("muster-system", "muster-scheduler")
+        .await?;
+    let mut command = Command::new(programs::scheduler()?);
+    command
+        .arg("serve")
+        .arg("--kubeconfig")
+        .arg(&kubeconfig)
+        .arg("--config")
+        .arg(&config)
+        .args([
+            "--extender-listen",
+            &extender,
+            "--agent-listen",
+            &agents,
+            "--http-listen",
+            &http,
+        ])
+        .arg("--tls-dir")
+        .arg(&tls)
+        .env("RUST_LOG", "info");
+    cluster.spawn("muster-scheduler", &command).await?;
+    let scheduler_config = folder.join("kube-scheduler.yaml");
+    let kubeconfig = cluster.kubeconfig(&muster_control_plane::Identity::KubeScheduler)?;
+    std::fs::write(
+        &scheduler_config,
+        manifests::kube_scheduler_config(&manifests::KubeSchedulerConfigOptions {
+            extender_url: format!("https://{extender}"),
+            tls_dir: Some(client_tls.display().to_string()),
+            kubeconfig: Some(kubeconfig.display().to_string()),
+            bind_timeout: options.bind_timeout,
+            ..manifests::KubeSchedulerConfigOptions::default()
+        }),
+    )?;
+    cluster.start_kube_scheduler(&scheduler_config).await?;
+    if options.agents {
+        start_fleet(cluster, options, &agents, &folder).await?;
+    }
+    Ok(http)
+}
+
+/// Starts one process with a fake agent for each GPU node. Each proves its node by a token that is
+/// bound to a pod of the agent's ServiceAccount on that node, as a DaemonSet's token is.
+async fn start_fleet(
+    cluster: &Cluster,
+    options: &StackOptions,
+    agents: &str,
+    folder: &std::path::Path,
+) -> anyhow::Result<()> {
+    let tokens = folder.join("tokens");
+    std::fs::create_dir_all(&tokens)?;
+    let nodes: Vec<String> = options
+        .pools
+        .iter()
+        .filter(|pool| pool.gpus > 0)
+        .flat_map(|pool| pool.names().collect::<Vec<_>>())
+        .collect();
+    for node in &nodes {
+        let pod = format!("muster-agent-{node}");
+        cluster
+            .apply_yaml(&format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: muster-system}}\nspec: {{nodeName: {node}, \
+                 serviceAccountName: muster-agent, containers: [{{name: agent, image: agent}}], tolerations: [{{operator: Exists}}]}}\n"
+            ))
+            .await?;
+        let token = cluster
+            .service_account_token(
+                "muster-system",
+                "muster-agent",
+                &muster_control_plane::TokenOptions {
+                    audiences: vec!["muster-scheduler".into()],
+                    pod: Some(pod),
+                    ..muster_control_plane::TokenOptions::default()
+                },
+            )
+            .await?;
+        std::fs::write(tokens.join(node), token)?;
+    }
+    let mut command = Command::new(programs::agent()?);
+    command
+        .args(["fleet", "--scheduler"])
+        .arg(format!(
+            "https://{}",
+            agents.replace("127.0.0.1", "localhost")
+        ))
+        .args([
+            "--profile",
+            "h100-8",
+            "--node-selector",
+            "nvidia.com/gpu.present=true",
+            "--kubeconfig",
+        ])
+        .arg(cluster.kubeconfig(&muster_control_plane::Identity::Admin)?)
+        .arg("--token-dir")
+        .arg(&tokens)
+        .arg("--ca-file")
+        .arg(cluster.authority().ca());
+    if let Some(scenario) = &options.scenario {
+        command.arg("--scenario").arg(scenario);
+    }
+    cluster.spawn("muster-fleet", &command).await?;
+    Ok(())
+}
+
+/// Whether a plain GET is answered with 200.
+async fn http_ok(address: &str, path: &str) -> bool {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let Ok(mut stream) = tokio::net::TcpStream::connect(address).await else {
+        return false;
+    };
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    if stream.write_all(request.as_bytes()).await.is_err() {
+        return false;
+    }
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer).await;
+    answer.starts_with("HTTP/1.1 200")
+}
