@@ -151,7 +151,7 @@ fn other_values_reach_the_objects() {
     );
     let args = agent["containers"][0]["args"].as_array().unwrap();
     assert!(
-        args.contains(&"--scheduler=https://muster-agents.gpu.svc:9443".into()),
+        args.contains(&"--scheduler=https://muster-agents.gpu.svc:8444".into()),
         "{args:?}"
     );
 

@@ -1,8 +1,9 @@
 //! Rules of hardening that every object of an installation holds to.
 
-use serde_json::{Value, json};
-
+use clap::Parser;
+use muster_scheduler::cli::Cli;
 use muster_scheduler::config::Config;
+use serde_json::{Value, json};
 
 use crate::files::{documents, id, read, text};
 use crate::programs::{KUBE_VERSION, kustomize, template};
@@ -217,4 +218,35 @@ fn the_configuration_is_one_that_muster_takes() {
             "Muster and kube-scheduler give a Bind equally long"
         );
     }
+}
+
+#[test]
+fn the_scheduler_takes_its_arguments() {
+    let objects = installations();
+    let mut checked = 0;
+    for (id, spec) in pod_specs(&objects) {
+        let container = &spec["containers"][0];
+        if container["name"] != "muster-scheduler" {
+            continue;
+        }
+        let args: Vec<&str> = items(container, "/args")
+            .filter_map(Value::as_str)
+            .collect();
+        let parsed = Cli::try_parse_from(["muster-scheduler"].iter().chain(&args));
+        assert!(parsed.is_ok(), "{id}: {}", parsed.unwrap_err());
+        assert!(
+            !args.iter().any(|arg| arg.contains("insecure")),
+            "{id}: {args:?}"
+        );
+        let extender = args
+            .iter()
+            .find_map(|arg| arg.strip_prefix("--extender-listen="));
+        assert_eq!(
+            extender,
+            Some("127.0.0.1:8443"),
+            "{id}: the extender is on loopback alone"
+        );
+        checked += 1;
+    }
+    assert_eq!(checked, 2);
 }
