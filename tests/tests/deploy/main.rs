@@ -11,6 +11,9 @@
 //! Helm and kubectl are built from the Go modules that declare them. `MUSTER_UPDATE_DEPLOY=1`
 //! writes the printed files anew instead of comparing them.
 
+// A test that cannot go on stops with the place and the value.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 mod certs;
 mod examples;
 mod files;

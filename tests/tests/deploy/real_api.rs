@@ -97,6 +97,8 @@ async fn a_real_api_server_accepts_both_installations_and_the_examples() {
         }
     }
 
+    check_rights(&cluster, &base).await;
+
     // The check itself finds what it is for.
     let mut wrong = base
         .iter()
@@ -121,4 +123,74 @@ async fn a_real_api_server_accepts_both_installations_and_the_examples() {
         "{}",
         output.stderr
     );
+}
+
+/// Account, what `kubectl auth can-i` is asked, and the answer.
+const RIGHTS: [(&str, &str, bool); 16] = [
+    (
+        "muster-scheduler",
+        "create pods --subresource=binding",
+        true,
+    ),
+    ("muster-scheduler", "patch pods --subresource=status", true),
+    ("muster-scheduler", "list persistentvolumes", true),
+    (
+        "muster-scheduler",
+        "watch storageclasses.storage.k8s.io",
+        true,
+    ),
+    (
+        "muster-scheduler",
+        "create tokenreviews.authentication.k8s.io",
+        true,
+    ),
+    ("muster-scheduler", "patch pytorchjobs.kubeflow.org", true),
+    (
+        "muster-scheduler",
+        "update gangs.muster.dev --subresource=status",
+        true,
+    ),
+    (
+        "muster-scheduler",
+        "get configmap/extension-apiserver-authentication -n kube-system",
+        true,
+    ),
+    (
+        "muster-scheduler",
+        "update leases.coordination.k8s.io/muster-scheduler -n muster-system",
+        true,
+    ),
+    ("muster-scheduler", "list secrets", false),
+    ("muster-scheduler", "create pods", false),
+    ("muster-scheduler", "delete nodes", false),
+    ("muster-scheduler", "create pods --subresource=exec", false),
+    ("muster-agent", "list pods", false),
+    ("muster-agent", "get nodes", false),
+    ("muster-agent", "list secrets -n muster-system", false),
+];
+
+/// The pod's account may do what Muster and kube-scheduler do, and the agent's account nothing.
+async fn check_rights(cluster: &Cluster, base: &[Value]) {
+    let rights: Vec<Value> = base
+        .iter()
+        .filter(|object| {
+            let kind = object["kind"].as_str().unwrap();
+            kind == "ServiceAccount" || kind.contains("Role")
+        })
+        .cloned()
+        .collect();
+    cluster.apply_yaml(&as_list(&rights)).await.unwrap();
+    for (account, action, allowed) in RIGHTS {
+        let user = format!("--as=system:serviceaccount:muster-system:{account}");
+        let mut args = vec!["auth", "can-i", &user];
+        args.extend(action.split(' '));
+        let output = cluster.kubectl(&args).await.unwrap();
+        let wanted = if allowed { "yes" } else { "no" };
+        assert_eq!(
+            output.stdout.trim(),
+            wanted,
+            "{account}: {action}: {}",
+            output.stderr
+        );
+    }
 }
