@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use muster_proto::inventory::{ByeReason, Holder};
@@ -149,6 +150,7 @@ impl Fleet {
             replicas,
             tokens: config.tokens,
             seed: config.seed,
+            streams_up: Arc::default(),
         };
         let mut fleet = Self {
             members: BTreeMap::new(),
@@ -284,6 +286,11 @@ impl Fleet {
     /// Names of the nodes, in order.
     pub fn nodes(&self) -> impl Iterator<Item = &str> {
         self.members.keys().map(String::as_str)
+    }
+
+    /// Streams that a scheduler replica has answered on, at this moment.
+    pub fn streams_up(&self) -> usize {
+        self.uplink.streams_up.load(Ordering::Relaxed)
     }
 
     /// Ends all nodes: Bye on every stream, then wait for all tasks.

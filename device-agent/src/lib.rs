@@ -19,6 +19,7 @@ pub mod health;
 pub mod kubelet;
 pub mod model;
 pub mod node;
+pub mod podresources;
 pub mod profile;
 pub mod report;
 pub mod scenario;

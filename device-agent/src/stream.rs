@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use muster_proto::inventory::inventory_client::InventoryClient;
@@ -55,6 +56,24 @@ pub struct Uplink {
     pub tokens: Arc<dyn TokenProvider>,
     /// Seed of the jitter; the node's name and the replica are mixed in.
     pub seed: u64,
+    /// Streams that a server has answered on, at this moment, over all nodes that share the counter.
+    pub streams_up: Arc<AtomicUsize>,
+}
+
+/// Counts a stream for as long as it is up.
+struct Up(Arc<AtomicUsize>);
+
+impl Up {
+    fn new(counter: &Arc<AtomicUsize>) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(counter))
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone)]
@@ -263,6 +282,7 @@ async fn talk(
         },
     };
     let mut token_check = Instant::now() + TOKEN_INTERVAL;
+    let mut up = None;
     loop {
         let view = context.view.borrow_and_update().clone();
         let full = send_due(&mut session, &view, acked, &out, context.clock);
@@ -282,6 +302,7 @@ async fn talk(
             reason = stopped(gone) => return say_bye(reason, out, incoming).await,
             message = incoming.message() => match message {
                 Ok(Some(message)) => {
+                    up.get_or_insert_with(|| Up::new(&context.uplink.streams_up));
                     if let Effect::Reconnect { min, jitter } = session.receive(message, acked) {
                         return End::Backoff { min, jitter };
                     }

@@ -1,1 +1,12 @@
-fn main() {}
+//! `muster-scheduler`: see [`muster_scheduler::cli`].
+
+use clap::Parser;
+use muster_scheduler::cli::{self, Cli};
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(cli::run(cli))
+}

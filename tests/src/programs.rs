@@ -1,14 +1,16 @@
 //! Muster's own programs, as files to start.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
 use anyhow::{Context as _, bail};
 
-/// Builds a binary of the workspace in the profile that this test was built in, and returns its
-/// path. Does little when it is fresh.
-fn build(package: &str, binary: &str, folder: &Path) -> anyhow::Result<PathBuf> {
+/// Builds the binaries of the workspace in the profile that this test was built in. Of the whole
+/// workspace, so that dependencies have the features that `cargo test --workspace` gave them and
+/// are not built twice. Does little when all is fresh.
+fn build() -> anyhow::Result<PathBuf> {
+    let folder = folder()?;
     let mut command = Command::new(env!("CARGO"));
     command
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
@@ -16,10 +18,11 @@ fn build(package: &str, binary: &str, folder: &Path) -> anyhow::Result<PathBuf> 
             "build",
             "--locked",
             "--quiet",
-            "--package",
-            package,
+            "--workspace",
             "--bin",
-            binary,
+            "muster-scheduler",
+            "--bin",
+            "muster-agent",
         ]);
     if folder.ends_with("release") {
         command.arg("--release");
@@ -30,15 +33,11 @@ fn build(package: &str, binary: &str, folder: &Path) -> anyhow::Result<PathBuf> 
     let output = command.output().context("cargo build starts")?;
     if !output.status.success() {
         bail!(
-            "cargo build of {binary} failed: {}",
+            "cargo build failed: {}",
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    let path = folder.join(binary);
-    if !path.is_file() {
-        bail!("cargo built {binary}, but {} is not there", path.display());
-    }
-    Ok(path)
+    Ok(folder)
 }
 
 /// Folder of this profile's binaries: the test executable lies in `deps` below it.
@@ -52,28 +51,25 @@ fn folder() -> anyhow::Result<PathBuf> {
     })
 }
 
-fn once(
-    cell: &OnceLock<Result<PathBuf, String>>,
-    package: &str,
-    binary: &str,
-) -> anyhow::Result<PathBuf> {
-    cell.get_or_init(|| {
-        folder()
-            .and_then(|folder| build(package, binary, &folder))
-            .map_err(|error| format!("{error:#}"))
-    })
-    .clone()
-    .map_err(anyhow::Error::msg)
+fn program(name: &str) -> anyhow::Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let folder = BUILT
+        .get_or_init(|| build().map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(anyhow::Error::msg)?;
+    let path = folder.join(name);
+    if !path.is_file() {
+        bail!("cargo built {name}, but {} is not there", path.display());
+    }
+    Ok(path)
 }
 
 /// Path of `muster-scheduler`.
 pub fn scheduler() -> anyhow::Result<PathBuf> {
-    static CELL: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    once(&CELL, "muster-scheduler", "muster-scheduler")
+    program("muster-scheduler")
 }
 
 /// Path of `muster-agent`.
 pub fn agent() -> anyhow::Result<PathBuf> {
-    static CELL: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    once(&CELL, "muster-agent", "muster-agent")
+    program("muster-agent")
 }

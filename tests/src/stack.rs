@@ -91,7 +91,7 @@ impl Stack {
         let cluster = builder.start().await?;
         cluster.install_job_crds().await?;
         install(&cluster, options.policies).await?;
-        let recorder = Recorder::start(cluster.admin()).await?;
+        let recorder = record(&cluster).await?;
         let http = start_muster(&cluster, &options).await?;
         let stack = Self {
             cluster,
@@ -296,6 +296,18 @@ pub struct GangSays {
     pub message: String,
     /// The whole status.
     pub status: serde_json::Value,
+}
+
+/// Starts the recorder; the API server answers 429 for a moment after a CRD has come.
+async fn record(cluster: &Cluster) -> anyhow::Result<Recorder> {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        match Recorder::start(cluster.admin()).await {
+            Ok(recorder) => return Ok(recorder),
+            Err(error) if Instant::now() > end => return Err(error.into()),
+            Err(_) => tokio::time::sleep(Duration::from_millis(300)).await,
+        }
+    }
 }
 
 /// Installs Muster's objects: exactly what `muster-scheduler print` prints.

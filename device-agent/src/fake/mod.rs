@@ -3,4 +3,5 @@
 
 mod state;
 
+pub(crate) use state::slice_resource;
 pub use state::{FakeDevice, FakeGpu, FakeNode, FakeSlice, devices};

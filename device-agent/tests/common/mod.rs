@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::Stream;
-use hyper_util::rt::TokioIo;
 use muster_agent::connector::{Connector, IoConnector, Replica};
 use muster_proto::inventory::inventory_server::{Inventory, InventoryServer};
 use muster_proto::inventory::{
@@ -116,17 +115,24 @@ impl Server {
         if self.state.lock().unwrap().down.get(replica) == Some(&true) {
             return Err(std::io::ErrorKind::ConnectionRefused.into());
         }
-        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (near, mut front) = tokio::io::duplex(64 * 1024);
+        let (mut back, far) = tokio::io::duplex(64 * 1024);
         let service = InventoryServer::new(self.service(replica));
-        let mut epoch = self.epoch.subscribe();
         tokio::spawn(async move {
             let incoming = tokio_stream::once(Ok::<_, std::io::Error>(far));
-            let serving = tonic::transport::Server::builder()
+            tonic::transport::Server::builder()
                 .add_service(service)
-                .serve_with_incoming(incoming);
+                .serve_with_incoming(incoming)
+                .await
+        });
+        // A relay in between, so that a killed replica's connections break at once.
+        let (server, replica) = (self.clone(), replica.to_owned());
+        let mut epoch = self.epoch.subscribe();
+        tokio::spawn(async move {
+            let is_down = || server.state.lock().unwrap().down.get(&replica) == Some(&true);
             tokio::select! {
-                served = serving => drop(served),
-                _ = epoch.changed() => {}
+                _ = tokio::io::copy_bidirectional(&mut front, &mut back) => {}
+                _ = epoch.wait_for(|_| is_down()) => {}
             }
         });
         Ok(near)
@@ -153,7 +159,7 @@ impl Server {
         self.state.lock().unwrap().nodes[&(replica.to_owned(), name.to_owned())].clone()
     }
 
-    /// Closes every connection; the replica takes no new ones. The others are only interrupted.
+    /// Breaks the replica's connections; it takes no new ones.
     pub fn kill(&self, replica: &str) {
         self.state.lock().unwrap().down.insert(replica.into(), true);
         self.epoch.send_modify(|epoch| *epoch += 1);

@@ -42,9 +42,20 @@ struct Account {
     reserved: BTreeMap<SlotKey, Charge>,
     used: Resources,
     promised: Resources,
+    /// A sum of `used` has met its limit: taking one pod away from it would take all away.
+    used_is_vague: bool,
 }
 
 impl Account {
+    /// Adds `used` up afresh.
+    fn recount(&mut self) {
+        self.used = Resources::default();
+        for charge in self.pods.values() {
+            self.used.add(&charge.shape.requests);
+        }
+        self.used_is_vague = self.used.is_saturated();
+    }
+
     fn is_empty(&self) -> bool {
         self.node.is_none() && self.pods.is_empty() && self.reserved.is_empty()
     }
@@ -97,6 +108,9 @@ impl Ledger {
     pub fn set_pod(&mut self, pod: &Pod) -> Vec<NodeName> {
         let wanted = if pod.holds_room() {
             pod.node.clone()
+        } else if pod.node.is_none() && self.places.contains_key(&pod.uid) {
+            // Older than what is known: a binding is never taken back.
+            return Vec::new();
         } else {
             None
         };
@@ -115,6 +129,7 @@ impl Ledger {
         if let Some(node) = wanted {
             let account = self.accounts.entry(node.clone()).or_default();
             account.used.add(&pod.shape.requests);
+            account.used_is_vague |= account.used.is_saturated();
             account.pods.insert(
                 pod.uid.clone(),
                 Charge {
@@ -142,6 +157,9 @@ impl Ledger {
             && let Some(charge) = account.pods.remove(uid)
         {
             account.used.subtract(&charge.shape.requests);
+            if account.used_is_vague {
+                account.recount();
+            }
         }
         self.drop_if_empty(&node);
         vec![node]
@@ -192,6 +210,13 @@ impl Ledger {
     /// Node on which a slot is reserved.
     pub fn reserved_on(&self, slot: &SlotKey) -> Option<&NodeName> {
         self.slots.get(slot)
+    }
+
+    /// Node and shape of a slot's reservation.
+    pub fn reservation(&self, slot: &SlotKey) -> Option<(&NodeName, &Arc<PodShape>)> {
+        let node = self.slots.get(slot)?;
+        let charge = self.accounts.get(node)?.reserved.get(slot)?;
+        Some((node, &charge.shape))
     }
 
     /// Every reservation, by slot.

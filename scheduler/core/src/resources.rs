@@ -41,6 +41,19 @@ impl Resources {
         self.extended.get(name).copied().unwrap_or(0)
     }
 
+    /// Whether some amount has met the largest that can be counted.
+    pub fn is_saturated(&self) -> bool {
+        [
+            self.milli_cpu,
+            self.memory_bytes,
+            self.ephemeral_bytes,
+            self.pods,
+        ]
+        .into_iter()
+        .chain(self.extended.values().copied())
+        .any(|amount| amount == u64::MAX)
+    }
+
     /// Adds `other`, saturating.
     pub fn add(&mut self, other: &Self) {
         self.milli_cpu = self.milli_cpu.saturating_add(other.milli_cpu);

@@ -4,6 +4,9 @@
 //! the durable plan and what people read. It belongs to its workload by owner reference and goes
 //! with it.
 
+// Each printer column has attributes of its own that look alike to the lint.
+#![allow(clippy::duplicated_attributes)]
+
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams};
-use muster_control_plane::{Cluster, NodeTemplate, TrainingOperatorOptions};
+use muster_control_plane::history::{GangRule, Recorder, World};
+use muster_control_plane::{Cluster, NodeTemplate, Program, TrainingOperatorOptions};
 
 const JOB: &str = r#"
 apiVersion: kubeflow.org/v1
@@ -111,4 +112,69 @@ async fn a_pytorchjob_becomes_labelled_pods_that_run_and_the_job_succeeds() {
     ];
     let output = cluster.kubectl(&waited).await.unwrap();
     assert!(output.success, "{}", output.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_training_operator_comes_back_and_replaces_a_deleted_member() {
+    // Runs beside the test above: two operators on one machine at once.
+    let cluster = Cluster::builder()
+        .nodes(NodeTemplate::gpu_pool("gpu", 2))
+        .start()
+        .await
+        .unwrap();
+    cluster
+        .start_training_operator(&TrainingOperatorOptions::default())
+        .await
+        .unwrap();
+    let recorder = Recorder::start(cluster.admin()).await.unwrap();
+    let job = JOB.replace("run-seconds", "not-run-seconds");
+    cluster.apply_yaml(&job).await.unwrap();
+    let minute = Duration::from_secs(60);
+    recorder
+        .wait_for(minute, "3 pods", |world| {
+            world.pods_of("train").count() == 3
+        })
+        .await
+        .unwrap();
+    let uid = |world: &World| {
+        world
+            .pods
+            .values()
+            .find(|pod| pod.name == "train-worker-1")
+            .map(|pod| pod.uid.clone())
+    };
+    let old = recorder.look(uid).unwrap();
+
+    cluster.kill(&Program::TrainingOperator).unwrap();
+    let deleted = cluster
+        .kubectl(&["delete", "pod", "train-worker-1"])
+        .await
+        .unwrap();
+    assert!(deleted.success, "{}", deleted.stderr);
+    recorder
+        .wait_for(minute, "2 pods", |world| {
+            world.pods_of("train").count() == 2
+        })
+        .await
+        .unwrap();
+    cluster.start(&Program::TrainingOperator).await.unwrap();
+    recorder
+        .wait_for(minute, "a new worker-1", |world| {
+            uid(world).is_some_and(|new| new != old)
+        })
+        .await
+        .unwrap();
+    // No scheduler runs: nothing was bound, and the job's minimum is known from the job itself.
+    let history = recorder.caught_up(minute).await.unwrap();
+    assert_eq!(history.binds(), []);
+    let gangs = history.gangs(&GangRule::new(minute));
+    assert_eq!(
+        (
+            gangs.len(),
+            gangs[0].pods,
+            gangs[0].minimum,
+            gangs[0].name.as_str()
+        ),
+        (1, 4, 3, "default/train")
+    );
 }

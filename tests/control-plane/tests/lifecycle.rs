@@ -1,11 +1,13 @@
 //! The cluster as a machine: it starts, serves, loses programs, gets them back, and leaves nothing behind.
 
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, ListParams};
-use muster_control_plane::{Cluster, Identity, NodeTemplate, Program};
+use muster_control_plane::{Cluster, Error, Identity, NodeTemplate, Program};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_starts_serves_survives_a_killed_api_server_and_leaves_nothing() {
@@ -109,4 +111,120 @@ async fn a_cluster_starts_serves_survives_a_killed_api_server_and_leaves_nothing
             "pid {pid} is still there"
         );
     }
+}
+
+/// Processes whose command line or environment names the folder.
+fn processes_of(folder: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let read = |file: &str| std::fs::read(entry.path().join(file)).unwrap_or_default();
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).replace('\0', " ");
+        let command = text(read("cmdline"));
+        if command.contains(folder) || text(read("environ")).contains(folder) {
+            found.push(command);
+        }
+    }
+    found
+}
+
+#[test]
+fn a_killed_parent_leaves_no_process_behind() {
+    let mut parent = Command::new(env!("CARGO_BIN_EXE_local-cluster"))
+        .args([
+            "--nodes",
+            "1",
+            "--no-training-operator",
+            "--run",
+            "guest=sleep 1000",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(parent.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let kubeconfig = line.trim().strip_prefix("export KUBECONFIG=").unwrap();
+    let folder = PathBuf::from(kubeconfig.strip_suffix("/kubeconfig/admin").unwrap());
+    let name = folder.to_str().unwrap();
+    // etcd, API server, controller manager, scheduler, KWOK and the guest (by its KUBECONFIG).
+    assert_eq!(processes_of(name).len(), 6, "{:?}", processes_of(name));
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    let since = Instant::now();
+    while !processes_of(name).is_empty() {
+        assert!(
+            since.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            processes_of(name)
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Nobody was left to remove the folder; the next cluster's start does.
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_scheduler_goes_on_and_a_dead_guest_is_reported_with_its_last_words() {
+    let cluster = Cluster::builder()
+        .with_controller_manager(false)
+        .with_kwok(false)
+        .start()
+        .await
+        .unwrap();
+    let config = cluster.default_kube_scheduler_config().unwrap();
+    cluster.start_kube_scheduler(&config).await.unwrap();
+    cluster.pause(&Program::KubeScheduler).unwrap();
+    assert!(cluster.is_running(&Program::KubeScheduler));
+    cluster.resume(&Program::KubeScheduler).await.unwrap();
+    let twice = cluster.start_kube_scheduler(&config).await.unwrap_err();
+    assert!(matches!(twice, Error::AlreadyRunning { .. }), "{twice}");
+    cluster.stop(&Program::KubeScheduler).await.unwrap();
+    assert!(!cluster.is_running(&Program::KubeScheduler));
+
+    let mut guest = Command::new("sh");
+    guest
+        .args(["-c", "echo last words of $NAME; exit 3"])
+        .env("NAME", "guest");
+    // The guest may end before or after the first look at it.
+    let started = cluster.spawn("guest", &guest).await;
+    let since = Instant::now();
+    let error = loop {
+        if let Err(error) = started
+            .as_ref()
+            .map_err(ToString::to_string)
+            .and(cluster.check_all_running().map_err(|e| e.to_string()))
+        {
+            break error;
+        }
+        assert!(since.elapsed() < Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert!(
+        error.contains("guest exited with exit status: 3") && error.contains("last words of guest"),
+        "{error}"
+    );
+
+    let never = cluster
+        .kill(&Program::TrainingOperator)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        never,
+        "program training-operator was never started in this cluster"
+    );
+    let nobody = Identity::User {
+        name: "nobody".into(),
+        groups: vec!["team".into()],
+    };
+    let shown = cluster
+        .kubectl_as(&nobody, &["auth", "whoami"], "")
+        .await
+        .unwrap();
+    assert!(
+        shown.stdout.contains("nobody") && shown.stdout.contains("team"),
+        "{}{}",
+        shown.stdout,
+        shown.stderr
+    );
 }

@@ -10,6 +10,11 @@
 
 pub mod api;
 pub mod clock;
+pub mod cluster;
 pub mod quantity;
+pub mod serve;
+pub mod standins;
 pub mod value;
 pub mod yaml;
+
+pub use cluster::{EmbeddedCluster, NodePool};

@@ -57,7 +57,8 @@ impl Engine {
         let mut devices: BTreeSet<&DeviceUuid> = BTreeSet::new();
         for gang in self.gangs.values() {
             let Some(plan) = &gang.plan else { continue };
-            if plan.planned() < plan.minimum {
+            // A plan that has begun may have lost members; one that has not may not.
+            if !plan.open && plan.planned() < plan.minimum {
                 violations.push(Violation::BelowMinimum(gang.name.to_string()));
             }
             for (seat, slot) in &plan.slots {
@@ -77,6 +78,11 @@ impl Engine {
                         }
                     }
                 }
+            }
+        }
+        for doubt in self.doubts.values().flatten() {
+            if let Some(node) = self.ledger.reserved_on(&doubt.slot) {
+                wanted.insert(doubt.slot.clone(), node.clone());
             }
         }
         for loose in self.loose.values() {

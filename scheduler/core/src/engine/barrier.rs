@@ -4,16 +4,17 @@
 //! A held Bind costs kube-scheduler a goroutine and nothing else. It is answered `Ok` only after
 //! the binding is confirmed: an `Ok` without a binding would lose the pod for ever.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::gang::Gang;
 use super::members::LOST_SLOT;
-use super::{Engine, LooseBind, Purpose};
+use super::{BindPurpose, Engine, LooseBind, Purpose};
 use crate::action::WriteKind;
-use crate::event::{BindAsked, Ticket, WriteOutcome};
-use crate::ids::{GangKey, PodUid, RoleName};
+use crate::event::{BindAsked, Ticket, WriteId, WriteOutcome};
+use crate::ids::{GangKey, NodeName, PodUid, RoleName};
 use crate::ledger::SlotKey;
+use crate::pod::{BindRecord, Pod};
 use crate::record::PlanRecord;
 use crate::time::Timestamp;
 use crate::view::NO_ROOM;
@@ -25,18 +26,20 @@ const SUPERSEDED: &str = "muster: another Bind of this pod has come";
 /// Text for a Bind of a pod that has not been seen.
 const NOT_SEEN: &str = "muster: this pod is not known";
 /// Text for a Bind of a pod that is bound to another node.
-const BOUND_ELSEWHERE: &str = "muster: this pod is bound to another node";
+pub(super) const BOUND_ELSEWHERE: &str = "muster: this pod is bound to another node";
 /// Text for a Bind whose Binding was refused or whose outcome is not known.
 const BIND_FAILED: &str = "muster: the binding was refused or is not confirmed";
 
 impl Engine {
-    /// Finds the pod of each Bind that has come since the last round.
-    pub(super) fn settle_strays(&mut self, now: Timestamp) {
+    /// Finds the pod of each Bind that has come since the last round. Returns the gangs of those that
+    /// belong to one.
+    pub(super) fn settle_strays(&mut self, now: Timestamp) -> BTreeSet<GangKey> {
         let strays: Vec<(Ticket, Timestamp)> = self
             .strays
             .iter()
             .map(|(ticket, until)| (*ticket, *until))
             .collect();
+        let mut arrived: Vec<(GangKey, BindAsked)> = Vec::new();
         for (ticket, until) in strays {
             let Some(asked) = self.tickets.get(&ticket).cloned() else {
                 self.strays.remove(&ticket);
@@ -48,38 +51,32 @@ impl Engine {
                 }
                 continue;
             };
-            if let Some(node) = &pod.node {
-                let same = *node == asked.node;
-                self.answer(
-                    ticket,
-                    if same {
-                        Ok(())
-                    } else {
-                        Err(Arc::from(BOUND_ELSEWHERE))
-                    },
-                );
+            if let Some(node) = pod.node.clone() {
+                self.answer_bound(ticket, Some(&node));
                 continue;
             }
             self.strays.remove(&ticket);
-            match pod
-                .membership
-                .as_ref()
-                .map(|membership| membership.gang.clone())
-            {
-                None => self.bind_loose(&asked),
-                Some(key) => {
-                    self.advance(&key, now);
-                    self.dirty.insert(key.clone());
-                    self.arrive(&key, &asked, now);
-                }
+            match self.gang_key_of(&asked.pod) {
+                None => self.bind_loose(&asked, now),
+                Some(key) => arrived.push((key, asked)),
             }
         }
+        // One round for each gang, however many of its members have come.
+        let gangs: BTreeSet<GangKey> = arrived.iter().map(|(key, _)| key.clone()).collect();
+        for key in &gangs {
+            self.advance(key, now);
+            self.dirty.insert(key.clone());
+        }
+        for (key, asked) in arrived {
+            self.arrive(&key, &asked, now);
+        }
+        gangs
     }
 
     /// A Bind of a gang's member has come.
     fn arrive(&mut self, key: &GangKey, asked: &BindAsked, now: Timestamp) {
         let answer = self
-            .with_gang(key, |engine, gang| {
+            .with_gang(key, |_, gang| {
                 let durable = gang.is_durable();
                 let refusal = gang.refusal();
                 let Some(plan) = gang.plan.as_mut() else {
@@ -92,7 +89,8 @@ impl Engine {
                 else {
                     return Some((asked.ticket, Err(refusal)));
                 };
-                if slot.node.as_ref() != Some(&asked.node) || !durable {
+                if slot.node.as_ref() != Some(&asked.node) || !durable || slot.predecessor.is_some()
+                {
                     // Never "fix up" a Bind to another node: refuse, and let it be scheduled again.
                     return Some((asked.ticket, Err(refusal)));
                 }
@@ -100,7 +98,6 @@ impl Engine {
                 slot.refused_since = None;
                 plan.progress_at = now;
                 plan.first_held_at.get_or_insert(now);
-                let _ = engine;
                 before
                     .filter(|before| *before != asked.ticket)
                     .map(|before| (before, Err(Arc::from(SUPERSEDED))))
@@ -112,22 +109,39 @@ impl Engine {
     }
 
     /// Binds a pod of no gang, if there is room beside what is reserved.
-    fn bind_loose(&mut self, asked: &BindAsked) {
+    fn bind_loose(&mut self, asked: &BindAsked, now: Timestamp) {
         let Some(pod) = self.pods.get(&asked.pod).cloned() else {
             return;
         };
+        let key = GangKey::new(pod.namespace.as_str(), pod.uid.as_str());
         if let Some(loose) = self.loose.get_mut(&asked.pod) {
-            // The same pod again while its Binding is on its way: the newer Bind gets the answer.
-            if let Some(before) = loose.ticket.replace(asked.ticket) {
-                self.answer(before, Err(Arc::from(SUPERSEDED)));
+            let elsewhere = loose.node != asked.node;
+            if elsewhere && loose.write.is_some() {
+                self.answer(asked.ticket, Err(Arc::from(BOUND_ELSEWHERE)));
+                return;
             }
+            if !elsewhere {
+                // The same pod again: the newer Bind gets the answer. A Binding of which nothing is
+                // known is sent again; it counts as done when it was.
+                let before = loose.ticket.replace(asked.ticket);
+                if loose.write.is_none() {
+                    self.send_loose(&key, &pod, &asked.node);
+                }
+                if let Some(before) = before.filter(|before| *before != asked.ticket) {
+                    self.answer(before, Err(Arc::from(SUPERSEDED)));
+                }
+                return;
+            }
+            // The earlier Binding may still apply, on the other node: not before it is void.
+            self.answer(asked.ticket, Err(Arc::from(BIND_FAILED)));
             return;
         }
+        // Binds of one batch see each other's reservations.
+        self.refresh_capacity(now);
         if !self.view.has_room(asked.node.as_str(), &pod.shape.requests) {
             self.answer(asked.ticket, Err(Arc::from(NO_ROOM)));
             return;
         }
-        let key = GangKey::new(pod.namespace.as_str(), pod.uid.as_str());
         let slot = SlotKey {
             gang: key.clone(),
             role: RoleName::from("loose"),
@@ -145,51 +159,63 @@ impl Engine {
             LooseBind {
                 ticket: Some(asked.ticket),
                 slot,
+                node: asked.node.clone(),
+                write: None,
+                version: pod.resource_version.clone(),
             },
         );
+        self.send_loose(&key, &pod, &asked.node);
+    }
+
+    fn send_loose(&mut self, key: &GangKey, pod: &Pod, node: &NodeName) {
         let plan = self.new_plan_id();
         let what = WriteKind::Bind {
-            pod: Self::target(&pod),
-            node: asked.node.clone(),
+            pod: Self::target(pod),
+            node: node.clone(),
             plan: plan.clone(),
             devices: Vec::new(),
         };
-        self.write(
-            &key,
-            Some(plan),
-            Purpose::BindLoose(asked.pod.clone()),
-            what,
-        );
+        let purpose = Purpose::BindLoose(pod.uid.clone(), node.clone());
+        let id = self.write(key, Some(plan), purpose, what);
+        if let Some(loose) = self.loose.get_mut(&pod.uid) {
+            loose.write = Some(id);
+            loose.version = pod.resource_version.clone();
+        }
     }
 
-    pub(super) fn loose_bind_done(&mut self, pod: &PodUid, outcome: WriteOutcome) {
-        let Some(loose) = self.loose.remove(pod) else {
+    pub(super) fn loose_bind_done(
+        &mut self,
+        id: WriteId,
+        pod: &PodUid,
+        node: &NodeName,
+        outcome: &WriteOutcome,
+    ) {
+        let mine = self
+            .loose
+            .get(pod)
+            .is_some_and(|loose| loose.write == Some(id));
+        if matches!(outcome, WriteOutcome::Done(_)) {
+            // From here on the pod's own charge stands for the reservation.
+            self.learn_bound(pod, node, None);
+            self.drop_loose(pod, Some(node));
+            return;
+        }
+        if !mine {
+            return;
+        }
+        let known = self.pods.get(pod).map(|pod| &pod.resource_version);
+        let Some(loose) = self.loose.get_mut(pod) else {
             return;
         };
-        let done = matches!(outcome, WriteOutcome::Done(_));
-        if let Some(ticket) = loose.ticket {
-            self.answer(
-                ticket,
-                if done {
-                    Ok(())
-                } else {
-                    Err(Arc::from(BIND_FAILED))
-                },
-            );
+        let ticket = loose.ticket.take();
+        loose.write = None;
+        let void = known != Some(&loose.version);
+        if let Some(ticket) = ticket {
+            self.answer(ticket, Err(Arc::from(BIND_FAILED)));
         }
-        let unknown = matches!(outcome, WriteOutcome::Unknown(_));
-        let seen = self.pods.get(pod).is_some_and(|pod| pod.node.is_some());
-        if (done || unknown) && !seen && self.pods.contains_key(pod) {
-            // The reservation stays until the watch shows the pod bound, or gone.
-            self.loose.insert(
-                pod.clone(),
-                LooseBind {
-                    ticket: None,
-                    slot: loose.slot,
-                },
-            );
-        } else if let Some(node) = self.ledger.release(&loose.slot) {
-            self.touch_node(&node);
+        // What is not known may still apply, until the pod is seen at another version.
+        if !matches!(outcome, WriteOutcome::Unknown(_)) || void {
+            self.drop_loose(pod, None);
         }
     }
 
@@ -222,6 +248,9 @@ impl Engine {
                 let (Some(_), None, Some(node)) = (slot.ticket, &slot.binding, &slot.node) else {
                     continue;
                 };
+                if slot.predecessor.is_some() {
+                    continue;
+                }
                 let Some(pod) = slot.pod.as_ref().and_then(|uid| self.pods.get(uid)) else {
                     continue;
                 };
@@ -231,7 +260,18 @@ impl Engine {
                     plan: id.clone(),
                     devices: slot.devices.clone(),
                 };
-                let purpose = Purpose::Bind(gang.key.clone(), seat.clone(), pod.uid.clone());
+                slot.cited = Some(pod.resource_version.clone());
+                let purpose = Purpose::Bind(Box::new(BindPurpose {
+                    gang: gang.key.clone(),
+                    seat: seat.clone(),
+                    pod: pod.uid.clone(),
+                    node: node.clone(),
+                    record: BindRecord {
+                        plan: id.clone(),
+                        epoch: self.epoch,
+                        devices: slot.devices.clone(),
+                    },
+                }));
                 slot.binding = Some(self.write(&gang.key, Some(id.clone()), purpose, what));
             }
         }
@@ -240,52 +280,65 @@ impl Engine {
 
     pub(super) fn bind_done(
         &mut self,
-        key: &GangKey,
-        seat: &Seat,
-        pod: &PodUid,
+        id: WriteId,
+        purpose: &BindPurpose,
         outcome: WriteOutcome,
         now: Timestamp,
     ) {
+        let BindPurpose {
+            gang: key,
+            seat,
+            pod,
+            node,
+            record,
+        } = purpose;
         self.dirty.insert(key.clone());
+        let done = matches!(outcome, WriteOutcome::Done(_));
         let retry = now + self.config.refusal_grace;
-        let Some(slot) = self
+        let slot = self
             .gangs
             .get_mut(key)
             .and_then(|gang| gang.plan.as_mut())
             .and_then(|plan| plan.slots.get_mut(seat))
-            .filter(|slot| slot.pod.as_ref() == Some(pod))
-        else {
+            .filter(|slot| slot.pod.as_ref() == Some(pod) && slot.binding == Some(id));
+        let Some(slot) = slot else {
+            // Its plan is no more, or another leadership has begun.
+            self.doubt_answered(id, pod, &outcome);
+            if done {
+                self.learn_bound(pod, node, Some(record.clone()));
+            }
             return;
         };
         slot.binding = None;
-        let ticket = slot.ticket.take();
-        let done = matches!(outcome, WriteOutcome::Done(_));
+        if !matches!(outcome, WriteOutcome::Unknown(_)) {
+            slot.cited = None;
+        }
+        slot.bound |= done;
+        if let Some(ticket) = slot.ticket.take() {
+            let answer = if done {
+                Ok(())
+            } else {
+                Err(Arc::from(BIND_FAILED))
+            };
+            self.answer(ticket, answer);
+        }
         if done {
-            slot.bound = true;
+            self.learn_bound(pod, node, Some(record.clone()));
         }
-        if let Some(ticket) = ticket {
-            self.answer(
-                ticket,
-                if done {
-                    Ok(())
-                } else {
-                    Err(Arc::from(BIND_FAILED))
-                },
-            );
-        }
-        if done && let Some(plan) = self.gangs.get_mut(key).and_then(|gang| gang.plan.as_mut()) {
+        let Some(plan) = self.gangs.get_mut(key).and_then(|gang| gang.plan.as_mut()) else {
+            return;
+        };
+        if done {
             plan.progress_at = now;
             if plan.bound() >= plan.minimum {
                 plan.complete = true;
                 plan.partial_since = None;
             }
         }
-        if let WriteOutcome::Refused(said) = outcome
-            && let Some(gang) = self.gangs.get_mut(key)
-        {
-            gang.blocked_until = gang.blocked_until.max(retry);
-            if let Some(plan) = &mut gang.plan {
-                plan.said = Some(said);
+        if let WriteOutcome::Refused(said) = outcome {
+            plan.said = Some(said);
+            if let Some(gang) = self.gangs.get_mut(key) {
+                gang.blocked_until = gang.blocked_until.max(retry);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! A gang as the engine holds it: its workload, its pods, its plan, and what of that is durable.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::event::{Ticket, WriteId};
@@ -44,6 +44,10 @@ pub(crate) struct Slot {
     pub predecessor: Option<PodUid>,
     /// Since when kube-scheduler has been turning the pod down on its planned node.
     pub refused_since: Option<Timestamp>,
+    /// What kube-scheduler had said of the pod before it had this place: says nothing about it.
+    pub said_before: Option<Arc<str>>,
+    /// resourceVersion of the pod that a Binding cites which may still apply.
+    pub cited: Option<ResourceVersion>,
 }
 
 impl Slot {
@@ -60,6 +64,8 @@ impl Slot {
             release: Step::NotYet,
             predecessor: None,
             refused_since: None,
+            said_before: None,
+            cited: None,
         }
     }
 
@@ -187,9 +193,27 @@ pub(crate) struct Gang {
     /// Phase and reason last announced.
     pub announced: Option<(crate::record::Phase, &'static str)>,
     pub deadline: Option<Timestamp>,
-    /// Texts of the last write that was refused, and until when to leave it alone.
+    /// Until when the job and its pods are not written to, after a write failed.
     pub blocked_until: Timestamp,
+    /// Until when the Gang object is not written, after a write of it failed.
+    pub status_after: Timestamp,
+    /// Writes of the Gang object that failed in a row.
+    pub status_failures: u32,
+    /// Versions that the Gang object had before the one it is known at, latest last. The watch
+    /// brings them late; they are no news.
+    pub past_versions: VecDeque<ResourceVersion>,
+    /// Released as a whole: what is still bound of it is to go before anything is planned.
+    pub releasing: bool,
+    /// Without a plan: since when fewer than the minimum have been bound.
+    pub partial_since: Option<Timestamp>,
+    /// The last attempt to plan ended before a placement was looked for. Only the gang's own change
+    /// makes another attempt worth while.
+    pub unready: bool,
 }
+
+/// Most versions of a Gang object that are remembered. Two writes of one gang are never on their
+/// way at once, so that a watch that is later than this costs a Conflict and nothing else.
+const PAST_VERSIONS: usize = 8;
 
 impl Gang {
     pub fn new(
@@ -222,7 +246,30 @@ impl Gang {
             announced: None,
             deadline: None,
             blocked_until: Timestamp(0),
+            status_after: Timestamp(0),
+            status_failures: 0,
+            past_versions: VecDeque::new(),
+            releasing: false,
+            partial_since: None,
+            unready: false,
         }
+    }
+
+    /// Notes what the Gang object is and which version it is at.
+    pub fn know_object(&mut self, object: Arc<str>, uid: Arc<str>, version: ResourceVersion) {
+        if let Record::Known { version: past, .. } = &self.record
+            && *past != version
+        {
+            self.past_versions.push_back(past.clone());
+            if self.past_versions.len() > PAST_VERSIONS {
+                self.past_versions.pop_front();
+            }
+        }
+        self.record = Record::Known {
+            object,
+            uid,
+            version,
+        };
     }
 
     pub fn slot_key(&self, seat: &Seat) -> SlotKey {
@@ -268,9 +315,11 @@ impl Gang {
             self.workload.as_ref().map(|workload| &workload.members),
             Some(MemberSource::Pods) | None
         );
+        // A slot that waits for a place is no part of the promise; the others need not wait for it.
+        let placed = plan.slots.values().filter(|slot| slot.node.is_some());
         acked.id == plan.id
             && acked.epoch == plan.epoch
-            && acked.slots.len() == plan.slots.len()
+            && acked.slots.len() == placed.count()
             && acked.slots.iter().all(|slot| {
                 plan.slots
                     .get(&(slot.role.clone(), slot.index))

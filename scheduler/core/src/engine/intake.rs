@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::gang::{Gang, Record};
-use super::{Engine, Lead, Purpose};
+use super::{Deleting, Engine, Lead, Purpose};
 use crate::action::{Action, WriteKind};
 use crate::event::{BindAsked, Event, Ticket, WriteId, WriteOutcome};
 use crate::ids::{Epoch, GangKey, NodeName, PodUid};
 use crate::inventory::NodeReport;
-use crate::pod::{MembershipSource, Pod};
+use crate::pod::{MembershipSource, Pod, PodPhase};
 use crate::record::{GangRecord, GangStatus};
 use crate::time::{Millis, Timestamp};
 use crate::view::{NOT_LEADING, NOT_SYNCED};
@@ -16,6 +16,10 @@ use crate::workload::{Workload, WorkloadKind};
 
 /// How long a Bind of a pod that has not been seen yet is held: the watch is a little behind.
 const STRAY_MAX: Millis = Millis(5000);
+/// Pause before stamps that failed are repeated.
+const FENCE_PAUSE: Millis = Millis(1000);
+/// How long the LIST of a new leadership is awaited before it is asked for again.
+const RELIST_AGAIN: Millis = Millis::from_secs(30);
 
 impl Engine {
     pub(super) fn take_in(&mut self, event: Event, now: Timestamp) {
@@ -44,6 +48,8 @@ impl Engine {
                 if let Some(gang) = self.gangs.get_mut(&key) {
                     gang.record = Record::Missing;
                     gang.acked = None;
+                    // Its answer would speak of an object that is no more.
+                    gang.status_write = None;
                     self.dirty.insert(key);
                 }
             }
@@ -68,11 +74,9 @@ impl Engine {
                     .inventory
                     .get(&node)
                     .map(|belief| belief.report.sampler_ok);
+                let was_fresh = self.was_fresh(&node, now);
                 let heard = self.inventory.hear(&node, &order, sampler_ok, now);
-                if heard && before != Some(sampler_ok) {
-                    self.touch_node(&node);
-                }
-                if heard && self.fresh.get(&node) == Some(&false) {
+                if heard && (before != Some(sampler_ok) || !was_fresh) {
                     self.fresh.insert(node.clone(), true);
                     self.touch_node(&node);
                 }
@@ -80,6 +84,11 @@ impl Engine {
             Event::LeadershipGained(epoch) => {
                 self.epoch = self.epoch.max(epoch);
                 self.lead = Lead::Fencing;
+                self.restamp.clear();
+                // What was promised is what the Gang objects say, not what was meant before.
+                for gang in self.gangs.values_mut().filter(|gang| gang.plan.is_none()) {
+                    gang.recovered = gang.acked.as_ref().and_then(|acked| acked.plan.clone());
+                }
                 self.start_fence();
                 self.dirty_all();
             }
@@ -109,60 +118,84 @@ impl Engine {
             self.next_sequence = sequence.saturating_add(1);
             Gang::new(key.clone(), kind, Arc::clone(name), sequence, now)
         });
-        // An object says what the gang is; before it was seen, its pods could only guess.
-        if gang.workload.is_none() {
-            gang.kind = kind;
-            gang.name = Arc::clone(name);
-        }
         gang
     }
 
+    /// The gang of a pod. An object says what a gang is and is called; the first of its pods can
+    /// only guess, and the later ones do not change it: refusals carry the name, and their text must
+    /// stay the same.
+    fn gang_of_pod(&mut self, pod: &Pod, now: Timestamp) -> Option<GangKey> {
+        let membership = pod.membership.as_ref()?;
+        let (kind, name) = match &membership.source {
+            MembershipSource::Job => (WorkloadKind::PyTorchJob, &pod.name),
+            MembershipSource::PodGroup { name } => (WorkloadKind::PodGroup, name),
+            MembershipSource::Label { name, .. } => (WorkloadKind::Label, name),
+            MembershipSource::Alone => (WorkloadKind::Pod, &pod.name),
+        };
+        let gang = self.gang_of(&membership.gang, kind, name, now);
+        if gang.pods.insert(pod.uid.clone()) {
+            gang.last_pod_at = now;
+            if let Some(plan) = &mut gang.plan {
+                plan.progress_at = now;
+            }
+        }
+        Some(membership.gang.clone())
+    }
+
+    fn was_fresh(&self, node: &NodeName, now: Timestamp) -> bool {
+        self.fresh.get(node) == Some(&true)
+            && self
+                .inventory
+                .is_fresh(node, now, self.config.report_age_max)
+    }
+
+    /// Whether an event is older than what is known: a binding, a deletion and an end are never
+    /// taken back. The watch may lag behind a LIST, and behind the answer to a write.
+    fn is_stale(&self, pod: &Pod) -> bool {
+        let ended = |pod: &Pod| matches!(pod.phase, PodPhase::Succeeded | PodPhase::Failed);
+        self.pods.get(&pod.uid).is_some_and(|known| {
+            (known.node.is_some() && pod.node.is_none())
+                || (known.terminating && !pod.terminating)
+                || (ended(known) && !ended(pod))
+        })
+    }
+
     fn pod_applied(&mut self, pod: Pod, now: Timestamp) {
+        if self.is_stale(&pod) {
+            return;
+        }
         for node in self.ledger.set_pod(&pod) {
             self.touch_node(&node);
         }
         if !pod.ours {
             return;
         }
-        if pod.node.is_some()
-            && let Some(loose) = self.loose.get(&pod.uid)
+        if let Some(record) = &pod.record {
+            self.note_plan_id(&record.plan);
+        }
+        let void = self
+            .loose
+            .get(&pod.uid)
+            .is_some_and(|loose| loose.write.is_none() && loose.version != pod.resource_version);
+        if pod.node.is_some() || void {
+            self.drop_loose(&pod.uid, pod.node.as_ref());
+        }
+        if pod.terminating {
+            self.deleting.remove(&pod.uid);
+        }
+        let key = self.gang_of_pod(&pod, now);
+        // Membership is looked at anew each time: a label may have been changed or taken off.
+        if let Some(before) = self.gang_key_of(&pod.uid)
+            && Some(&before) != key.as_ref()
         {
-            let slot = loose.slot.clone();
-            if let Some(node) = self.ledger.release(&slot) {
-                self.touch_node(&node);
+            if let Some(gang) = self.gangs.get_mut(&before) {
+                gang.pods.remove(&pod.uid);
             }
+            self.dirty.insert(before);
         }
-        if let Some(membership) = &pod.membership {
-            let (kind, name) = match &membership.source {
-                MembershipSource::Job => (WorkloadKind::PyTorchJob, Arc::clone(&pod.name)),
-                MembershipSource::PodGroup { name } => (WorkloadKind::PodGroup, Arc::clone(name)),
-                MembershipSource::Label { name, .. } => (WorkloadKind::Label, Arc::clone(name)),
-                MembershipSource::Alone => (WorkloadKind::Pod, Arc::clone(&pod.name)),
-            };
-            let key = membership.gang.clone();
-            let uid = pod.uid.clone();
-            let gang = self.gang_of(&key, kind, &name, now);
-            if gang.pods.insert(uid) {
-                gang.last_pod_at = now;
-                if let Some(plan) = &mut gang.plan {
-                    plan.progress_at = now;
-                }
-            }
-            // Membership is looked at anew each time: a label may have been changed.
-            if let Some(before) = self
-                .pods
-                .get(&pod.uid)
-                .and_then(|pod| pod.membership.as_ref())
-                && before.gang != key
-            {
-                let before = before.gang.clone();
-                if let Some(gang) = self.gangs.get_mut(&before) {
-                    gang.pods.remove(&pod.uid);
-                }
-                self.dirty.insert(before);
-            }
-        }
-        self.pods.insert(pod.uid.clone(), pod);
+        let uid = pod.uid.clone();
+        self.pods.insert(uid.clone(), pod);
+        self.settle_doubts(&uid);
     }
 
     fn pod_removed(&mut self, uid: &PodUid) {
@@ -170,17 +203,29 @@ impl Engine {
             self.touch_node(&node);
         }
         self.deleting.remove(uid);
-        if let Some(loose) = self.loose.remove(uid)
-            && let Some(node) = self.ledger.release(&loose.slot)
-        {
-            self.touch_node(&node);
-        }
+        self.restamp.remove(uid);
+        self.drop_loose(uid, None);
         if let Some(pod) = self.pods.remove(uid)
             && let Some(membership) = pod.membership
             && let Some(gang) = self.gangs.get_mut(&membership.gang)
         {
             gang.pods.remove(uid);
+            self.view_gone.push(uid.clone());
             self.dirty.insert(membership.gang);
+        }
+        self.settle_doubts(uid);
+    }
+
+    /// Ends the Bind of a pod of no gang: it is bound to `node`, or gone.
+    pub(super) fn drop_loose(&mut self, uid: &PodUid, node: Option<&NodeName>) {
+        let Some(loose) = self.loose.remove(uid) else {
+            return;
+        };
+        if let Some(ticket) = loose.ticket {
+            self.answer_bound(ticket, node);
+        }
+        if let Some(node) = self.ledger.release(&loose.slot) {
+            self.touch_node(&node);
         }
     }
 
@@ -191,8 +236,7 @@ impl Engine {
             Arc::clone(&workload.name),
         );
         let gang = self.gang_of(&key, kind, &name, now);
-        gang.kind = kind;
-        gang.name = name;
+        (gang.kind, gang.name) = (kind, name);
         let edited = gang.workload.as_ref().is_some_and(|before| {
             before.members != workload.members
                 || before.minimum != workload.minimum
@@ -205,8 +249,12 @@ impl Engine {
     }
 
     fn record_applied(&mut self, record: GangRecord, now: Timestamp) {
+        self.note_record(&record);
         let (kind, name, key) = (record.kind, Arc::clone(&record.name), record.key.clone());
         let gang = self.gang_of(&key, kind, &name, now);
+        if gang.workload.is_none() {
+            (gang.kind, gang.name) = (kind, name);
+        }
         // While a status is on its way, its answer says what the object is; until then this is the
         // echo of an earlier one.
         if gang.status_write.is_none() {
@@ -214,20 +262,59 @@ impl Engine {
         }
     }
 
+    /// What a Gang object tells besides its gang: newer leaderships, and plan ids that are taken.
+    pub(super) fn note_record(&mut self, record: &GangRecord) {
+        if let Ok(Some(plan)) = &record.plan {
+            self.note_plan_id(&plan.id);
+        }
+    }
+
     fn report(&mut self, report: NodeReport, now: Timestamp) {
         let node = report.node.clone();
+        let was_fresh = self.was_fresh(&node, now);
         if let Ok(changed) = self.inventory.apply(report, now) {
-            let was_fresh = self.fresh.insert(node.clone(), true);
-            if changed || was_fresh != Some(true) {
+            self.fresh.insert(node.clone(), true);
+            if changed || !was_fresh {
                 self.touch_node(&node);
             }
         }
     }
 
+    /// Stops writing, and forgets what was meant but is not durable: another replica may lead
+    /// before this one does again.
     fn leadership_lost(&mut self) {
         self.lead = Lead::No;
+        self.unsend();
         for ticket in self.tickets.keys().copied().collect::<Vec<_>>() {
             self.answer(ticket, Err(Arc::from(NOT_LEADING)));
+        }
+        self.drop_doubts();
+        self.deleting.clear();
+        self.stamps.clear();
+        self.restamp.clear();
+        for key in self.gangs.keys().cloned().collect::<Vec<_>>() {
+            self.with_gang(&key, |engine, gang| engine.forget_intentions(gang));
+            self.view_dirty.insert(key);
+        }
+    }
+
+    fn forget_intentions(&mut self, gang: &mut Gang) {
+        if let Some(plan) = gang.plan.take() {
+            for seat in plan.slots.keys() {
+                if let Some(node) = self.ledger.release(&gang.slot_key(seat)) {
+                    self.touch_node(&node);
+                }
+            }
+        }
+        gang.recovered = None;
+        gang.status_write = None;
+        gang.job_write = None;
+        gang.job_changed_at = None;
+        gang.releasing = false;
+        gang.partial_since = None;
+        gang.tried_at = None;
+        if matches!(gang.record, Record::Creating(_)) {
+            gang.record = Record::Missing;
         }
     }
 
@@ -238,32 +325,84 @@ impl Engine {
         if self.lead != Lead::Fencing || !self.synced {
             return;
         }
-        let targets: Vec<_> = self
-            .pods
-            .values()
-            .filter(|pod| {
-                pod.node.is_none()
-                    && pod.is_alive()
-                    && pod.stamp.is_none_or(|stamp| stamp < self.epoch)
-            })
-            .filter(|_| self.epoch > Epoch(1))
-            .map(|pod| {
-                let gang = pod
-                    .membership
-                    .as_ref()
-                    .map(|membership| membership.gang.clone());
-                (
-                    gang.unwrap_or_else(|| GangKey::new(pod.namespace.as_str(), pod.uid.as_str())),
-                    Self::target(pod),
-                )
-            })
-            .collect();
-        for (gang, pod) in targets {
-            let id = self.write(&gang, None, Purpose::Stamp, WriteKind::StampPod { pod });
-            self.stamps.insert(id);
+        if self.epoch > Epoch(1) {
+            let targets: Vec<PodUid> = self
+                .pods
+                .values()
+                .filter(|pod| {
+                    pod.node.is_none()
+                        && pod.is_alive()
+                        && pod.stamp.is_none_or(|stamp| stamp < self.epoch)
+                })
+                .map(|pod| pod.uid.clone())
+                .collect();
+            for uid in targets {
+                self.stamp(&uid);
+            }
         }
         if self.stamps.is_empty() {
             self.lead = Lead::Yes;
+        }
+    }
+
+    fn stamp(&mut self, uid: &PodUid) {
+        let Some(pod) = self.pods.get(uid).filter(|pod| pod.node.is_none()) else {
+            return;
+        };
+        let gang = pod.membership.as_ref().map_or_else(
+            || GangKey::new(pod.namespace.as_str(), pod.uid.as_str()),
+            |membership| membership.gang.clone(),
+        );
+        let what = WriteKind::StampPod {
+            pod: Self::target(pod),
+        };
+        let id = self.write(&gang, None, Purpose::Stamp(uid.clone()), what);
+        self.stamps.insert(id);
+    }
+
+    /// A stamp was answered. One of which nothing is known does not fence: it is repeated. One that
+    /// is refused for good is given up, so that a single pod cannot keep the leader from work.
+    fn stamped(&mut self, id: WriteId, pod: &PodUid, outcome: &WriteOutcome, now: Timestamp) {
+        if !self.stamps.remove(&id) || self.lead != Lead::Fencing {
+            return;
+        }
+        if matches!(
+            outcome,
+            WriteOutcome::Unknown(_) | WriteOutcome::Conflict(_)
+        ) {
+            if self.restamp.is_empty() {
+                self.fence_at = now + FENCE_PAUSE;
+            }
+            self.restamp.insert(pod.clone());
+        }
+        self.close_fence(now);
+    }
+
+    fn close_fence(&mut self, now: Timestamp) {
+        if self.stamps.is_empty() && self.restamp.is_empty() {
+            self.lead = Lead::Relisting;
+            self.fence_at = now + RELIST_AGAIN;
+            self.actions.push_back(Action::Relist);
+        }
+    }
+
+    /// Repeats stamps that failed, and asks again for a LIST that does not come.
+    pub(super) fn tend_fence(&mut self, now: Timestamp) {
+        if now < self.fence_at || !self.synced {
+            return;
+        }
+        match self.lead {
+            Lead::Fencing if !self.restamp.is_empty() => {
+                for uid in std::mem::take(&mut self.restamp) {
+                    self.stamp(&uid);
+                }
+                self.close_fence(now);
+            }
+            Lead::Relisting => {
+                self.fence_at = now + RELIST_AGAIN;
+                self.actions.push_back(Action::Relist);
+            }
+            _ => {}
         }
     }
 
@@ -300,6 +439,9 @@ impl Engine {
             {
                 slot.ticket = None;
             }
+            if plan.slots.values().all(|slot| slot.ticket.is_none()) {
+                plan.first_held_at = None;
+            }
         }
         self.dirty.insert(key);
     }
@@ -328,36 +470,46 @@ impl Engine {
         self.dirty.insert(key);
     }
 
+    /// A deletion was answered. Until the watch shows it, nothing is repeated; a failed one is
+    /// repeated after a pause, if it is still wanted then.
+    fn deleted(&mut self, pod: &PodUid, outcome: &WriteOutcome, now: Timestamp) {
+        let again = now + self.config.retry_after;
+        let done = matches!(outcome, WriteOutcome::Done(_) | WriteOutcome::Gone);
+        if !done && let Some(state) = self.deleting.get_mut(pod) {
+            *state = Deleting::NotBefore(again);
+        }
+        if let Some(key) = self.gang_key_of(pod) {
+            if let Some(gang) = self.gangs.get_mut(&key).filter(|_| !done) {
+                gang.blocked_until = gang.blocked_until.max(again);
+            }
+            self.dirty.insert(key);
+        }
+    }
+
     fn write_done(&mut self, id: WriteId, outcome: WriteOutcome, now: Timestamp) {
         let Some(purpose) = self.in_flight.remove(&id) else {
             return;
         };
         match purpose {
-            Purpose::CreateRecord(key) => self.record_created(&key, outcome, now),
+            Purpose::CreateRecord(key) => self.record_created(&key, id, outcome, now),
             Purpose::PutStatus(key) => self.status_put(&key, id, outcome, now),
             Purpose::DeleteRecord => {}
-            Purpose::ChangeJob(key) => self.job_changed(&key, outcome, now),
-            Purpose::ReleasePod(key, seat) => self.pod_released(&key, &seat, id, &outcome),
-            Purpose::Bind(key, seat, pod) => self.bind_done(&key, &seat, &pod, outcome, now),
-            Purpose::BindLoose(pod) => self.loose_bind_done(&pod, outcome),
-            Purpose::DeletePod(pod) => {
-                self.deleting.remove(&pod);
-                if let Some(key) = self.gang_key_of(&pod) {
-                    self.dirty.insert(key);
-                }
+            Purpose::ChangeJob(key) => self.job_changed(&key, id, outcome, now),
+            Purpose::ReleasePod(key, seat) => {
+                self.pod_released(&key, &seat, id, &outcome, now);
             }
-            Purpose::Stamp => {
-                self.stamps.remove(&id);
-                if self.stamps.is_empty() && self.lead == Lead::Fencing {
-                    self.lead = Lead::Relisting;
-                    self.actions.push_back(Action::Relist);
-                }
-            }
+            Purpose::Bind(purpose) => self.bind_done(id, &purpose, outcome, now),
+            Purpose::BindLoose(pod, node) => self.loose_bind_done(id, &pod, &node, &outcome),
+            Purpose::DeletePod(pod) => self.deleted(&pod, &outcome, now),
+            Purpose::Stamp(pod) => self.stamped(id, &pod, &outcome, now),
         }
     }
 }
 
 /// Takes over what a Gang object says about itself.
+///
+/// A version that the object had before is the late echo of an own write. Another one that promises
+/// something else was written by somebody else: it is what holds, and the own status comes on top.
 pub(super) fn take_record(gang: &mut Gang, record: GangRecord) {
     let plan = match record.plan {
         Ok(plan) => plan,
@@ -366,19 +518,20 @@ pub(super) fn take_record(gang: &mut Gang, record: GangRecord) {
             return;
         }
     };
-    gang.record = Record::Known {
-        object: record.object,
-        uid: record.object_uid,
-        version: record.resource_version,
-    };
-    if gang.acked.is_none() {
-        if gang.plan.is_none() {
-            gang.recovered.clone_from(&plan);
-        }
-        gang.acked = Some(GangStatus {
-            phase: record.phase,
-            plan,
-            ..GangStatus::default()
-        });
+    if gang.past_versions.contains(&record.resource_version) {
+        return;
     }
+    gang.know_object(record.object, record.object_uid, record.resource_version);
+    let same = gang.acked.as_ref().map(|acked| acked.plan == plan);
+    if same == Some(true) {
+        return;
+    }
+    if same.is_none() && gang.plan.is_none() {
+        gang.recovered.clone_from(&plan);
+    }
+    gang.acked = Some(GangStatus {
+        phase: record.phase,
+        plan,
+        ..GangStatus::default()
+    });
 }

@@ -1,11 +1,12 @@
 //! Members: which pod has which slot, and what becomes of a slot whose pod is lost.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Engine;
 use super::gang::{Gang, Plan, Seat, Slot, Step};
 use crate::ids::{PodUid, RoleName};
-use crate::pod::{Pod, PodPhase};
+use crate::pod::{MembershipSource, Pod, PodPhase};
 use crate::record::PlanRecord;
 use crate::time::Timestamp;
 use crate::workload::MemberSource;
@@ -27,12 +28,13 @@ impl Engine {
         if gang.plan.is_some() || record.slots.is_empty() {
             return;
         }
-        let minimum = gang.workload.as_ref().and_then(|workload| workload.minimum);
+        let stated = self.minimum_of(gang);
+        let promised = u32::try_from(record.slots.len()).unwrap_or(u32::MAX);
         let mut plan = Plan {
             id: record.id.clone(),
             epoch: self.epoch,
             slots: self.slots_of(gang, &record),
-            minimum: 0,
+            minimum: stated.unwrap_or(promised).min(promised),
             open: false,
             complete: false,
             progress_at: now,
@@ -40,9 +42,11 @@ impl Engine {
             partial_since: None,
             said: None,
         };
-        plan.minimum = minimum
-            .unwrap_or_else(|| plan.planned())
-            .min(plan.planned());
+        // Members are gone whose shape nothing tells any more. If none is bound, it is planned anew.
+        let whole = plan.planned() == promised && stated.is_none_or(|least| least <= promised);
+        if plan.bound() == 0 && !whole {
+            return;
+        }
         let all_bound = plan.slots.values().all(Slot::is_settled);
         plan.open = plan.bound() > 0;
         plan.complete = plan.open && plan.bound() >= plan.minimum;
@@ -50,20 +54,19 @@ impl Engine {
             // Nothing is left to be carried out: the plan stays the one that was written.
             plan.epoch = record.epoch;
         }
-        for (seat, slot) in &plan.slots {
-            if !slot.is_settled()
-                && let Some(node) = &slot.node
-            {
-                self.ledger.reserve(
-                    gang.slot_key(seat),
-                    node.clone(),
-                    Arc::clone(&slot.shape),
-                    slot.devices.clone(),
-                );
-                self.dirty_nodes.insert(node.clone());
-            }
-        }
         gang.plan = Some(plan);
+    }
+
+    /// Members that must run together, as the job, the PodGroup or the pods say it.
+    pub(super) fn minimum_of(&self, gang: &Gang) -> Option<u32> {
+        let Some(workload) = &gang.workload else {
+            let alive: Vec<&Pod> = self.alive(gang).collect();
+            return self.stated_minimum(gang, &alive).ok().flatten();
+        };
+        workload
+            .minimum
+            .filter(|least| *least > 0)
+            .or_else(|| workload.total())
     }
 
     fn slots_of(&self, gang: &Gang, record: &PlanRecord) -> std::collections::BTreeMap<Seat, Slot> {
@@ -71,7 +74,11 @@ impl Engine {
             .slots
             .iter()
             .filter_map(|slot| {
-                let pod = slot.pod.as_ref().and_then(|uid| self.pods.get(uid));
+                let pod = slot
+                    .pod
+                    .as_ref()
+                    .filter(|uid| gang.pods.contains(*uid))
+                    .and_then(|uid| self.pods.get(uid));
                 let role = gang
                     .workload
                     .as_ref()
@@ -82,14 +89,10 @@ impl Engine {
                     slot.devices.clone(),
                     Arc::clone(shape),
                 );
-                match pod {
-                    Some(pod) => {
-                        taken.pod = Some(pod.uid.clone());
-                        taken.bound = pod.node.is_some() && pod.is_alive();
-                        taken.done = pod.phase == PodPhase::Succeeded;
-                    }
-                    // A member that had ended well and whose pod is gone since.
-                    None => taken.done = false,
+                if let Some(pod) = pod {
+                    taken.pod = Some(pod.uid.clone());
+                    taken.bound = pod.node.is_some() && pod.is_alive();
+                    taken.done = pod.phase == PodPhase::Succeeded;
                 }
                 Some(((slot.role.clone(), slot.index), taken))
             })
@@ -103,84 +106,74 @@ impl Engine {
         };
         self.drop_lost(gang, &mut plan, now);
         self.drop_scaled_down(gang, &mut plan);
-        let mut pods: Vec<&PodUid> = gang.pods.iter().collect();
-        pods.sort_by_key(|uid| {
-            self.pods
-                .get(*uid)
-                .map(|pod| (pod.created_seconds, Arc::clone(&pod.name), pod.uid.clone()))
-        });
-        let unclaimed: Vec<PodUid> = pods
-            .into_iter()
-            .filter(|uid| {
-                !plan
-                    .slots
-                    .values()
-                    .any(|slot| slot.pod.as_ref() == Some(uid))
-            })
-            .cloned()
+        let claimed: BTreeSet<&PodUid> = plan
+            .slots
+            .values()
+            .filter_map(|slot| slot.pod.as_ref())
             .collect();
-        for uid in unclaimed {
-            let Some(pod) = self.pods.get(&uid).filter(|pod| pod.is_alive()).cloned() else {
-                continue;
-            };
-            let Some(seat) = find_seat(&plan, &pod) else {
-                continue;
-            };
-            self.seat(gang, &mut plan, &seat, &pod, now);
+        let mut unclaimed: Vec<&Pod> = gang
+            .pods
+            .iter()
+            .filter(|uid| !claimed.contains(uid))
+            .filter_map(|uid| self.pods.get(uid))
+            .filter(|pod| pod.is_alive() || has_run(pod, &plan))
+            .collect();
+        unclaimed.sort_by(|a, b| {
+            (a.created_seconds, &a.name, &a.uid).cmp(&(b.created_seconds, &b.name, &b.uid))
+        });
+        for pod in unclaimed.into_iter().cloned().collect::<Vec<_>>() {
+            if let Some(seat) = find_seat(&plan, &pod) {
+                seat_pod(&mut plan, &seat, &pod, now);
+            }
         }
         self.follow_claimed(gang, &mut plan);
         gang.plan = Some(plan);
     }
 
-    fn seat(&mut self, gang: &Gang, plan: &mut Plan, seat: &Seat, pod: &Pod, now: Timestamp) {
-        let Some(slot) = plan.slots.get_mut(seat) else {
-            return;
-        };
-        slot.pod = Some(pod.uid.clone());
-        slot.release = Step::NotYet;
-        slot.refused_since = None;
-        plan.progress_at = now;
-        if slot.shape.requests != pod.shape.requests
-            || slot.shape.host_ports != pod.shape.host_ports
-        {
-            slot.shape = Arc::clone(&pod.shape);
-            if pod.node.is_none()
-                && let Some(node) = slot.node.clone()
-            {
+    /// Follows what the watch says of pods that have a slot, and keeps for each slot exactly the
+    /// reservation that it needs: none once the pod's own charge stands for it, none while a
+    /// predecessor still holds the room.
+    fn follow_claimed(&mut self, gang: &Gang, plan: &mut Plan) {
+        for (seat, slot) in &mut plan.slots {
+            let pod = slot.pod.as_ref().and_then(|uid| self.pods.get(uid));
+            let mut charged = false;
+            if let Some(pod) = pod {
+                slot.done |= pod.phase == PodPhase::Succeeded;
+                if slot.binding.is_none() && slot.cited.as_ref() != Some(&pod.resource_version) {
+                    slot.cited = None;
+                }
+                if let Some(node) = &pod.node {
+                    slot.bound = true;
+                    charged = true;
+                    if slot.node.as_ref() != Some(node) {
+                        slot.node = Some(node.clone());
+                        slot.devices = pod
+                            .record
+                            .as_ref()
+                            .map(|record| record.devices.clone())
+                            .unwrap_or_default();
+                    }
+                }
+            }
+            let key = gang.slot_key(seat);
+            let wanted = slot
+                .node
+                .as_ref()
+                .filter(|_| !charged && !slot.done && slot.predecessor.is_none());
+            if self.ledger.reservation(&key) == wanted.map(|node| (node, &slot.shape)) {
+                continue;
+            }
+            if let Some(node) = self.ledger.release(&key) {
+                self.dirty_nodes.insert(node);
+            }
+            if let Some(node) = wanted.cloned() {
                 self.ledger.reserve(
-                    gang.slot_key(seat),
+                    key,
                     node.clone(),
                     Arc::clone(&slot.shape),
                     slot.devices.clone(),
                 );
                 self.dirty_nodes.insert(node);
-            }
-        }
-    }
-
-    /// Follows what the watch says of pods that have a slot.
-    fn follow_claimed(&mut self, gang: &Gang, plan: &mut Plan) {
-        for (seat, slot) in &mut plan.slots {
-            let Some(pod) = slot.pod.as_ref().and_then(|uid| self.pods.get(uid)) else {
-                continue;
-            };
-            if pod.phase == PodPhase::Succeeded {
-                slot.done = true;
-            }
-            if let Some(node) = &pod.node {
-                slot.bound = true;
-                if slot.node.as_ref() != Some(node) {
-                    slot.node = Some(node.clone());
-                    slot.devices = pod
-                        .record
-                        .as_ref()
-                        .map(|record| record.devices.clone())
-                        .unwrap_or_default();
-                }
-                // The pod's own charge is in the ledger by now: the reservation has done its duty.
-                if let Some(node) = self.ledger.release(&gang.slot_key(seat)) {
-                    self.dirty_nodes.insert(node);
-                }
             }
         }
     }
@@ -196,7 +189,8 @@ impl Engine {
                 continue;
             };
             let alive = |pod: &Pod| pod.is_alive() || pod.phase == PodPhase::Succeeded;
-            if slot.done || self.pods.get(&uid).is_some_and(alive) {
+            let mine = gang.pods.contains(&uid);
+            if slot.done || (mine && self.pods.get(&uid).is_some_and(alive)) {
                 continue;
             }
             if let Some(ticket) = slot.ticket.take() {
@@ -215,40 +209,16 @@ impl Engine {
                     .insert(node.clone(), now + self.config.refused_node_for);
                 slot.node = None;
             }
+            if slot.cited.is_some() {
+                let key = gang.slot_key(seat);
+                self.let_go(&key, slot);
+            }
             slot.pod = None;
+            slot.cited = None;
             slot.binding = None;
             slot.bound = false;
             slot.release = Step::NotYet;
             slot.refused_since = None;
-            if slot.predecessor.is_none()
-                && let Some(node) = slot.node.clone()
-            {
-                // The room is kept for the replacement from the moment that it is free.
-                let key = gang.slot_key(seat);
-                self.ledger.reserve(
-                    key,
-                    node.clone(),
-                    Arc::clone(&slot.shape),
-                    slot.devices.clone(),
-                );
-                self.dirty_nodes.insert(node);
-            }
-        }
-        for (seat, slot) in &mut plan.slots {
-            // The predecessor is gone: now the room can be kept.
-            let waits = slot.pod.is_none() && slot.predecessor.is_none() && !slot.is_settled();
-            if waits && let Some(node) = slot.node.clone() {
-                let key = gang.slot_key(seat);
-                if self.ledger.reserved_on(&key) != Some(&node) {
-                    self.ledger.reserve(
-                        key,
-                        node.clone(),
-                        Arc::clone(&slot.shape),
-                        slot.devices.clone(),
-                    );
-                    self.dirty_nodes.insert(node);
-                }
-            }
         }
     }
 
@@ -286,21 +256,47 @@ impl Engine {
     }
 }
 
-/// The slot for a pod: its own by role and index; for pods that are alike, one of the same shape
-/// that nobody has, on the pod's node where it has one.
+/// Whether a pod that has ended well is a member that this plan has bound.
+fn has_run(pod: &Pod, plan: &Plan) -> bool {
+    plan.open
+        && pod.phase == PodPhase::Succeeded
+        && pod
+            .record
+            .as_ref()
+            .is_some_and(|record| record.plan == plan.id)
+}
+
+fn seat_pod(plan: &mut Plan, seat: &Seat, pod: &Pod, now: Timestamp) {
+    let Some(slot) = plan.slots.get_mut(seat) else {
+        return;
+    };
+    slot.pod = Some(pod.uid.clone());
+    slot.release = Step::NotYet;
+    slot.refused_since = None;
+    slot.said_before.clone_from(&pod.unschedulable);
+    if slot.shape.requests != pod.shape.requests || slot.shape.host_ports != pod.shape.host_ports {
+        slot.shape = Arc::clone(&pod.shape);
+    }
+    plan.progress_at = now;
+}
+
+/// The slot for a pod: its own by role and index; for pods that are alike, or whose place another
+/// one has that says the same of itself, one of the same shape that nobody has, on the pod's node
+/// where it has one.
 fn find_seat(plan: &Plan, pod: &Pod) -> Option<Seat> {
     let membership = pod.membership.as_ref()?;
+    let is_free = |slot: &Slot| slot.pod.is_none() && !slot.done;
     if let (Some(role), Some(index)) = (&membership.role, membership.index) {
         let seat = (role.clone(), index);
-        return plan
-            .slots
-            .get(&seat)
-            .is_some_and(|slot| slot.pod.is_none() && !slot.done)
-            .then_some(seat);
+        if plan.slots.get(&seat).is_some_and(is_free) {
+            return Some(seat);
+        }
+        if membership.source == MembershipSource::Job {
+            return None;
+        }
     }
     let free = plan.slots.iter().filter(|((role, _), slot)| {
-        slot.pod.is_none()
-            && !slot.done
+        is_free(slot)
             && slot.shape.requests == pod.shape.requests
             && membership.role.as_ref().is_none_or(|mine| mine == role)
     });

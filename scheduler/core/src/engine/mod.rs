@@ -16,6 +16,7 @@
 
 mod audit;
 mod barrier;
+mod doubt;
 mod gang;
 mod intake;
 mod members;
@@ -33,7 +34,7 @@ use priority_queue::PriorityQueue;
 use crate::action::{Action, PodTarget, Write, WriteKind};
 use crate::config::Config;
 use crate::event::{BindAsked, Event, Ticket, WriteId};
-use crate::ids::{Epoch, GangKey, NodeName, PlanId, PodUid};
+use crate::ids::{Epoch, GangKey, NodeName, PlanId, PodUid, ResourceVersion};
 use crate::inventory::Inventory;
 use crate::ledger::Ledger;
 use crate::pod::Pod;
@@ -48,6 +49,9 @@ use planning::Rank;
 /// How often the age of reports is looked at.
 const AGE_CHECK: Millis = Millis(1000);
 
+/// Silence after which the devices of a node that does not exist any more are forgotten.
+const FORGET_NODE: Millis = Millis::from_secs(600);
+
 /// Rounds of consequences within one decision.
 const ROUNDS_MAX: usize = 4;
 
@@ -59,10 +63,20 @@ enum Purpose {
     DeleteRecord,
     ChangeJob(GangKey),
     ReleasePod(GangKey, Seat),
-    Bind(GangKey, Seat, PodUid),
-    BindLoose(PodUid),
+    Bind(Box<BindPurpose>),
+    BindLoose(PodUid, NodeName),
     DeletePod(PodUid),
-    Stamp,
+    Stamp(PodUid),
+}
+
+/// What a Binding that is on its way binds.
+#[derive(Clone, Debug)]
+struct BindPurpose {
+    gang: GangKey,
+    seat: Seat,
+    pod: PodUid,
+    node: NodeName,
+    record: crate::pod::BindRecord,
 }
 
 /// A Bind of a pod that belongs to no gang.
@@ -70,6 +84,20 @@ enum Purpose {
 struct LooseBind {
     ticket: Option<Ticket>,
     slot: crate::ledger::SlotKey,
+    node: NodeName,
+    /// The Binding that is on its way; `None` when its outcome is not known.
+    write: Option<WriteId>,
+    /// resourceVersion of the pod that the Binding cites.
+    version: ResourceVersion,
+}
+
+/// A pod that is to be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deleting {
+    /// Asked for, or done and not seen yet: nothing is repeated.
+    Sent,
+    /// It failed: not again before this.
+    NotBefore(Timestamp),
 }
 
 /// Whether this replica may act.
@@ -99,7 +127,10 @@ pub struct Engine {
     /// Binds of pods that have not been seen yet.
     strays: BTreeMap<Ticket, Timestamp>,
     loose: BTreeMap<PodUid, LooseBind>,
-    deleting: BTreeSet<PodUid>,
+    deleting: BTreeMap<PodUid, Deleting>,
+    /// Room that a Binding may still take up, by pod.
+    doubts: BTreeMap<PodUid, Vec<doubt::Doubt>>,
+    next_doubt: u32,
     in_flight: BTreeMap<WriteId, Purpose>,
     dirty: BTreeSet<GangKey>,
     dirty_nodes: BTreeSet<NodeName>,
@@ -112,13 +143,19 @@ pub struct Engine {
     lead: Lead,
     epoch: Epoch,
     synced: bool,
+    /// Stamps on their way, by write; pods to be stamped again after a pause.
     stamps: BTreeSet<WriteId>,
+    restamp: BTreeSet<PodUid>,
+    /// When the fence is looked at again: a stamp is repeated, or the LIST asked for again.
+    fence_at: Timestamp,
     next_write: u64,
     next_plan: u64,
     next_sequence: u64,
     actions: VecDeque<Action>,
     view: Arc<View>,
     view_dirty: BTreeSet<GangKey>,
+    /// Members that are gone since the view was published.
+    view_gone: Vec<PodUid>,
 }
 
 impl Engine {
@@ -134,7 +171,9 @@ impl Engine {
             tickets: BTreeMap::new(),
             strays: BTreeMap::new(),
             loose: BTreeMap::new(),
-            deleting: BTreeSet::new(),
+            deleting: BTreeMap::new(),
+            doubts: BTreeMap::new(),
+            next_doubt: 0,
             in_flight: BTreeMap::new(),
             dirty: BTreeSet::new(),
             dirty_nodes: BTreeSet::new(),
@@ -147,12 +186,15 @@ impl Engine {
             epoch: Epoch(0),
             synced: false,
             stamps: BTreeSet::new(),
+            restamp: BTreeSet::new(),
+            fence_at: Timestamp(0),
             next_write: 1,
             next_plan: 1,
             next_sequence: 1,
             actions: VecDeque::new(),
             view: Arc::default(),
             view_dirty: BTreeSet::new(),
+            view_gone: Vec::new(),
         }
     }
 
@@ -167,9 +209,9 @@ impl Engine {
         self.check_ages(now);
         self.wake_expired(now);
         self.refresh_capacity(now);
+        self.tend_fence(now);
         if self.may_act() {
-            self.settle_strays(now);
-            let mut touched = BTreeSet::new();
+            let mut touched = self.settle_strays(now);
             // Giving room back on a node touches the other gangs with slots there. What is still
             // dirty after the last round is looked at in the next decision, at once.
             for _ in 0..ROUNDS_MAX {
@@ -201,9 +243,17 @@ impl Engine {
     pub fn next_deadline(&self) -> Option<Timestamp> {
         let gang = self.timers.first().map(|(at, _)| *at);
         let age = (!self.fresh.is_empty()).then(|| self.age_checked_at + AGE_CHECK);
-        let stray = self.strays.values().min().copied();
+        let stray = self
+            .strays
+            .values()
+            .min()
+            .copied()
+            .filter(|_| self.may_act());
+        let fencing = matches!(self.lead, Lead::Fencing | Lead::Relisting) && self.synced;
+        let fence = (fencing && (self.lead == Lead::Relisting || !self.restamp.is_empty()))
+            .then_some(self.fence_at);
         let rest = (self.may_act() && !self.dirty.is_empty()).then_some(Timestamp(0));
-        [gang, age, stray, rest].into_iter().flatten().min()
+        [gang, age, stray, fence, rest].into_iter().flatten().min()
     }
 
     /// The picture for readers, as of the last [`Engine::decide`].
@@ -254,6 +304,47 @@ impl Engine {
         id
     }
 
+    /// Keeps clear of a plan id that was seen: a process that starts again in the epoch of an
+    /// earlier one counts on from there.
+    fn note_plan_id(&mut self, id: &PlanId) {
+        let number = id
+            .as_str()
+            .strip_prefix('e')
+            .and_then(|rest| rest.split_once('-'))
+            .filter(|(epoch, _)| epoch.parse() == Ok(self.epoch.0) || self.lead == Lead::No)
+            .and_then(|(_, number)| number.parse::<u64>().ok());
+        if let Some(number) = number {
+            self.next_plan = self.next_plan.max(number.saturating_add(1));
+        }
+    }
+
+    /// Answers a Bind of a pod that is bound to `node`, or gone.
+    fn answer_bound(&mut self, ticket: Ticket, node: Option<&NodeName>) {
+        let asked = self.tickets.get(&ticket).map(|asked| asked.node.clone());
+        let answer = match (node, asked) {
+            (Some(node), Some(asked)) if *node == asked => Ok(()),
+            (Some(_), _) => Err(Arc::from(barrier::BOUND_ELSEWHERE)),
+            (None, _) => Err(Arc::from(members::LOST_SLOT)),
+        };
+        self.answer(ticket, answer);
+    }
+
+    /// Deletes a pod, once; again only when that failed, and after a pause.
+    fn delete_pod(&mut self, gang: &GangKey, uid: &PodUid, plan: Option<PlanId>, now: Timestamp) {
+        match self.deleting.get(uid) {
+            Some(Deleting::Sent) => return,
+            Some(Deleting::NotBefore(at)) if now < *at => return,
+            _ => {}
+        }
+        let Some(pod) = self.pods.get(uid).filter(|pod| !pod.terminating) else {
+            return;
+        };
+        let pod = Self::target(pod);
+        self.deleting.insert(uid.clone(), Deleting::Sent);
+        let purpose = Purpose::DeletePod(uid.clone());
+        self.write(gang, plan, purpose, WriteKind::DeletePod { pod });
+    }
+
     fn target(pod: &Pod) -> PodTarget {
         PodTarget {
             namespace: pod.namespace.clone(),
@@ -278,12 +369,23 @@ impl Engine {
         self.age_checked_at = now;
         let limit = self.config.report_age_max;
         let mut changed = Vec::new();
+        let mut forgotten = Vec::new();
         for (node, fresh) in &mut self.fresh {
             let is = self.inventory.is_fresh(node, now, limit);
             if is != *fresh {
                 *fresh = is;
                 changed.push(node.clone());
             }
+            if !is
+                && self.ledger.node(node).is_none()
+                && !self.inventory.is_fresh(node, now, FORGET_NODE)
+            {
+                forgotten.push(node.clone());
+            }
+        }
+        for node in forgotten {
+            self.fresh.remove(&node);
+            self.inventory.remove(&node);
         }
         for node in changed {
             self.touch_node(&node);
@@ -309,7 +411,6 @@ impl Engine {
             return;
         }
         let nodes = std::mem::take(&mut self.dirty_nodes);
-        let mut free = (*self.view.free).clone();
         let mut grew = false;
         for name in &nodes {
             let capacity = self
@@ -317,6 +418,7 @@ impl Engine {
                 .capacity(name, &self.inventory, &self.config, now)
                 .map(Arc::new);
             grew |= self.has_grown(name, capacity.as_deref());
+            let free = Arc::make_mut(&mut Arc::make_mut(&mut self.view).free);
             match &capacity {
                 Some(capacity) => {
                     free.insert(name.clone(), Arc::new(capacity.free.clone()));
@@ -345,7 +447,6 @@ impl Engine {
         if grew {
             self.revision = self.revision.saturating_add(1);
         }
-        Arc::make_mut(&mut self.view).free = Arc::new(free);
     }
 
     /// Whether a gang that did not fit before could fit because of what this node now is. Less of

@@ -40,6 +40,7 @@ impl Engine {
         if gang.refused_nodes.len() < refused {
             gang.tried_at = None;
         }
+        gang.unready = false;
         let waits = match &gang.plan {
             None => true,
             Some(plan) => !self.missing_seats(gang, plan).is_empty(),
@@ -75,6 +76,7 @@ impl Engine {
             let ready = self.gangs.get(&key).is_some_and(|gang| {
                 gang.not_before <= now
                     && gang.tried_at != Some(revision)
+                    && !gang.unready
                     && gang.recovered.is_none()
             });
             if !ready {
@@ -115,8 +117,12 @@ impl Engine {
             Err(reason) => {
                 gang.reason = Some(reason);
                 gang.tried_at = None;
+                gang.unready = true;
             }
-            Ok(None) => gang.tried_at = None,
+            Ok(None) => {
+                gang.tried_at = None;
+                gang.unready = true;
+            }
             Ok(Some(needs)) => self.plan_whole(gang, needs, now),
         }
     }
@@ -124,7 +130,10 @@ impl Engine {
     /// What is to be planned; a reason when it cannot be planned at all; `None` when it must wait
     /// without a reason of its own.
     fn needs(&self, gang: &Gang, now: Timestamp) -> Result<Option<Needs>, Reason> {
-        let bound: Vec<&Pod> = self.alive(gang).filter(|pod| pod.node.is_some()).collect();
+        let bound: Vec<&Pod> = self.bound_alive(gang).collect();
+        if gang.releasing {
+            return Ok(None);
+        }
         if gang.is_job() {
             let Some(workload) = &gang.workload else {
                 return Ok(None);
@@ -133,12 +142,16 @@ impl Engine {
                 // Released by a plan that is no more: it is held again first.
                 return Ok(None);
             }
+            if workload.hold == Hold::Held && !bound.is_empty() {
+                // Suspended: its controller is about to delete them.
+                return Ok(None);
+            }
             return self.needs_of_job(gang, workload, &bound).map(Some);
         }
         self.needs_of_pods(gang, &bound, now)
     }
 
-    fn alive<'a>(&'a self, gang: &'a Gang) -> impl Iterator<Item = &'a Pod> {
+    pub(super) fn alive<'a>(&'a self, gang: &'a Gang) -> impl Iterator<Item = &'a Pod> {
         gang.pods
             .iter()
             .filter_map(|uid| self.pods.get(uid))
@@ -240,19 +253,9 @@ impl Engine {
         let mut next: BTreeMap<RoleName, u32> = BTreeMap::new();
         let mut shapes: Vec<(RoleName, Arc<PodShape>, Vec<u32>)> = Vec::new();
         for pod in alive {
-            let membership = pod.membership.as_ref();
-            let role = membership
-                .and_then(|membership| membership.role.clone())
-                .unwrap_or_else(default_role);
-            let counter = next.entry(role.clone()).or_insert(0);
-            let index = membership
-                .and_then(|membership| membership.index)
-                .unwrap_or(*counter);
-            *counter = counter.saturating_add(1);
-            let seat = (role.clone(), index);
-            if needs.pods.contains_key(&seat) {
-                continue;
-            }
+            let role = role_of(pod);
+            let seat = free_seat(pod, &mut next, |seat| needs.pods.contains_key(seat));
+            let (_, index) = seat;
             needs.pods.insert(seat.clone(), pod.uid.clone());
             if pod.node.is_some() {
                 needs.fixed.insert(seat, fixed_slot(pod));
@@ -277,7 +280,11 @@ impl Engine {
     }
 
     /// The minimum that a PodGroup or a label states; `None` when nothing states one.
-    fn stated_minimum(&self, gang: &Gang, alive: &[&Pod]) -> Result<Option<u32>, Reason> {
+    pub(super) fn stated_minimum(
+        &self,
+        gang: &Gang,
+        alive: &[&Pod],
+    ) -> Result<Option<u32>, Reason> {
         if let Some(workload) = &gang.workload {
             return Ok(workload.minimum.filter(|minimum| *minimum > 0));
         }
@@ -332,27 +339,29 @@ impl Engine {
             Ok(placement) => return Ok(placement),
             Err(why) => why,
         };
-        let count = |request: &GangRequest| {
-            request.roles.iter().fold(fixed, |sum, role| {
-                sum.saturating_add(u32::try_from(role.indices.len()).unwrap_or(u32::MAX))
-            })
-        };
-        while count(&request) > needs.minimum {
-            // The highest index of the role with most members goes first: never the master.
-            let Some(role) = request
-                .roles
-                .iter_mut()
-                .max_by_key(|role| role.indices.len())
-            else {
-                break;
-            };
-            role.indices.pop();
-            request.roles.retain(|role| !role.indices.is_empty());
-            if let Ok(placement) = plan(&self.snapshot, &request, &self.config) {
-                return Ok(placement);
+        let total = needs.roles.iter().fold(fixed, |sum, role| {
+            sum.saturating_add(u32::try_from(role.indices.len()).unwrap_or(u32::MAX))
+        });
+        // The fewest members that must stay behind, by halving: with a member less, what fitted
+        // still fits.
+        let (mut too_few, mut enough) = (0, total.saturating_sub(needs.minimum));
+        let mut best = None;
+        while too_few < enough {
+            let dropped = too_few.midpoint(enough).max(too_few.saturating_add(1));
+            request.roles = without(&needs.roles, dropped);
+            match plan(&self.snapshot, &request, &self.config) {
+                Ok(placement) => {
+                    best = Some(placement);
+                    if dropped == enough {
+                        break;
+                    }
+                    enough = dropped;
+                }
+                Err(_) if dropped == enough => break,
+                Err(_) => too_few = dropped,
             }
         }
-        Err(first)
+        best.ok_or(first)
     }
 
     fn new_plan(
@@ -368,6 +377,11 @@ impl Engine {
             let seat = (member.role, member.index);
             let mut slot = Slot::new(Some(member.node.clone()), member.devices, member.shape);
             slot.pod = needs.pods.get(&seat).cloned();
+            slot.said_before = slot
+                .pod
+                .as_ref()
+                .and_then(|uid| self.pods.get(uid))
+                .and_then(|pod| pod.unschedulable.clone());
             self.ledger.reserve(
                 gang.slot_key(&seat),
                 member.node.clone(),
@@ -403,7 +417,8 @@ impl Engine {
             })
             .map(|(seat, slot)| (seat.clone(), Arc::clone(&slot.shape)))
             .collect();
-        if !plan.open || plan.bound() < plan.minimum {
+        // A gang that can be made whole by its own slots is made whole first.
+        if !plan.open || (plan.bound() < plan.minimum && plan.planned() >= plan.minimum) {
             return missing;
         }
         match gang.workload.as_ref().map(|workload| &workload.members) {
@@ -424,30 +439,21 @@ impl Engine {
 
     /// Pods of a gang known by its pods that came after the plan.
     fn unseated(&self, gang: &Gang, plan: &Plan) -> Vec<(Seat, Arc<PodShape>)> {
+        let seated: BTreeSet<_> = plan
+            .slots
+            .values()
+            .filter_map(|slot| slot.pod.as_ref())
+            .collect();
         let mut next: BTreeMap<RoleName, u32> = BTreeMap::new();
-        for (role, index) in plan.slots.keys() {
-            let counter = next.entry(role.clone()).or_insert(0);
-            *counter = (*counter).max(index.saturating_add(1));
-        }
+        let mut taken: BTreeSet<Seat> = BTreeSet::new();
         self.alive(gang)
-            .filter(|pod| {
-                pod.node.is_none()
-                    && !plan
-                        .slots
-                        .values()
-                        .any(|slot| slot.pod.as_ref() == Some(&pod.uid))
-            })
+            .filter(|pod| pod.node.is_none() && !seated.contains(&pod.uid))
             .map(|pod| {
-                let membership = pod.membership.as_ref();
-                let role = membership
-                    .and_then(|membership| membership.role.clone())
-                    .unwrap_or_else(default_role);
-                let counter = next.entry(role.clone()).or_insert(0);
-                let index = membership
-                    .and_then(|membership| membership.index)
-                    .unwrap_or(*counter);
-                *counter = counter.saturating_add(1);
-                ((role, index), Arc::clone(&pod.shape))
+                let seat = free_seat(pod, &mut next, |seat| {
+                    plan.slots.contains_key(seat) || taken.contains(seat)
+                });
+                taken.insert(seat.clone());
+                (seat, Arc::clone(&pod.shape))
             })
             .collect()
     }
@@ -493,6 +499,54 @@ impl Engine {
         }
         gang.plan = Some(plan_of);
     }
+}
+
+fn role_of(pod: &Pod) -> RoleName {
+    pod.membership
+        .as_ref()
+        .and_then(|membership| membership.role.clone())
+        .unwrap_or_else(default_role)
+}
+
+/// A seat for a pod that says its own place, or not: the place it says unless another one has it,
+/// else the next that is free in its role. Two pods may well say the same, for example the first
+/// pods of two Jobs in one group.
+fn free_seat(
+    pod: &Pod,
+    next: &mut BTreeMap<RoleName, u32>,
+    is_taken: impl Fn(&Seat) -> bool,
+) -> Seat {
+    let role = role_of(pod);
+    let said = pod
+        .membership
+        .as_ref()
+        .and_then(|membership| membership.index)
+        .map(|index| (role.clone(), index))
+        .filter(|seat| !is_taken(seat));
+    if let Some(seat) = said {
+        return seat;
+    }
+    let counter = next.entry(role.clone()).or_insert(0);
+    loop {
+        let seat = (role.clone(), *counter);
+        *counter = counter.saturating_add(1);
+        if !is_taken(&seat) || *counter == u32::MAX {
+            return seat;
+        }
+    }
+}
+
+/// The roles with `dropped` members fewer: always the highest index of the role with most members,
+/// so that the master stays.
+fn without(roles: &[RoleRequest], dropped: u32) -> Vec<RoleRequest> {
+    let mut roles = roles.to_vec();
+    for _ in 0..dropped {
+        if let Some(role) = roles.iter_mut().max_by_key(|role| role.indices.len()) {
+            role.indices.pop();
+        }
+    }
+    roles.retain(|role| !role.indices.is_empty());
+    roles
 }
 
 fn fixed_slot(pod: &Pod) -> Slot {

@@ -15,34 +15,45 @@ impl Engine {
             let view = Arc::make_mut(&mut self.view);
             (view.leading, view.synced, view.epoch) = (leading, synced, epoch);
         }
-        if self.view_dirty.is_empty() {
-            return;
-        }
         let touched = std::mem::take(&mut self.view_dirty);
-        let mut gangs = (*self.view.gangs).clone();
-        let mut protected = (*self.view.protected).clone();
+        let mut changed = Vec::new();
+        let mut protect = Vec::new();
         for key in touched {
-            match self.gangs.get(&key) {
-                None => {
-                    gangs.remove(&key);
-                }
-                Some(gang) => {
-                    let view = gang_view(gang);
-                    if gangs.get(&key).is_none_or(|before| **before != view) {
-                        gangs.insert(key, Arc::new(view));
-                    }
-                    for uid in &gang.pods {
-                        if self.pods.get(uid).is_some_and(|pod| pod.node.is_some()) {
-                            protected.insert(uid.clone());
-                        }
-                    }
+            let gang = self.gangs.get(&key);
+            for uid in gang.iter().flat_map(|gang| &gang.pods) {
+                if !self.view.protected.contains(uid)
+                    && self.pods.get(uid).is_some_and(|pod| pod.node.is_some())
+                {
+                    protect.push(uid.clone());
                 }
             }
+            let view = gang.map(gang_view);
+            if self.view.gangs.get(&key).map(AsRef::as_ref) != view.as_ref() {
+                changed.push((key, view));
+            }
         }
-        protected.retain(|uid| self.pods.contains_key(uid));
+        let mut gone = std::mem::take(&mut self.view_gone);
+        gone.retain(|uid| self.view.protected.contains(uid));
+        if changed.is_empty() && protect.is_empty() && gone.is_empty() {
+            return;
+        }
         let view = Arc::make_mut(&mut self.view);
-        view.gangs = Arc::new(gangs);
-        view.protected = Arc::new(protected);
+        if !changed.is_empty() {
+            let gangs = Arc::make_mut(&mut view.gangs);
+            for (key, view) in changed {
+                match view {
+                    Some(view) => gangs.insert(key, Arc::new(view)),
+                    None => gangs.remove(&key),
+                };
+            }
+        }
+        if !protect.is_empty() || !gone.is_empty() {
+            let protected = Arc::make_mut(&mut view.protected);
+            for uid in gone {
+                protected.remove(&uid);
+            }
+            protected.extend(protect);
+        }
     }
 }
 

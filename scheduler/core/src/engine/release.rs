@@ -11,8 +11,8 @@ use super::gang::{Gang, Plan, Seat, Step};
 use super::{Engine, Purpose};
 use crate::action::{JobChange, JobTarget, WriteKind};
 use crate::event::{WriteId, WriteOutcome};
-use crate::ids::{GangKey, NodeName, RoleName};
-use crate::pod::Mismatch;
+use crate::ids::{GangKey, NodeName, PodUid, RoleName};
+use crate::pod::{Mismatch, Pod};
 use crate::reason::Reason;
 use crate::time::{Millis, Timestamp};
 use crate::workload::{Hold, MemberSource, Workload};
@@ -20,15 +20,50 @@ use crate::workload::{Hold, MemberSource, Workload};
 /// How long after a write was refused it is tried again.
 const REFUSED_RETRY: Millis = Millis(30_000);
 
+/// How long after the release of a pod failed it is tried again.
+const RELEASE_RETRY: Millis = Millis(1000);
+
 impl Engine {
     /// Releases what the plan says, as far as it is durable; holds a job whose plan is no more.
     pub(super) fn release(&mut self, gang: &mut Gang, now: Timestamp) {
         if gang.is_job() {
             self.steer_job(gang, now);
         }
-        if gang.is_durable() {
-            self.release_pods(gang);
+        if gang.releasing {
+            self.go_on_releasing(gang, now);
         }
+        if gang.is_durable() {
+            self.release_pods(gang, now);
+        }
+    }
+
+    /// A gang that was released as a whole: whatever of it is still bound goes, however often the
+    /// write for it has failed. A job that we hold loses its pods by being held again.
+    pub(super) fn go_on_releasing(&mut self, gang: &mut Gang, now: Timestamp) {
+        let bound: Vec<PodUid> = self.bound_alive(gang).map(|pod| pod.uid.clone()).collect();
+        if bound.is_empty() {
+            gang.releasing = false;
+            return;
+        }
+        if self.loses_pods_when_held(gang) || now < gang.blocked_until {
+            return;
+        }
+        for uid in bound {
+            self.delete_pod(&gang.key, &uid, None, now);
+        }
+    }
+
+    /// Whether holding the job is what takes its pods away.
+    pub(super) fn loses_pods_when_held(&self, gang: &Gang) -> bool {
+        gang.is_job() && matches!(gang.hold(), Some(Hold::Held | Hold::Released(_)))
+    }
+
+    /// Members that are bound and have not ended.
+    pub(super) fn bound_alive<'a>(&'a self, gang: &'a Gang) -> impl Iterator<Item = &'a Pod> {
+        gang.pods
+            .iter()
+            .filter_map(|uid| self.pods.get(uid))
+            .filter(|pod| pod.node.is_some() && pod.is_alive())
     }
 
     /// What the job should be, given its plan.
@@ -51,12 +86,8 @@ impl Engine {
                 })
             }
             (None, Hold::Released(_)) if gang.recovered.is_none() => {
-                let bound = gang
-                    .pods
-                    .iter()
-                    .filter_map(|uid| self.pods.get(uid))
-                    .any(|pod| pod.node.is_some() && pod.is_alive());
-                (!bound).then_some(JobChange::Hold)
+                let bound = self.bound_alive(gang).next().is_some();
+                (gang.releasing || !bound).then_some(JobChange::Hold)
             }
             (None, Hold::Free) => has_pins(workload).then_some(JobChange::Strip),
             _ => None,
@@ -115,11 +146,20 @@ impl Engine {
         ));
     }
 
-    pub(super) fn job_changed(&mut self, key: &GangKey, outcome: WriteOutcome, now: Timestamp) {
+    pub(super) fn job_changed(
+        &mut self,
+        key: &GangKey,
+        id: WriteId,
+        outcome: WriteOutcome,
+        now: Timestamp,
+    ) {
         self.dirty.insert(key.clone());
         let Some(gang) = self.gangs.get_mut(key) else {
             return;
         };
+        if gang.job_write != Some(id) {
+            return;
+        }
         gang.job_write = None;
         match outcome {
             WriteOutcome::Done(_) => {
@@ -146,7 +186,10 @@ impl Engine {
 
     /// Takes our gate off pods, wakes those that were refused before, and deletes those that are
     /// confined to nodes which are no longer theirs.
-    fn release_pods(&mut self, gang: &mut Gang) {
+    fn release_pods(&mut self, gang: &mut Gang, now: Timestamp) {
+        if now < gang.blocked_until {
+            return;
+        }
         let Some(mut plan) = gang.plan.take() else {
             return;
         };
@@ -172,17 +215,10 @@ impl Engine {
                 .node(&node)
                 .is_some_and(|node| pod.shape.mismatch(node) == Some(Mismatch::Selector));
             let purpose = Purpose::ReleasePod(gang.key.clone(), seat.clone());
-            if strayed && pod.controlled {
+            if strayed && pod.controlled && pod.shape.is_pinned() {
                 // It was born confined to other nodes, which cannot be changed any more.
-                if self.deleting.insert(pod.uid.clone()) {
-                    let purpose = Purpose::DeletePod(pod.uid.clone());
-                    self.write(
-                        &gang.key,
-                        Some(id.clone()),
-                        purpose,
-                        WriteKind::DeletePod { pod: target },
-                    );
-                }
+                let uid = pod.uid.clone();
+                self.delete_pod(&gang.key, &uid, Some(id.clone()), now);
             } else if pod.gated {
                 let pin = pod.controlled.then_some(node);
                 let what = WriteKind::ReleasePod { pod: target, pin };
@@ -208,8 +244,16 @@ impl Engine {
         seat: &Seat,
         id: WriteId,
         outcome: &WriteOutcome,
+        now: Timestamp,
     ) {
         self.dirty.insert(key.clone());
+        let failed = matches!(
+            outcome,
+            WriteOutcome::Conflict(_) | WriteOutcome::Unknown(_)
+        );
+        if failed && let Some(gang) = self.gangs.get_mut(key) {
+            gang.blocked_until = gang.blocked_until.max(now + RELEASE_RETRY);
+        }
         let slot = self
             .gangs
             .get_mut(key)

@@ -45,10 +45,8 @@ impl Engine {
     fn drop_plan(&mut self, gang: &mut Gang, text: &Arc<str>) {
         self.turn_away(gang, text);
         let Some(plan) = gang.plan.take() else { return };
-        for seat in plan.slots.keys() {
-            if let Some(node) = self.ledger.release(&gang.slot_key(seat)) {
-                self.touch_node(&node);
-            }
+        for (seat, slot) in &plan.slots {
+            self.let_go(&gang.slot_key(seat), slot);
         }
         gang.tried_at = None;
         self.view_dirty.insert(gang.key.clone());
@@ -70,17 +68,10 @@ impl Engine {
             .filter(|slot| !slot.is_settled())
             .filter_map(|slot| slot.pod.as_ref().and_then(|uid| self.pods.get(uid)))
             .filter(|pod| pod.controlled && !pod.gated && !gang.is_job() && pod.shape.is_pinned())
-            .map(|pod| (pod.uid.clone(), Self::target(pod)))
+            .map(|pod| pod.uid.clone())
             .collect();
-        for (uid, pod) in confined {
-            if self.deleting.insert(uid.clone()) {
-                self.write(
-                    &gang.key,
-                    None,
-                    Purpose::DeletePod(uid),
-                    WriteKind::DeletePod { pod },
-                );
-            }
+        for uid in confined {
+            self.delete_pod(&gang.key, &uid, None, now);
         }
         self.drop_plan(gang, &Arc::from(super::members::LOST_SLOT));
         gang.reason = Some(reason);
@@ -185,17 +176,16 @@ impl Engine {
         let Some(slot) = gang.plan.as_mut().and_then(|plan| plan.slots.get_mut(seat)) else {
             return;
         };
+        let before = slot.clone();
         slot.node = None;
         slot.devices = Vec::new();
         slot.refused_since = None;
         slot.release = super::gang::Step::NotYet;
-        let ticket = slot.ticket.take();
-        if let Some(ticket) = ticket {
+        slot.cited = None;
+        if let Some(ticket) = slot.ticket.take() {
             self.answer(ticket, Err(Arc::from(super::members::LOST_SLOT)));
         }
-        if let Some(node) = self.ledger.release(&key) {
-            self.touch_node(&node);
-        }
+        self.let_go(&key, &before);
         gang.tried_at = None;
     }
 
@@ -220,10 +210,14 @@ impl Engine {
                 continue;
             }
             // Our own refusals from before the plan say nothing about the node.
+            if slot.said_before.is_some() && slot.said_before != pod.unschedulable {
+                slot.said_before = None;
+            }
+            // Nor does what was said before the pod had this place; the barrier's deadline counts it.
             if let Some(said) = pod
                 .unschedulable
                 .as_ref()
-                .filter(|said| !said.contains("muster:"))
+                .filter(|said| !said.contains("muster:") && slot.said_before.is_none())
             {
                 slot.refused_since.get_or_insert(now);
                 plan.said = Some(Arc::clone(said));
@@ -308,8 +302,7 @@ impl Engine {
         }
         plan.slots.iter().any(|((name, index), slot)| {
             workload.role(name).is_none_or(|role| {
-                *index >= role.count
-                    || (slot.pod.is_none() && slot.shape.requests != role.shape.requests)
+                *index >= role.count || (slot.pod.is_none() && slot.shape != role.shape)
             })
         }) || (minimum == total
             && roles.iter().any(|role| {
@@ -320,6 +313,11 @@ impl Engine {
     /// Deadlines of the barrier and of repair.
     pub(super) fn enforce_deadlines(&mut self, gang: &mut Gang, now: Timestamp) {
         let durable = gang.is_durable();
+        if gang.plan.is_none() {
+            self.enforce_without_plan(gang, now);
+            return;
+        }
+        gang.partial_since = None;
         let Some(plan) = &mut gang.plan else { return };
         let (arrived, planned, bound) = (plan.arrived(), plan.planned(), plan.bound());
         if !plan.open {
@@ -329,6 +327,7 @@ impl Engine {
                 .is_some_and(|since| now >= since + self.config.gather_max);
             if quiet || long {
                 let said = plan.said.clone();
+                self.avoid_refusing_nodes(gang, now);
                 self.give_back(
                     gang,
                     Reason::BarrierTimeout {
@@ -366,34 +365,58 @@ impl Engine {
         }
     }
 
-    /// Lets a gang go that stayed partial: all of it, so that what it held is of use to others.
-    fn release_whole(&mut self, gang: &mut Gang, bound: u32, minimum: u32, now: Timestamp) {
-        let holds_job =
-            gang.is_job() && matches!(gang.hold(), Some(Hold::Held | Hold::Released(_)));
-        if !holds_job {
-            let pods: Vec<_> = gang
-                .pods
-                .iter()
-                .filter_map(|uid| self.pods.get(uid))
-                .filter(|pod| pod.is_alive() && pod.node.is_some())
-                .map(|pod| (pod.uid.clone(), Self::target(pod)))
-                .collect();
-            for (uid, pod) in pods {
-                if self.deleting.insert(uid.clone()) {
-                    self.write(
-                        &gang.key,
-                        None,
-                        Purpose::DeletePod(uid),
-                        WriteKind::DeletePod { pod },
-                    );
-                }
+    /// The barrier's deadline has passed: the next plan keeps away from the nodes on which
+    /// kube-scheduler says that a member cannot stand.
+    fn avoid_refusing_nodes(&mut self, gang: &mut Gang, now: Timestamp) {
+        let until = now + self.config.refused_node_for;
+        for slot in gang.plan.iter().flat_map(|plan| plan.slots.values()) {
+            let refused = slot
+                .pod
+                .as_ref()
+                .and_then(|uid| self.pods.get(uid))
+                .and_then(|pod| pod.unschedulable.as_ref())
+                .is_some_and(|said| !said.contains("muster:"));
+            if refused
+                && slot.ticket.is_none()
+                && !slot.is_settled()
+                && let Some(node) = &slot.node
+            {
+                gang.refused_nodes.insert(node.clone(), until);
             }
         }
+    }
+
+    /// A gang of which something is bound and that has no plan: a release that was cut short, or a
+    /// Gang object that was lost. It is completed by a new plan or released, in the same time.
+    fn enforce_without_plan(&mut self, gang: &mut Gang, now: Timestamp) {
+        let bound = u32::try_from(self.bound_alive(gang).count()).unwrap_or(u32::MAX);
+        let completing = gang
+            .pods
+            .iter()
+            .filter_map(|uid| self.pods.get(uid))
+            .any(|pod| pod.phase == crate::pod::PodPhase::Succeeded);
+        let minimum = self.minimum_of(gang).unwrap_or(0);
+        if bound == 0 || bound >= minimum || completing || gang.releasing {
+            gang.partial_since = None;
+            return;
+        }
+        let since = *gang.partial_since.get_or_insert(now);
+        if now >= since + self.config.repair_max {
+            self.release_whole(gang, bound, minimum, now);
+        }
+    }
+
+    /// Lets a gang go that stayed partial: all of it, so that what it held is of use to others.
+    fn release_whole(&mut self, gang: &mut Gang, bound: u32, minimum: u32, now: Timestamp) {
         self.give_back(gang, Reason::ReleasedWhole { bound, minimum }, now, true);
-        if holds_job {
+        gang.releasing = true;
+        gang.partial_since = None;
+        if self.loses_pods_when_held(gang) {
             // One PATCH: the job's controller deletes its pods and makes them again when released.
             gang.job_changed_at = None;
             self.change_job(gang, JobChange::Hold, now);
+        } else {
+            self.go_on_releasing(gang, now);
         }
     }
 
@@ -420,9 +443,14 @@ impl Engine {
             );
         } else {
             at.push(gang.not_before);
-            at.extend(gang.refused_nodes.values().copied());
             at.push(gang.last_pod_at + self.config.settle);
+            at.extend(
+                gang.partial_since
+                    .map(|since| since + self.config.repair_max),
+            );
         }
+        at.extend(gang.refused_nodes.values().copied());
+        at.push(gang.status_after);
         at.push(gang.blocked_until);
         let next = at.into_iter().filter(|at| *at > now).min();
         if next == gang.deadline {

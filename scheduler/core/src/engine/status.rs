@@ -10,9 +10,13 @@ use crate::action::{Action, Announcement, WriteKind};
 use crate::event::{WriteId, WriteOutcome};
 use crate::ids::GangKey;
 use crate::reason::Reason;
-use crate::record::{GangRecord, GangStatus, Phase};
-use crate::time::Timestamp;
+use crate::record::{GangStatus, Phase};
+use crate::time::{Millis, Timestamp};
 use crate::workload::{Hold, Outcome, WorkloadKind};
+
+/// Pause after a write of a Gang object of which nothing is known; doubles with each in a row, up
+/// to sixteen times this.
+const STATUS_PAUSE: Millis = Millis(500);
 
 impl Engine {
     /// Phase that the gang is in.
@@ -78,7 +82,7 @@ impl Engine {
         }
         let wanted = self.status(gang);
         self.announce(gang, &wanted);
-        if now < gang.blocked_until && gang.plan.is_none() {
+        if now < gang.status_after {
             return;
         }
         match &gang.record {
@@ -102,7 +106,8 @@ impl Engine {
                     .acked
                     .as_ref()
                     .is_none_or(|acked| is_worth_a_write(acked, &wanted));
-                if differs && (settled || !gang.is_durable()) {
+                let uncommitted = gang.plan.is_some() && !gang.is_durable();
+                if uncommitted || (differs && settled) {
                     let what = WriteKind::PutStatus {
                         object: Arc::clone(object),
                         resource_version: version.clone(),
@@ -128,28 +133,65 @@ impl Engine {
         }
     }
 
-    pub(super) fn record_created(&mut self, key: &GangKey, outcome: WriteOutcome, now: Timestamp) {
+    pub(super) fn record_created(
+        &mut self,
+        key: &GangKey,
+        id: WriteId,
+        outcome: WriteOutcome,
+        now: Timestamp,
+    ) {
         self.dirty.insert(key.clone());
-        let retry = now + self.config.retry_after;
+        if let WriteOutcome::Done(Some(record)) | WriteOutcome::Conflict(Some(record)) = &outcome {
+            self.note_record(record);
+        }
         let Some(gang) = self.gangs.get_mut(key) else {
             return;
         };
-        match outcome {
-            WriteOutcome::Done(Some(record)) => take_record(gang, record),
-            WriteOutcome::Conflict(Some(record)) => take_record(gang, record),
-            WriteOutcome::Refused(said) => {
-                gang.record = Record::Missing;
-                gang.blocked_until = retry;
-                gang.reason = Some(Reason::WriteRefused {
-                    what: Arc::from("creating the Gang"),
-                    said,
-                });
-            }
-            _ => {
-                gang.record = Record::Missing;
-                gang.blocked_until = retry;
-            }
+        if gang.record != Record::Creating(id) {
+            // The watch, or a new leadership, knows better.
+            return;
         }
+        gang.record = Record::Missing;
+        match outcome {
+            WriteOutcome::Done(Some(record)) | WriteOutcome::Conflict(Some(record)) => {
+                gang.status_failures = 0;
+                gang.past_versions.clear();
+                take_record(gang, record);
+            }
+            WriteOutcome::Refused(said) => {
+                let what = Arc::from("creating the Gang");
+                self.status_refused(key, Reason::WriteRefused { what, said }, now);
+            }
+            _ => self.pause_status(key, now),
+        }
+    }
+
+    /// Puts the next write of the Gang object off: longer with each failure in a row.
+    fn pause_status(&mut self, key: &GangKey, now: Timestamp) {
+        if let Some(gang) = self.gangs.get_mut(key) {
+            let pause = STATUS_PAUSE.0 << gang.status_failures.min(4);
+            gang.status_after = now + Millis(pause);
+            gang.status_failures = gang.status_failures.saturating_add(1);
+        }
+    }
+
+    /// The Gang object cannot be written. Without a durable plan nothing may start: a plan that has
+    /// not begun is given back, and made again later.
+    fn status_refused(&mut self, key: &GangKey, reason: Reason, now: Timestamp) {
+        let retry_after = self.config.retry_after.0;
+        self.with_gang(key, |engine, gang| {
+            let pause = retry_after.saturating_mul(1 << gang.status_failures.min(4));
+            gang.status_after = now + Millis(pause);
+            gang.status_failures = gang.status_failures.saturating_add(1);
+            match &gang.plan {
+                Some(plan) if plan.open => {}
+                Some(_) => {
+                    engine.give_back(gang, reason, now, true);
+                    gang.not_before = gang.not_before.max(gang.status_after);
+                }
+                None => gang.reason = Some(reason),
+            }
+        });
     }
 
     pub(super) fn status_put(
@@ -160,7 +202,9 @@ impl Engine {
         now: Timestamp,
     ) {
         self.dirty.insert(key.clone());
-        let retry = now + self.config.retry_after;
+        if let WriteOutcome::Conflict(Some(record)) = &outcome {
+            self.note_record(record);
+        }
         let Some(gang) = self.gangs.get_mut(key) else {
             return;
         };
@@ -170,41 +214,38 @@ impl Engine {
         match outcome {
             WriteOutcome::Done(record) => {
                 if let Some(record) = record {
-                    set_version(gang, record);
+                    gang.know_object(record.object, record.object_uid, record.resource_version);
                 }
                 gang.acked = Some(status);
+                gang.status_failures = 0;
                 if let Some(plan) = &mut gang.plan {
                     plan.progress_at = now;
                 }
             }
             WriteOutcome::Conflict(Some(record)) => {
                 // Somebody wrote in between. What is there now is what counts; ours comes on top.
-                gang.acked = Some(GangStatus {
-                    phase: record.phase,
-                    plan: record.plan.clone().ok().flatten(),
-                    ..GangStatus::default()
-                });
-                set_version(gang, record);
+                gang.acked = Some(GangStatus::default());
+                take_record(gang, record);
+                let again = gang.status_failures > 0;
+                gang.status_failures = gang.status_failures.saturating_add(1);
+                if again {
+                    self.pause_status(key, now);
+                }
             }
             WriteOutcome::Conflict(None) | WriteOutcome::Gone => {
                 gang.record = Record::Missing;
                 gang.acked = None;
+                self.pause_status(key, now);
             }
             WriteOutcome::Refused(said) => {
-                gang.blocked_until = retry;
-                gang.reason = Some(Reason::WriteRefused {
-                    what: Arc::from("writing the Gang's status"),
-                    said,
-                });
-                // Without a durable plan nothing may start: it is given back, and tried again later.
-                if let Some(plan) = &gang.plan
-                    && !plan.open
-                {
-                    gang.not_before = retry;
-                }
+                let what = Arc::from("writing the Gang's status");
+                self.status_refused(key, Reason::WriteRefused { what, said }, now);
             }
             // Not known: the next attempt finds out by its resourceVersion.
-            WriteOutcome::Unknown(_) => gang.acked = gang.acked.take().map(forget_plan),
+            WriteOutcome::Unknown(_) => {
+                gang.acked = gang.acked.take().map(forget_plan);
+                self.pause_status(key, now);
+            }
         }
     }
 
@@ -248,14 +289,6 @@ impl Engine {
     }
 }
 
-fn set_version(gang: &mut Gang, record: GangRecord) {
-    gang.record = Record::Known {
-        object: record.object,
-        uid: record.object_uid,
-        version: record.resource_version,
-    };
-}
-
 /// A status of which it is not known whether its plan was written.
 fn forget_plan(mut status: GangStatus) -> GangStatus {
     status.plan = None;
@@ -284,14 +317,6 @@ fn is_worth_a_write(acked: &GangStatus, wanted: &GangStatus) -> bool {
                 .collect::<Vec<_>>()
         })
     };
-    let by_pod = |status: &GangStatus| {
-        status.plan.as_ref().map(|plan| {
-            plan.slots
-                .iter()
-                .map(|slot| slot.pod.clone())
-                .collect::<Vec<_>>()
-        })
-    };
     if acked.phase != wanted.phase
         || code(acked) != code(wanted)
         || promise(acked) != promise(wanted)
@@ -303,13 +328,7 @@ fn is_worth_a_write(acked: &GangStatus, wanted: &GangStatus) -> bool {
     }
     match wanted.phase {
         // The commit names the pods that exist; later ones claim their slots by role and index.
-        Phase::Starting => {
-            let (before, after) = (by_pod(acked), by_pod(wanted));
-            before != after
-                && wanted.plan.as_ref().is_some_and(|plan| {
-                    plan.slots.iter().all(|slot| slot.role.as_str() == "member")
-                })
-        }
+        Phase::Starting => false,
         _ => {
             members(acked) != members(wanted)
                 || acked.total != wanted.total

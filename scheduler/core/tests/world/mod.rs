@@ -45,7 +45,11 @@ pub struct World {
     /// Returns the outcome with which to fail a write instead of doing it.
     pub fail: Option<Box<dyn FnMut(&Write) -> Option<WriteOutcome>>>,
     /// Events that the watch will bring.
-    watch: VecDeque<Event>,
+    pub watch: VecDeque<Event>,
+    /// Nothing is told at once: jobs, nodes and reports come by the watch too, Relist included.
+    pub queued: bool,
+    /// Deleted pods terminate until somebody takes them away.
+    pub graceful: bool,
     next: u64,
     generation: u64,
     pub operator: bool,
@@ -95,6 +99,8 @@ impl World {
             writes: Vec::new(),
             fail: None,
             watch: VecDeque::new(),
+            queued: false,
+            graceful: false,
             next: 1,
             generation: 1,
             operator: true,
@@ -178,17 +184,24 @@ impl World {
     pub fn change_node(&mut self, name: &str, change: impl FnOnce(&mut Node)) {
         let node = self.nodes.get_mut(name).unwrap();
         change(node);
-        self.engine
-            .handle(Event::NodeApplied(node.clone()), self.now);
+        let event = Event::NodeApplied(node.clone());
+        self.tell(event);
     }
 
     pub fn report_all(&mut self) {
         self.generation += 1;
-        for (name, node) in &self.nodes {
-            let count = node.allocatable.extended(GPU);
-            if count == 0 {
-                continue;
+        for name in self.nodes.keys().cloned().collect::<Vec<_>>() {
+            if let Some(report) = self.report_of(&name) {
+                self.engine.handle(Event::Report(report), self.now);
             }
+        }
+    }
+
+    /// What a node's agent says now; `None` for a node without GPUs.
+    pub fn report_of(&self, name: &str) -> Option<NodeReport> {
+        let node = self.nodes.get(name)?;
+        let count = node.allocatable.extended(GPU);
+        (count > 0).then(|| {
             let devices = (0..count)
                 .map(|index| {
                     let uuid = format!("GPU-{name}-{index}");
@@ -211,8 +224,8 @@ impl World {
                     }
                 })
                 .collect();
-            let report = NodeReport {
-                node: name.as_str().into(),
+            NodeReport {
+                node: name.into(),
                 order: ReportOrder {
                     boot: Arc::from("boot"),
                     instance: 1,
@@ -221,8 +234,21 @@ impl World {
                 sampler_ok: true,
                 holders_known: true,
                 devices,
-            };
-            self.engine.handle(Event::Report(report), self.now);
+            }
+        })
+    }
+
+    /// Counts the state of every agent on by one.
+    pub fn next_generation(&mut self) {
+        self.generation += 1;
+    }
+
+    /// Tells the engine now, or by the watch.
+    pub fn tell(&mut self, event: Event) {
+        if self.queued {
+            self.watch.push_back(event);
+        } else {
+            self.engine.handle(event, self.now);
         }
     }
 
@@ -265,7 +291,7 @@ impl World {
             settings: BTreeMap::new(),
         };
         self.jobs.insert(key.clone(), job.clone());
-        self.engine.handle(Event::WorkloadApplied(job), self.now);
+        self.tell(Event::WorkloadApplied(job));
         key
     }
 
@@ -275,8 +301,8 @@ impl World {
         change(job);
         job.resource_version = version;
         job.generation += 1;
-        self.engine
-            .handle(Event::WorkloadApplied(job.clone()), self.now);
+        let event = Event::WorkloadApplied(job.clone());
+        self.tell(event);
     }
 
     pub fn pod(
@@ -349,6 +375,15 @@ impl World {
     pub fn delete_pod(&mut self, uid: &PodUid) {
         if self.pods.remove(uid).is_some() {
             self.watch.push_back(Event::PodRemoved(uid.clone()));
+        }
+    }
+
+    /// Deletes a pod as the API server does: at once, or after it has terminated.
+    pub fn end_pod(&mut self, uid: &PodUid) {
+        if !self.graceful || self.pods.get(uid).is_some_and(|pod| pod.node.is_none()) {
+            self.delete_pod(uid);
+        } else if self.pods.get(uid).is_some_and(|pod| !pod.terminating) {
+            self.change_pod(uid, |pod| pod.terminating = true);
         }
     }
 
@@ -437,7 +472,7 @@ impl World {
         }
     }
 
-    fn perform(&mut self, write: Write) -> WriteOutcome {
+    pub fn perform(&mut self, write: Write) -> WriteOutcome {
         let version = self.version();
         match write.what {
             WriteKind::CreateRecord { object, kind, name } => {
@@ -497,7 +532,10 @@ impl World {
                 self.on_pod(&pod.uid, |pod| pod.stamp = Some(epoch))
             }
             WriteKind::DeletePod { pod } => {
-                self.delete_pod(&pod.uid);
+                if !self.pods.contains_key(&pod.uid) {
+                    return WriteOutcome::Gone;
+                }
+                self.end_pod(&pod.uid);
                 WriteOutcome::Done(None)
             }
             WriteKind::Bind {
@@ -514,10 +552,17 @@ impl World {
                     {
                         return WriteOutcome::Refused(Arc::from("bound elsewhere"));
                     }
+                    Some(stored) if stored.node.is_some() => return WriteOutcome::Done(None),
                     Some(stored) if stored.gated => {
                         return WriteOutcome::Refused(Arc::from("gated"));
                     }
-                    _ => {}
+                    Some(stored) if stored.resource_version != pod.resource_version => {
+                        return WriteOutcome::Conflict(None);
+                    }
+                    Some(stored) if stored.terminating => {
+                        return WriteOutcome::Refused(Arc::from("being deleted"));
+                    }
+                    Some(_) => {}
                 }
                 self.on_pod(&pod.uid, |pod| {
                     pod.node = Some(node);
@@ -540,6 +585,7 @@ impl World {
         WriteOutcome::Done(None)
     }
 
+    /// Changes a job as the API server does.
     fn change_job(
         &mut self,
         key: &GangKey,
@@ -583,7 +629,7 @@ impl World {
     }
 
     /// Makes the pods that are missing from jobs that run, and deletes those of jobs that do not.
-    fn play_operator(&mut self) -> bool {
+    pub fn play_operator(&mut self) -> bool {
         let mut wanted: Vec<(String, Membership, Arc<PodShape>)> = Vec::new();
         let mut unwanted: Vec<PodUid> = Vec::new();
         for job in self.jobs.values() {
@@ -606,14 +652,43 @@ impl World {
                     }
                 }
             }
+            let surplus =
+                |pod: &Pod| {
+                    pod.membership.as_ref().is_some_and(|member| {
+                        member.gang == job.key
+                            && member.role.as_ref().zip(member.index).is_some_and(
+                                |(role, index)| {
+                                    job.role(role).is_none_or(|role| index >= role.count)
+                                },
+                            )
+                    })
+                };
+            let failed = |pod: &Pod| {
+                pod.phase == PodPhase::Failed
+                    && self.graceful
+                    && pod
+                        .membership
+                        .as_ref()
+                        .is_some_and(|member| member.gang == job.key)
+            };
+            if runs {
+                unwanted.extend(
+                    self.pods
+                        .values()
+                        .filter(|pod| !pod.terminating && (surplus(pod) || failed(pod)))
+                        .map(|pod| pod.uid.clone()),
+                );
+            }
             if !runs {
                 unwanted.extend(
                     self.pods
                         .values()
                         .filter(|pod| {
-                            pod.membership
-                                .as_ref()
-                                .is_some_and(|member| member.gang == job.key)
+                            !pod.terminating
+                                && pod
+                                    .membership
+                                    .as_ref()
+                                    .is_some_and(|member| member.gang == job.key)
                         })
                         .map(|pod| pod.uid.clone()),
                 );
@@ -624,7 +699,7 @@ impl World {
             self.pod(&name, Some(membership), shape);
         }
         for uid in unwanted {
-            self.delete_pod(&uid);
+            self.end_pod(&uid);
         }
         moved
     }

@@ -67,7 +67,7 @@ fn scheduler_has_the_least_rights() {
         assert_eq!(
             rights(role.rules),
             [
-                format!("coordination.k8s.io/leases[]: create"),
+                "coordination.k8s.io/leases[]: create".to_owned(),
                 format!("coordination.k8s.io/leases[{lease}]: get update"),
             ]
         );

@@ -2,6 +2,7 @@
 
 mod jobs;
 mod pods;
+mod spoiled;
 
 use muster_core::ids::ResourceName;
 use muster_core::node::TaintEffect;

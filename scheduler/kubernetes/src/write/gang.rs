@@ -51,8 +51,10 @@ pub fn own(gang: &mut Gang, kind: WorkloadKind, name: &str, uid: &str) {
     }]);
 }
 
-/// The status to write. A condition keeps its transition time while its status stays the same, and
-/// the epoch never goes back, also while there is no plan.
+/// The status to write. A condition keeps its transition time while its status stays the same.
+///
+/// Without a plan the epoch stays what it was, so that a plan of an earlier leader is refused by the
+/// API server also after a later one has given its plan back.
 pub fn status(status: &CoreStatus, previous: Option<&GangStatus>, now: Timestamp) -> GangStatus {
     let message = status.reason.as_ref().map(|why| cut(&why.to_string()));
     let reason = status
@@ -60,9 +62,10 @@ pub fn status(status: &CoreStatus, previous: Option<&GangStatus>, now: Timestamp
         .as_ref()
         .map_or(status.phase.as_str(), |why| why.code());
     let plan = status.plan.as_ref();
-    let epoch = plan
-        .map(|plan| i64::try_from(plan.epoch.0).unwrap_or(i64::MAX))
-        .max(previous.and_then(|previous| previous.epoch));
+    let epoch = match plan {
+        Some(plan) => Some(i64::try_from(plan.epoch.0).unwrap_or(i64::MAX)),
+        None => previous.and_then(|previous| previous.epoch),
+    };
     GangStatus {
         record_version: RECORD_VERSION,
         plan_id: plan.map(|plan| plan.id.as_str().to_owned()),

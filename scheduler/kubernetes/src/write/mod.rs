@@ -16,3 +16,6 @@ mod pod;
 pub use gang::{gang_object, own, status};
 pub use job::job_patch;
 pub use pod::{binding, release_pod_patch, stamp_pod_patch, wake_pod_patch};
+
+#[cfg(test)]
+mod tests;

@@ -133,7 +133,7 @@ impl Layout<'_> {
                 "--service-account-private-key-file={}",
                 self.pki("service-account.key")
             ),
-            "--use-service-account-credentials=false".into(),
+            "--use-service-account-credentials=true".into(),
             "--leader-elect=false".into(),
             // Nodes without a kubelet send no heartbeats.
             "--node-monitor-grace-period=24h".into(),

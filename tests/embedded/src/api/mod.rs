@@ -16,6 +16,7 @@ pub mod faults;
 mod gc;
 pub mod history;
 pub mod http;
+pub mod informer;
 mod openapi;
 pub mod patch;
 mod pods;
@@ -33,4 +34,5 @@ mod table;
 mod watch;
 
 pub use error::ApiError;
+pub use schema::base64;
 pub use server::{ApiServer, Caller, DeleteOptions, Limits, Target};

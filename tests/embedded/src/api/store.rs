@@ -185,6 +185,7 @@ pub struct Store {
     /// Uids whose dependents the garbage collector has to look at.
     pub orphans: VecDeque<String>,
     changes_limit: usize,
+    any: watch::Sender<u64>,
 }
 
 impl Store {
@@ -200,6 +201,7 @@ impl Store {
             history: History::new(log_limit),
             orphans: VecDeque::new(),
             changes_limit: changes_limit.max(1),
+            any: watch::Sender::new(1),
         };
         for ty in super::resources::builtin() {
             store.define(ty);
@@ -327,6 +329,7 @@ impl Store {
             before,
         }));
         table.signal.send_replace(version);
+        self.any.send_replace(version);
         Some(object)
     }
 
@@ -379,6 +382,12 @@ impl Store {
             }
             self.live.insert(uid, place);
         }
+    }
+
+    /// Wakes when anything is committed.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.any.subscribe()
     }
 
     /// Forgets the changes of every resource, as a compaction does: watches from older versions get 410.

@@ -1,0 +1,204 @@
+//! The command line: arguments, logs, and what the commands share.
+
+mod fleet;
+mod inspect;
+mod run;
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use muster_agent::connector::{Connector, FileToken, NetConnector, NoToken, TokenProvider};
+use muster_agent::profile::Profile;
+use muster_agent::scenario::Scenario;
+use muster_proto::inventory::ByeReason;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Exit code when only a new process can go on, for example after a driver upgrade: let the kubelet start it again.
+const EXIT_RESTART: u8 = 3;
+
+/// Reports NVIDIA GPUs, their health and their holders to the Muster scheduler.
+///
+/// Try it without GPUs or a cluster: `muster-agent inspect --source fake --profile gb200-4`.
+#[derive(Debug, Parser)]
+#[command(name = "muster-agent", version)]
+pub struct Cli {
+    /// Form of log lines on standard error. RUST_LOG sets the level, e.g. RUST_LOG=muster_agent=debug.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Form of log lines.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Report this node's GPUs until told to stop (SIGTERM).
+    ///
+    /// Opens one stream to each address of the scheduler's URL. With --source fake the devices are those
+    /// of a profile and the kubelet is played too, so it runs on any machine.
+    Run(run::RunArgs),
+    /// Print what the agent sees: devices, health, holders.
+    Inspect(inspect::InspectArgs),
+    /// Play many nodes of fake GPUs in this one process, each with its own stream.
+    ///
+    /// Nodes are either counted (--count, --prefix: names are PREFIX0, PREFIX1, ...) or those of a
+    /// cluster that match a selector (--kubeconfig, --node-selector), as they come and go.
+    Fleet(fleet::FleetArgs),
+}
+
+/// Where devices come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SourceKind {
+    /// The NVIDIA driver's library.
+    Nvml,
+    /// A profile, with a scenario of faults.
+    Fake,
+}
+
+/// What a fake node has and what goes wrong on it.
+#[derive(Debug, Args)]
+pub struct FakeArgs {
+    /// Profile of fake devices: h100-8, a100-8, a100-8-mig, l40s-4, gb200-4, mixed, or a TOML file.
+    #[arg(long, value_name = "NAME|FILE", default_value = "h100-8")]
+    pub profile: String,
+    /// Faults over time: xid79-and-back, node-silent, replay, clone-uuid, remap, hang, leak, or a TOML file.
+    #[arg(long, value_name = "NAME|FILE")]
+    pub scenario: Option<String>,
+}
+
+impl FakeArgs {
+    fn load(&self) -> Result<(Arc<Profile>, Option<Arc<Scenario>>)> {
+        let profile = Profile::load(&self.profile).context("--profile")?;
+        let scenario = self
+            .scenario
+            .as_deref()
+            .map(Scenario::load)
+            .transpose()
+            .context("--scenario")?;
+        Ok((Arc::new(profile), scenario.map(Arc::new)))
+    }
+}
+
+/// How to reach the scheduler.
+#[derive(Debug, Args)]
+pub struct SchedulerArgs {
+    /// The scheduler's agent endpoint, https://HOST:PORT or http://HOST:PORT. Every address of HOST is a replica and gets a stream.
+    #[arg(long, value_name = "URL", env = "MUSTER_SCHEDULER")]
+    pub scheduler: String,
+    /// CA certificates (PEM) that the scheduler's certificate is checked against; needed with https.
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+}
+
+impl SchedulerArgs {
+    fn connector(&self, tokens: &Tokens) -> Result<Arc<dyn Connector>> {
+        let pem = match &self.ca_file {
+            Some(path) => Some(
+                std::fs::read(path)
+                    .with_context(|| format!("--ca-file: cannot read {}", path.display()))?,
+            ),
+            None => None,
+        };
+        let connector = NetConnector::new(&self.scheduler, pem.as_deref())?;
+        if tokens.present && !connector.is_private() {
+            bail!(
+                "scheduler url {}: a token is sent over https, or to this machine, only",
+                self.scheduler
+            );
+        }
+        Ok(Arc::new(connector))
+    }
+}
+
+struct Tokens {
+    provider: Arc<dyn TokenProvider>,
+    present: bool,
+}
+
+fn tokens(file: Option<FileToken>) -> Tokens {
+    match file {
+        Some(file) => Tokens {
+            provider: Arc::new(file),
+            present: true,
+        },
+        None => Tokens {
+            provider: Arc::new(NoToken),
+            present: false,
+        },
+    }
+}
+
+/// Sets up logs on standard error.
+pub fn init_logs(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match format {
+        LogFormat::Text => logs.with_target(false).init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}
+
+/// Runs a command.
+pub fn execute(command: Command) -> Result<ExitCode> {
+    match command {
+        // One node needs one thread; the NVML reader has its own.
+        Command::Run(args) => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(run::run(args)),
+        Command::Inspect(args) => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(inspect::inspect(args)),
+        Command::Fleet(args) => tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?
+            .block_on(fleet::fleet(args)),
+    }
+}
+
+/// Waits for SIGTERM (the pod is replaced, as a rule) or SIGINT (somebody ends it).
+async fn stop_signal() -> Result<ByeReason> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => ByeReason::Upgrade,
+        _ = interrupt.recv() => ByeReason::Shutdown,
+    })
+}
+
+fn boot_id(path: &Path) -> Result<String> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

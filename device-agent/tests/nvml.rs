@@ -1,0 +1,393 @@
+//! The agent's own NVML path, run as a process of its own over the fake library.
+//!
+//! The fake keeps its state per process and reads its environment, so each case starts
+//! `muster-agent`. Events are watched by a report server on a real socket.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
+
+use common::{Server, until};
+use muster_agent::podresources::{FakeKubelet, FakeKubeletState};
+use muster_proto::inventory::inventory_server::InventoryServer;
+use muster_proto::inventory::{Health, Sampler};
+use muster_proto::podresources::{ContainerDevices, ContainerResources, PodResources};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+
+const AGENT: &str = env!("CARGO_BIN_EXE_muster-agent");
+
+/// The fake library beside the agent's binary; built when it is missing or older than its sources.
+fn library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let directory = Path::new(AGENT).parent().unwrap();
+        let library = directory.join("libnvidia_ml.so");
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let sources =
+            ["src", "fake-nvml", "profiles", "scenarios"].map(|name| newest(&here.join(name)));
+        let built = library
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .ok();
+        if built.is_none_or(|built| sources.iter().any(|source| *source > built)) {
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo
+                .args([
+                    "build",
+                    "--offline",
+                    "-p",
+                    "muster-fake-nvml",
+                    "--target-dir",
+                ])
+                .arg(directory.parent().unwrap());
+            if directory.ends_with("release") {
+                cargo.arg("--release");
+            }
+            let built = cargo.current_dir(here).status().unwrap();
+            assert!(built.success(), "cannot build the fake library");
+        }
+        assert!(
+            library.exists(),
+            "{} is not there after the build",
+            library.display()
+        );
+        library
+    })
+}
+
+fn newest(directory: &Path) -> SystemTime {
+    let entries = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap());
+    let time = |entry: std::fs::DirEntry| {
+        let path = entry.path();
+        if path.is_dir() {
+            newest(&path)
+        } else {
+            entry.metadata().unwrap().modified().unwrap()
+        }
+    };
+    entries.map(time).max().unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn inspect(environment: &[(&str, &str)], arguments: &[&str]) -> Output {
+    let mut agent = Command::new(AGENT);
+    agent
+        .arg("inspect")
+        .args(arguments)
+        .env("MUSTER_FAKE_NVML_NODE", "node-0");
+    agent.envs(environment.iter().copied()).output().unwrap()
+}
+
+fn see(environment: &[(&str, &str)]) -> Value {
+    let library = library().to_str().unwrap();
+    let output = inspect(
+        environment,
+        &["--output", "json", "--nvml-library", library],
+    );
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn devices(seen: &Value) -> &Vec<Value> {
+    seen["devices"].as_array().unwrap()
+}
+
+/// NVML over the fake library and the in-process fake are two readers of one state: they see the same.
+#[test]
+fn nvml_reads_what_the_profile_says_field_by_field() {
+    for profile in ["h100-8", "a100-8", "l40s-4", "gb200-4"] {
+        let by_nvml = see(&[("MUSTER_FAKE_NVML_PROFILE", profile)]);
+        let output = inspect(
+            &[],
+            &["--source", "fake", "--profile", profile, "--output", "json"],
+        );
+        let by_profile: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(by_nvml["driverVersion"], by_profile["driverVersion"]);
+        for (seen, wanted) in devices(&by_nvml).iter().zip(devices(&by_profile)) {
+            let (mut seen, mut wanted) = (seen.clone(), wanted.clone());
+            // The NUMA node is the kernel's to tell, and this machine has no such PCI device.
+            for side in [&mut seen, &mut wanted] {
+                side.as_object_mut().unwrap().remove("numaNode");
+            }
+            assert_eq!(seen, wanted, "{profile}");
+        }
+        assert_eq!(devices(&by_nvml).len(), devices(&by_profile).len());
+    }
+}
+
+#[test]
+fn mig_slices_have_ids_profile_and_parent() {
+    let seen = see(&[("MUSTER_FAKE_NVML_PROFILE", "a100-8-mig")]);
+    let all = devices(&seen);
+    assert_eq!(all.len(), 8 + 48);
+    assert_eq!(all[0]["partitioned"], true);
+    assert_eq!(all[1]["parentUuid"], all[0]["uuid"]);
+    assert_eq!(
+        all[1]["mig"],
+        serde_json::json!({"gpuInstanceId": 1, "computeInstanceId": 0, "profile": "1g.5gb"})
+    );
+    assert_eq!(all[1]["resourceName"], "nvidia.com/mig-1g.5gb");
+    assert_eq!(all[2]["mig"]["gpuInstanceId"], 2);
+}
+
+/// The functions that only cost their field when they fail.
+const GETTERS: &str = "nvmlDeviceGetName,nvmlDeviceGetSerial,nvmlDeviceGetMinorNumber,nvmlDeviceGetPciInfo_v3,\
+    nvmlDeviceGetMemoryInfo_v2,nvmlDeviceGetCudaComputeCapability,nvmlDeviceGetMigMode,nvmlDeviceGetEccMode,\
+    nvmlDeviceGetTotalEccErrors,nvmlDeviceGetRemappedRows,nvmlDeviceGetSramEccErrorStatus,nvmlDeviceGetFieldValues,\
+    nvmlDeviceGetNvLinkState,nvmlDeviceGetTopologyCommonAncestor,nvmlDeviceGetGpuFabricInfoV,nvmlDeviceGetGpuFabricInfo,\
+    nvmlDeviceGetPlatformInfo,nvmlDeviceGetModuleId,nvmlDeviceGetComputeRunningProcesses_v3,nvmlSystemGetDriverVersion,\
+    nvmlSystemGetNVMLVersion,nvmlSystemGetCudaDriverVersion_v2";
+
+#[test]
+fn no_failing_getter_loses_a_gpu() {
+    for variable in ["MUSTER_FAKE_NVML_NOT_SUPPORTED", "MUSTER_FAKE_NVML_MISSING"] {
+        let seen = see(&[(variable, GETTERS)]);
+        assert_eq!(devices(&seen).len(), 8, "{variable}");
+        for device in devices(&seen) {
+            assert_eq!(
+                (device["health"].as_str(), device["name"].as_str()),
+                (Some("healthy"), None),
+                "{variable}"
+            );
+            assert!(device["uuid"].as_str().unwrap().starts_with("GPU-"));
+        }
+    }
+}
+
+#[test]
+fn an_older_library_tells_the_fabric_in_its_own_way() {
+    let old = see(&[
+        ("MUSTER_FAKE_NVML_PROFILE", "gb200-4"),
+        ("MUSTER_FAKE_NVML_MISSING", "nvmlDeviceGetGpuFabricInfoV"),
+    ]);
+    let new = see(&[("MUSTER_FAKE_NVML_PROFILE", "gb200-4")]);
+    assert_eq!(devices(&old)[0]["fabric"], devices(&new)[0]["fabric"]);
+    assert_eq!(devices(&new)[0]["fabric"]["completed"], true);
+}
+
+#[test]
+fn a_lost_gpu_is_listed_as_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let scenario = directory.path().join("lost.toml");
+    std::fs::write(
+        &scenario,
+        "name='lost'\n[[events]]\nat_s=0\nfault='lost'\ngpu=2",
+    )
+    .unwrap();
+    let seen = see(&[("MUSTER_FAKE_NVML_SCENARIO", scenario.to_str().unwrap())]);
+    let health: Vec<_> = devices(&seen)
+        .iter()
+        .map(|device| device["health"].as_str().unwrap())
+        .collect();
+    assert_eq!(health.iter().filter(|health| **health == "lost").count(), 1);
+    assert_eq!((health.len(), health[2]), (8, "lost"));
+}
+
+#[test]
+fn without_a_usable_driver_the_error_names_the_cause() {
+    let library = library().to_str().unwrap();
+    for (code, text) in [("9", "driver is not loaded"), ("18", "version mismatch")] {
+        let output = inspect(
+            &[("MUSTER_FAKE_NVML_INIT_ERROR", code)],
+            &["--nvml-library", library],
+        );
+        let told = String::from_utf8_lossy(&output.stderr).to_lowercase();
+        assert!(!output.status.success() && told.contains(text), "{told}");
+    }
+    let output = inspect(&[], &["--nvml-library", "/does/not/exist.so"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--source fake"));
+}
+
+#[test]
+fn the_library_is_also_found_by_its_usual_name() {
+    let directory = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(library(), directory.path().join("libnvidia-ml.so.1")).unwrap();
+    let output = inspect(
+        &[("LD_LIBRARY_PATH", directory.path().to_str().unwrap())],
+        &[],
+    );
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success() && told.contains("NVIDIA H100 80GB HBM3"),
+        "{told}"
+    );
+}
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A server on a real socket, and an agent that reports to it through NVML with this scenario.
+async fn reporting(scenario: &str, extra: &[&str]) -> (Server, Running, tempfile::TempDir) {
+    let library = tokio::task::spawn_blocking(library).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("scenario.toml");
+    std::fs::write(&path, scenario).unwrap();
+    let server = Server::start(&["a"]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let service = InventoryServer::new(server.service("a"));
+    tokio::spawn(async move {
+        let incoming = TcpListenerStream::new(listener);
+        tonic::transport::Server::builder()
+            .add_service(service)
+            .serve_with_incoming(incoming)
+            .await
+    });
+    let mut agent = Command::new(AGENT);
+    agent
+        .args([
+            "run",
+            "--scheduler",
+            &url,
+            "--node-name",
+            "node-0",
+            "--nvml-library",
+        ])
+        .arg(library)
+        .args(extra);
+    agent
+        .env("MUSTER_FAKE_NVML_SCENARIO", path)
+        .env("MUSTER_FAKE_NVML_NODE", "node-0");
+    agent.stdin(Stdio::null()).stdout(Stdio::null());
+    let agent = Running(agent.spawn().unwrap());
+    until("the first report", || !server.nodes("a").is_empty()).await;
+    (server, agent, directory)
+}
+
+#[tokio::test]
+async fn an_xid_is_reported_within_a_second_and_the_way_back_too() {
+    let scenario = "name='x'\n[[events]]\nat_s=2\nfault='xid'\ngpu=3\ncode=79\n[[events]]\nat_s=4\nfault='back'\ngpu=3";
+    let begun = tokio::time::Instant::now();
+    let (server, _agent, _directory) = reporting(scenario, &[]).await;
+    until("the event", || {
+        server
+            .node("a", "node-0")
+            .events
+            .iter()
+            .any(|event| event.code == 79)
+    })
+    .await;
+    until("the loss", || {
+        server.node("a", "node-0").by_index(3).health() == Health::Lost
+    })
+    .await;
+    // The scenario's time began a little after `begun`, at the library's first init.
+    assert!(
+        begun.elapsed() < Duration::from_millis(3500),
+        "{:?}",
+        begun.elapsed()
+    );
+    let node = server.node("a", "node-0");
+    assert_eq!(node.by_index(3).health_reason, "xid-79");
+    assert!(node.events.iter().any(|event| event.code == 79
+        && event.fatal
+        && event.device_uuid == node.by_index(3).uuid));
+    until("the repair", || {
+        server.node("a", "node-0").by_index(3).health() == Health::Healthy
+    })
+    .await;
+    assert!(server.node("a", "node-0").consistent());
+}
+
+#[tokio::test]
+async fn a_hanging_driver_is_told_while_heartbeats_go_on() {
+    let scenario = "name='x'\n[[events]]\nat_s=1\nfault='hang'\n[[events]]\nat_s=9\nfault='resume'";
+    let (server, _agent, _directory) = reporting(scenario, &["--watchdog", "2"]).await;
+    until("hung", || {
+        server.node("a", "node-0").sampler == Sampler::Hung
+    })
+    .await;
+    until("unknown devices", || {
+        server
+            .node("a", "node-0")
+            .devices
+            .values()
+            .all(|device| device.health_reason == "sampler-hung")
+    })
+    .await;
+    until("the driver again", || {
+        let node = server.node("a", "node-0");
+        node.sampler == Sampler::Ok
+            && node
+                .devices
+                .values()
+                .all(|device| device.health() == Health::Healthy)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn holders_come_from_the_kubelet_and_a_used_gpu_without_one_is_leaked() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("kubelet.sock");
+    let kubelet = FakeKubelet::start(&socket, FakeKubeletState::default()).unwrap();
+    let scenario = "name='x'\n[[events]]\nat_s=0\nfault='leak'\ngpu=5";
+    let (server, mut agent, _scenario) = reporting(
+        scenario,
+        &["--pod-resources-socket", socket.to_str().unwrap()],
+    )
+    .await;
+    let uuid = server.node("a", "node-0").by_index(1).uuid.clone();
+    kubelet.change(|state| {
+        let devices = vec![ContainerDevices {
+            resource_name: "nvidia.com/gpu".into(),
+            device_ids: vec![format!("{uuid}::1")],
+            topology: None,
+        }];
+        let containers = vec![ContainerResources {
+            name: "main".into(),
+            devices,
+            ..ContainerResources::default()
+        }];
+        state.pods.pod_resources = vec![PodResources {
+            name: "train-0".into(),
+            namespace: "ml".into(),
+            containers,
+        }];
+    });
+    until("the holder", || {
+        !server.node("a", "node-0").by_index(1).holders.is_empty()
+    })
+    .await;
+    assert_eq!(
+        server.node("a", "node-0").by_index(1).holders[0].pod,
+        "train-0"
+    );
+    until("the leak", || server.node("a", "node-0").by_index(5).leaked).await;
+    assert_eq!(
+        server
+            .node("a", "node-0")
+            .devices
+            .values()
+            .filter(|device| device.leaked)
+            .count(),
+        1
+    );
+
+    let asked = Command::new("kill")
+        .args(["-TERM", &agent.0.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(asked.success());
+    until("bye", || server.node("a", "node-0").byes == 1).await;
+    let ended = tokio::task::spawn_blocking(move || agent.0.wait().unwrap())
+        .await
+        .unwrap();
+    assert!(ended.success());
+}

@@ -1,0 +1,185 @@
+//! Gang objects and their status.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use muster_core::ids::{Epoch, GangKey};
+use muster_core::reason::Reason;
+use muster_core::record::{GangStatus as CoreStatus, Phase, PlanRecord, SlotRecord};
+use muster_core::workload::WorkloadKind;
+use serde_json::json;
+
+use super::super::{gang_object, own, status};
+use crate::translate::record;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).expect("a time")
+}
+
+fn planned() -> CoreStatus {
+    let slot = |index: u32, node: &str, bound: bool| SlotRecord {
+        role: "Worker".into(),
+        index,
+        node: node.into(),
+        devices: vec!["GPU-1".into()],
+        pod: bound.then(|| "pu".into()),
+        pod_name: bound.then(|| Arc::from("j-worker-0")),
+        bound,
+    };
+    CoreStatus {
+        phase: Phase::Starting,
+        reason: Some(Reason::Gathering {
+            arrived: 1,
+            planned: 2,
+        }),
+        plan: Some(PlanRecord {
+            id: "e7-1".into(),
+            epoch: Epoch(7),
+            slots: vec![slot(0, "n1", true), slot(1, "n1", false)],
+        }),
+        bound: 1,
+        total: 2,
+        minimum: 2,
+        observed_generation: 5,
+    }
+}
+
+#[test]
+fn gang_belongs_to_its_workload() {
+    let key = GangKey::new("ns", "ju");
+    for (kind, owner) in [
+        (
+            WorkloadKind::PyTorchJob,
+            json!([{"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "j",
+            "uid": "ju", "controller": false, "blockOwnerDeletion": false}]),
+        ),
+        (
+            WorkloadKind::Pod,
+            json!([{"apiVersion": "v1", "kind": "Pod", "name": "j",
+            "uid": "ju", "controller": false, "blockOwnerDeletion": false}]),
+        ),
+        (WorkloadKind::PodGroup, json!(null)),
+        (WorkloadKind::Label, json!(null)),
+    ] {
+        let gang = serde_json::to_value(gang_object(&key, kind, "j", "g")).expect("JSON");
+        assert_eq!(gang["apiVersion"], "muster.dev/v1alpha1");
+        assert_eq!(gang["metadata"]["namespace"], "ns");
+        assert_eq!(gang["metadata"]["name"], "g");
+        assert_eq!(
+            gang["metadata"]
+                .get("ownerReferences")
+                .unwrap_or(&json!(null)),
+            &owner
+        );
+        assert_eq!(
+            gang["spec"]["workload"],
+            json!({"kind": kind.as_str(), "name": "j", "uid": "ju"})
+        );
+    }
+    let mut gang = gang_object(
+        &GangKey::new("ns", "podgroup/g"),
+        WorkloadKind::PodGroup,
+        "g",
+        "g",
+    );
+    own(&mut gang, WorkloadKind::PodGroup, "g", "real-uid");
+    let owners = gang.metadata.owner_references.expect("an owner");
+    assert_eq!(
+        (owners[0].uid.as_str(), owners[0].api_version.as_str()),
+        ("real-uid", "scheduling.x-k8s.io/v1alpha1")
+    );
+}
+
+#[test]
+fn status_is_read_back_as_the_same_plan() {
+    let written = planned();
+    let mut gang = gang_object(
+        &GangKey::new("ns", "ju"),
+        WorkloadKind::PyTorchJob,
+        "j",
+        "g",
+    );
+    gang.status = Some(status(&written, None, at(0)));
+    let text = serde_json::to_string(&gang).expect("JSON");
+    let read = record(&serde_json::from_str(&text).expect("a Gang")).expect("a record");
+    assert_eq!(read.plan, Ok(written.plan));
+    assert_eq!(
+        (read.phase, read.key),
+        (Phase::Starting, GangKey::new("ns", "ju"))
+    );
+}
+
+#[test]
+fn status_reads_well() {
+    let value = serde_json::to_value(status(&planned(), None, at(61))).expect("JSON");
+    assert_eq!(value["phase"], "Starting");
+    assert_eq!(value["membersBound"], "1/2");
+    assert_eq!(value["reason"], "Gathering");
+    assert_eq!(
+        value["message"],
+        "1 of 2 members accepted by kube-scheduler"
+    );
+    assert_eq!(
+        (&value["epoch"], &value["observedGeneration"]),
+        (&json!(7), &json!(5))
+    );
+    assert_eq!(
+        value["conditions"],
+        json!([
+            {"type": "Placed", "status": "True", "observedGeneration": 5, "lastTransitionTime": "1970-01-01T00:01:01Z",
+             "reason": "Planned", "message": "plan e7-1: 2 members on 1 nodes"},
+            {"type": "Running", "status": "False", "observedGeneration": 5, "lastTransitionTime": "1970-01-01T00:01:01Z",
+             "reason": "Gathering", "message": "1 of 2 members accepted by kube-scheduler"},
+        ])
+    );
+    let unknown = status(&CoreStatus::default(), None, at(0));
+    assert_eq!(unknown.members_bound.as_deref(), Some("0/?"));
+    assert_eq!(unknown.conditions[0].reason, "Waiting");
+}
+
+#[test]
+fn transition_time_stays_while_the_status_does() {
+    let first = status(&planned(), None, at(10));
+    let mut running = planned();
+    running.phase = Phase::Running;
+    running.reason = Some(Reason::AllBound);
+    let second = status(&running, Some(&first), at(20));
+    let times = |status: &crate::gang::GangStatus| -> Vec<String> {
+        status
+            .conditions
+            .iter()
+            .map(|condition| condition.last_transition_time.clone())
+            .collect()
+    };
+    assert_eq!(
+        times(&second),
+        ["1970-01-01T00:00:10Z", "1970-01-01T00:00:20Z"]
+    );
+    assert_eq!(status(&running, Some(&second), at(30)), second);
+}
+
+#[test]
+fn epoch_stays_without_a_plan_and_is_never_dressed_up() {
+    let first = status(&planned(), None, at(0));
+    let without = status(&CoreStatus::default(), Some(&first), at(1));
+    assert_eq!((without.epoch, without.plan_id.as_deref()), (Some(7), None));
+    // An earlier leader's plan carries its own epoch, for the API server to refuse.
+    let mut older = planned();
+    if let Some(plan) = &mut older.plan {
+        plan.epoch = Epoch(3);
+    }
+    assert_eq!(status(&older, Some(&without), at(1)).epoch, Some(3));
+}
+
+#[test]
+fn long_reasons_are_cut() {
+    let long = CoreStatus {
+        reason: Some(Reason::UnreadableRecord("x".repeat(5000).into())),
+        ..CoreStatus::default()
+    };
+    let written = status(&long, None, at(0));
+    let message = written.message.expect("a message");
+    assert_eq!(message.chars().count(), 1024);
+    assert!(message.ends_with("..."));
+    assert_eq!(written.conditions[1].message, message);
+}

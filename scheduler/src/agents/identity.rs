@@ -1,0 +1,292 @@
+//! Which node a caller is: by TokenReview, or by its own word on an insecure loopback door.
+//!
+//! A review's answer is kept until the token expires, under a keyed 128-bit hash of the token.
+//! Reviews are limited per second: agents that all come back at once wait their turn instead of
+//! flooding the API server.
+
+use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use kube::Client;
+use kube::api::{Api, PostParams};
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+use crate::clock::Wall;
+use crate::locked;
+use crate::metrics::Metrics;
+
+/// Key of the node's name in the review's user info.
+const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
+/// How long an answer is kept when the token does not say when it expires.
+const KEPT_WITHOUT_EXPIRY: Duration = Duration::from_secs(60);
+/// How long an answer is kept at most: a token can be taken back before it expires.
+const KEPT_MAX: Duration = Duration::from_secs(3600);
+/// Answers kept; beyond that the expired ones go, and then all.
+const KEPT_COUNT_MAX: usize = 65_536;
+/// Time for one review.
+const REVIEW_MAX: Duration = Duration::from_secs(10);
+/// Longest token, bytes.
+const TOKEN_MAX: usize = 16 * 1024;
+
+/// Who a caller is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// This node, proven, until then.
+    Node {
+        /// `metadata.name` of the node.
+        name: Arc<str>,
+        /// When the proof expires.
+        until: Instant,
+    },
+    /// Whoever it says it is: the door is on loopback and insecure by choice.
+    Believed,
+}
+
+#[derive(Debug)]
+struct Kept {
+    name: Arc<str>,
+    until: Instant,
+}
+
+#[derive(Debug)]
+struct Budget {
+    second: Instant,
+    used: u32,
+}
+
+/// Finds out who callers are.
+pub struct Identities {
+    reviews: Option<Reviews>,
+}
+
+struct Reviews {
+    client: Client,
+    audience: String,
+    per_second: u32,
+    wall: Wall,
+    metrics: Arc<Metrics>,
+    keys: (RandomState, RandomState),
+    kept: Mutex<BTreeMap<(u64, u64), Kept>>,
+    budget: Mutex<Budget>,
+}
+
+impl std::fmt::Debug for Identities {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identities")
+            .field("reviewed", &self.reviews.is_some())
+            .finish()
+    }
+}
+
+impl Identities {
+    /// Callers are believed.
+    pub fn believed() -> Self {
+        Self { reviews: None }
+    }
+
+    /// Callers are reviewed for `audience`, at most `per_second` of them each second.
+    pub fn reviewed(
+        client: Client,
+        audience: &str,
+        per_second: u32,
+        wall: Wall,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            reviews: Some(Reviews {
+                client,
+                audience: audience.to_owned(),
+                per_second,
+                wall,
+                metrics,
+                keys: (RandomState::new(), RandomState::new()),
+                kept: Mutex::default(),
+                budget: Mutex::new(Budget {
+                    second: Instant::now(),
+                    used: 0,
+                }),
+            }),
+        }
+    }
+
+    /// Who a call comes from, by its `authorization: Bearer` metadata.
+    pub async fn of_call(&self, metadata: &MetadataMap) -> Result<Identity, Status> {
+        if self.reviews.is_none() {
+            return Ok(Identity::Believed);
+        }
+        let token = metadata
+            .get("authorization")
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .ok_or_else(|| Status::unauthenticated("no bearer token"))?;
+        self.of_token(token.trim()).await
+    }
+
+    /// Who a token speaks for.
+    pub async fn of_token(&self, token: &str) -> Result<Identity, Status> {
+        match &self.reviews {
+            None => Ok(Identity::Believed),
+            Some(reviews) => reviews.identify(token).await,
+        }
+    }
+}
+
+impl Reviews {
+    async fn identify(&self, token: &str) -> Result<Identity, Status> {
+        if token.is_empty() || token.len() > TOKEN_MAX {
+            return Err(Status::unauthenticated(format!(
+                "the token has {} bytes: must have 1 to {TOKEN_MAX}",
+                token.len()
+            )));
+        }
+        let key = (self.keys.0.hash_one(token), self.keys.1.hash_one(token));
+        let now = Instant::now();
+        if let Some(kept) = locked(&self.kept).get(&key)
+            && kept.until > now
+        {
+            return Ok(Identity::Node {
+                name: Arc::clone(&kept.name),
+                until: kept.until,
+            });
+        }
+        self.spend(now)?;
+        let name = self.review(token).await?;
+        let until = Instant::now() + self.lifetime(token);
+        let mut kept = locked(&self.kept);
+        if kept.len() >= KEPT_COUNT_MAX {
+            kept.retain(|_, kept| kept.until > now);
+            if kept.len() >= KEPT_COUNT_MAX {
+                kept.clear();
+            }
+        }
+        let entry = Kept {
+            name: Arc::clone(&name),
+            until,
+        };
+        kept.insert(key, entry);
+        Ok(Identity::Node { name, until })
+    }
+
+    fn spend(&self, now: Instant) -> Result<(), Status> {
+        let mut budget = locked(&self.budget);
+        if now.saturating_duration_since(budget.second) >= Duration::from_secs(1) {
+            budget.second = now;
+            budget.used = 0;
+        }
+        if budget.used >= self.per_second {
+            self.metrics.token_reviewed("over budget");
+            return Err(Status::unavailable(
+                "too many agents connect at once, try again",
+            ));
+        }
+        budget.used = budget.used.saturating_add(1);
+        Ok(())
+    }
+
+    async fn review(&self, token: &str) -> Result<Arc<str>, Status> {
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                token: token.to_owned(),
+                audiences: Some(vec![self.audience.clone()]),
+            },
+            ..TokenReview::default()
+        };
+        let api: Api<TokenReview> = Api::all(self.client.clone());
+        let params = PostParams::default();
+        let created = tokio::time::timeout(REVIEW_MAX, api.create(&params, &review)).await;
+        let status = match created {
+            Ok(Ok(review)) => review.status.unwrap_or_default(),
+            Ok(Err(error)) => {
+                self.metrics.token_reviewed("failed");
+                tracing::warn!(%error, "a token could not be reviewed");
+                return Err(Status::unavailable("the token could not be reviewed"));
+            }
+            Err(_) => {
+                self.metrics.token_reviewed("failed");
+                return Err(Status::unavailable("the token was not reviewed in time"));
+            }
+        };
+        let audience = status
+            .audiences
+            .iter()
+            .flatten()
+            .any(|name| *name == self.audience);
+        if status.authenticated != Some(true) || !audience {
+            self.metrics.token_reviewed("refused");
+            return Err(Status::unauthenticated(format!(
+                "the token is not valid for audience {}",
+                self.audience
+            )));
+        }
+        let name = status
+            .user
+            .and_then(|user| user.extra)
+            .and_then(|extra| extra.get(NODE_NAME)?.first().cloned())
+            .filter(|name| !name.is_empty());
+        let Some(name) = name else {
+            self.metrics.token_reviewed("no node");
+            return Err(Status::unauthenticated("the token names no node"));
+        };
+        self.metrics.token_reviewed("node");
+        Ok(Arc::from(name))
+    }
+
+    fn lifetime(&self, token: &str) -> Duration {
+        let Some(expires) = expiry(token) else {
+            return KEPT_WITHOUT_EXPIRY;
+        };
+        let left = expires.saturating_sub(self.wall.now().as_second());
+        Duration::from_secs(u64::try_from(left).unwrap_or(0)).min(KEPT_MAX)
+    }
+}
+
+/// When a token expires, seconds since the Unix epoch, by its own words. It has been reviewed, so
+/// its words are true.
+fn expiry(token: &str) -> Option<i64> {
+    let claims = token.split('.').nth(1)?;
+    let bytes = base64url(claims)?;
+    let claims: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+    claims.get("exp")?.as_i64()
+}
+
+/// Decodes base64 in its URL alphabet without padding.
+fn base64url(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let (mut buffer, mut bits) = (0_u32, 0_u32);
+    for symbol in text.bytes() {
+        let value = match symbol {
+            b'A'..=b'Z' => symbol.wrapping_sub(b'A'),
+            b'a'..=b'z' => symbol.wrapping_sub(b'a').wrapping_add(26),
+            b'0'..=b'9' => symbol.wrapping_sub(b'0').wrapping_add(52),
+            b'-' => 62,
+            b'_' => 63,
+            _ => return None,
+        };
+        buffer = ((buffer << 6) | u32::from(value)) & 0x00ff_ffff;
+        bits = bits.wrapping_add(6);
+        if bits >= 8 {
+            bits = bits.wrapping_sub(8);
+            bytes.push(u8::try_from((buffer >> bits) & 0xff).ok()?);
+        }
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expiry_is_read_from_the_claims() {
+        // {"exp":1700000000}
+        assert_eq!(expiry("h.eyJleHAiOjE3MDAwMDAwMDB9.s"), Some(1_700_000_000));
+        assert_eq!(expiry("not a token"), None);
+        assert_eq!(base64url("aGk_"), Some(b"hi?".to_vec()));
+    }
+}

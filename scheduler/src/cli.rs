@@ -1,0 +1,304 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use muster_kubernetes::manifests;
+
+use crate::clock::Wall;
+use crate::config::Config;
+use crate::logs;
+use crate::scheduler::{Clients, Ended, Options, Scheduler};
+use crate::server::Door;
+use crate::span::Span;
+use crate::tls::Certificates;
+
+/// Places the pods of a training job together or not at all, as an extender of an unmodified
+/// kube-scheduler.
+#[derive(Debug, Parser)]
+#[command(name = "muster-scheduler", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the scheduler against an API server.
+    Serve(Serve),
+    /// Print what has to be installed, as YAML.
+    Print(Print),
+    /// Check a configuration file and say what is wrong with it.
+    CheckConfig {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// Run the scheduler against an API server until SIGTERM or SIGINT.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// kubeconfig file; without it, the Pod's own service account.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Configuration file; without it, the defaults.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address for kube-scheduler: HTTPS with client certificates.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8443")]
+    extender_listen: SocketAddr,
+    /// Address for agents: gRPC over TLS, tokens reviewed by the API server.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8444")]
+    agent_listen: SocketAddr,
+    /// Address for /metrics, /healthz and /readyz: plain HTTP.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8080")]
+    http_listen: SocketAddr,
+    /// Folder with tls.crt, tls.key and client-ca.crt (whose certificates kube-scheduler may show).
+    /// Changed files are taken up within seconds.
+    #[arg(long, value_name = "DIR", conflicts_with = "insecure_loopback")]
+    tls_dir: Option<PathBuf>,
+    /// Speak plain HTTP and believe agents without a token. Only on loopback addresses.
+    #[arg(long)]
+    insecure_loopback: bool,
+    /// Name of this replica in the Lease; by default made of host name, process id and start time.
+    #[arg(long, value_name = "NAME")]
+    identity: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum What {
+    /// The Gang custom resource definition.
+    Crds,
+    /// Namespace, service accounts and the least rights.
+    Rbac,
+    /// The policies that hold jobs and pods back at creation (Kubernetes 1.36 and later).
+    AdmissionPolicy,
+    /// The configuration of the kube-scheduler that calls Muster.
+    KubeSchedulerConfig,
+}
+
+/// Print what has to be installed, as YAML.
+#[derive(Debug, Args)]
+pub struct Print {
+    #[arg(value_enum)]
+    what: What,
+    /// Where kube-scheduler reaches the extender, for example https://muster-scheduler:8443.
+    #[arg(
+        long,
+        value_name = "URL",
+        required_if_eq("what", "kube-scheduler-config")
+    )]
+    extender_url: Option<String>,
+    /// Folder, as kube-scheduler sees it, with ca.crt, tls.crt and tls.key for the extender.
+    #[arg(long, value_name = "DIR")]
+    tls_dir: Option<String>,
+    /// kubeconfig file, as kube-scheduler sees it.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<String>,
+    /// Timeout of filter and preempt.
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    filter_timeout: Span,
+    /// Timeout of bind: how long a gang may gather at the barrier, twice over.
+    #[arg(long, value_name = "TIME", default_value = "5m")]
+    bind_timeout: Span,
+}
+
+/// Runs the command line; the result becomes the exit code.
+pub async fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Serve(serve) => serve.run().await,
+        Command::Print(print) => {
+            std::io::Write::write_all(&mut std::io::stdout(), print.text()?.as_bytes())?;
+            Ok(())
+        }
+        Command::CheckConfig { file } => {
+            Config::read(&file)?;
+            writeln(&format!("{}: ok", file.display()))
+        }
+    }
+}
+
+fn writeln(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(())
+}
+
+impl Print {
+    fn text(&self) -> anyhow::Result<String> {
+        Ok(match self.what {
+            What::Crds => manifests::crds(),
+            What::Rbac => manifests::rbac(),
+            What::AdmissionPolicy => manifests::admission_policy(),
+            What::KubeSchedulerConfig => {
+                let Some(url) = self.extender_url.clone() else {
+                    bail!("--extender-url is missing");
+                };
+                check_url(&url, self.tls_dir.is_some())?;
+                manifests::kube_scheduler_config(&manifests::KubeSchedulerConfigOptions {
+                    extender_url: url,
+                    tls_dir: self.tls_dir.clone(),
+                    kubeconfig: self.kubeconfig.clone(),
+                    filter_timeout: self.filter_timeout.0,
+                    bind_timeout: self.bind_timeout.0,
+                    ..Default::default()
+                })
+            }
+        })
+    }
+}
+
+fn check_url(url: &str, tls: bool) -> anyhow::Result<()> {
+    let wanted = if tls { "https://" } else { "http://" };
+    if !url.starts_with("https://") && !url.starts_with("http://") {
+        bail!("--extender-url is {url}: must begin with http:// or https://");
+    }
+    if !url.starts_with(wanted) {
+        bail!(
+            "--extender-url is {url}: must begin with {wanted} {} --tls-dir \
+             (kube-scheduler checks no certificate when it is given no CA)",
+            if tls { "with" } else { "without" }
+        );
+    }
+    Ok(())
+}
+
+impl Serve {
+    async fn run(self) -> anyhow::Result<()> {
+        logs::start();
+        install_provider();
+        let config = match &self.config {
+            Some(file) => Config::read(file)?,
+            None => Config::default(),
+        };
+        let doors = self.doors(&config)?;
+        let clients = clients(self.kubeconfig.as_deref()).await?;
+        let identity = self.identity.clone().unwrap_or_else(identity);
+        let seed = identity
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            });
+        let options = Options {
+            identity,
+            seed,
+            wall: Wall::System,
+            agents_believed: self.insecure_loopback,
+        };
+        let [extender, agents, pages] = doors;
+        tracing::info!(
+            identity = %options.identity,
+            extender = %extender.address()?,
+            agents = %agents.address()?,
+            http = %pages.address()?,
+            "starting"
+        );
+        let mut scheduler = Scheduler::start(&clients, &config, &options);
+        let routers = (
+            scheduler.extender(),
+            scheduler.agents().router(),
+            scheduler.pages(),
+        );
+        scheduler.serve(extender, routers.0);
+        scheduler.serve(agents, routers.1);
+        scheduler.serve(pages, routers.2);
+        let ended = tokio::select! {
+            biased;
+            signal = asked_to_stop() => {
+                tracing::info!(signal = signal?, "stopping");
+                scheduler.stop().await;
+                Ended::Stopped
+            }
+            ended = scheduler.ended() => ended,
+        };
+        match ended {
+            Ended::Stopped => Ok(()),
+            ended => {
+                tracing::error!(why = %ended, "ended");
+                Err(ended.into())
+            }
+        }
+    }
+
+    fn doors(&self, config: &Config) -> anyhow::Result<[Door; 3]> {
+        if self.tls_dir.is_none() && !self.insecure_loopback {
+            bail!("neither --tls-dir nor --insecure-loopback is given");
+        }
+        let certificates = |clients| {
+            self.tls_dir
+                .as_deref()
+                .map(|directory| Certificates::read(directory, clients))
+                .transpose()
+        };
+        let connections = config.extender.connections_max;
+        Ok([
+            Door::open(
+                "extender door",
+                self.extender_listen,
+                certificates(true)?,
+                connections,
+            )?,
+            Door::open(
+                "agent door",
+                self.agent_listen,
+                certificates(false)?,
+                config.agents.streams_max,
+            )?,
+            Door::open_pages("http door", self.http_listen, 256)?,
+        ])
+    }
+}
+
+/// Chooses ring for every TLS connection of the process. A second call does nothing.
+pub fn install_provider() {
+    // Fails only when one has been installed before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// Clients that do not retry by themselves, from a kubeconfig file or the Pod's account.
+async fn clients(kubeconfig: Option<&Path>) -> anyhow::Result<Clients> {
+    let mut config = match kubeconfig {
+        Some(file) => {
+            let read = kube::config::Kubeconfig::read_from(file)
+                .with_context(|| format!("kubeconfig {}", file.display()))?;
+            let options = kube::config::KubeConfigOptions::default();
+            kube::Config::from_custom_kubeconfig(read, &options)
+                .await
+                .with_context(|| format!("kubeconfig {}", file.display()))?
+        }
+        None => kube::Config::incluster().context("no --kubeconfig and no service account")?,
+    };
+    config.default_retry = false;
+    config.connect_timeout = Some(std::time::Duration::from_secs(5));
+    // One connection pool each: a flood of writes must not hold up watches or the lease.
+    let client = || kube::Client::try_from(config.clone()).context("kubernetes client");
+    Ok(Clients {
+        watch: client()?,
+        write: client()?,
+        lease: client()?,
+    })
+}
+
+fn identity() -> String {
+    let host = std::env::var("HOSTNAME")
+        .ok()
+        .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok())
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "muster-scheduler".into());
+    let start = jiff::Timestamp::now().as_nanosecond();
+    format!("{host}_{}_{start:x}", std::process::id())
+}
+
+async fn asked_to_stop() -> std::io::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(tokio::select! {
+        biased;
+        _ = term.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}

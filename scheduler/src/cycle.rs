@@ -1,0 +1,240 @@
+//! The one task that owns the engine.
+//!
+//! ```text
+//!   Outbox ──batch──> handle ... handle, decide ──> view, published for the extender
+//!                                              └──> actions ──> writer   (Write)
+//!                                                          ├──> Binds    (AnswerBind)
+//!                                                          └──> announcer (Announce)
+//! ```
+//!
+//! A burst of events leads to one decision. The cycle never waits for an action to be carried out:
+//! writes that the writer has no room for are kept here, and the engine bounds how many there can
+//! be. It sleeps until an event comes or the engine's next deadline passes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use muster_core::action::{Action, Announcement, Write, WriteKind};
+use muster_core::engine::Engine;
+use muster_core::event::Event;
+use muster_core::ids::GangKey;
+use muster_core::record::Phase;
+use muster_core::time::{Millis, Timestamp};
+use muster_core::view::View;
+use tokio::sync::{mpsc, watch as signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::binds::Binds;
+use crate::clock::Clock;
+use crate::inbox::Outbox;
+use crate::metrics::{INVARIANTS, Metrics};
+
+/// Events taken in before the engine decides. Bounds how long a decision waits in a burst; large
+/// enough that the first LIST of a big cluster takes few decisions.
+const BATCH_MAX: usize = 1024;
+/// How often the engine's invariants are checked: a walk over all gangs and nodes.
+const AUDIT_EVERY: Millis = Millis::from_secs(15);
+
+/// Everything the cycle works with.
+#[derive(Debug)]
+pub struct Cycle {
+    /// The engine.
+    pub engine: Engine,
+    /// The clock that the engine is told.
+    pub clock: Clock,
+    /// Where events come from.
+    pub outbox: Outbox,
+    /// Where writes go.
+    pub writes: mpsc::Sender<Write>,
+    /// Where announcements go; a full queue drops them.
+    pub announcements: mpsc::Sender<Announcement>,
+    /// Binds that wait for answers.
+    pub binds: Arc<Binds>,
+    /// The published picture.
+    pub view: Arc<ArcSwap<View>>,
+    /// When the picture was published, milliseconds on `clock`.
+    pub published: Arc<AtomicU64>,
+    /// Counts the fresh LISTs of pods that were asked for.
+    pub relist: signal::Sender<u64>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// When the invariants were checked last.
+    pub audited: Timestamp,
+}
+
+/// Why the cycle ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CycleEnd {
+    /// It was asked to.
+    Stopped,
+    /// The leadership is lost; starting again is the way to forget what this leader believed.
+    LeadershipLost,
+    /// The writer is gone.
+    WriterGone,
+}
+
+impl Cycle {
+    /// Runs until stopped, or until the leadership is lost.
+    pub async fn run(mut self, stop: CancellationToken) -> CycleEnd {
+        let mut backlog: VecDeque<Write> = VecDeque::new();
+        let mut gangs = GangStates::default();
+        self.settle(&mut backlog, &mut gangs);
+        loop {
+            let deadline = self.engine.next_deadline();
+            let first = tokio::select! {
+                biased;
+                () = stop.cancelled() => return CycleEnd::Stopped,
+                permit = self.writes.reserve(), if !backlog.is_empty() => {
+                    let Ok(permit) = permit else { return CycleEnd::WriterGone };
+                    if let Some(write) = backlog.pop_front() {
+                        permit.send(write);
+                    }
+                    continue;
+                }
+                event = self.outbox.wait() => event,
+                () = sleep_until(self.clock, deadline) => Some(Event::Tick),
+            };
+            let Some(first) = first else {
+                return CycleEnd::Stopped;
+            };
+            let lost = self.take_batch(first, &mut gangs);
+            self.settle(&mut backlog, &mut gangs);
+            if lost {
+                return CycleEnd::LeadershipLost;
+            }
+        }
+    }
+
+    /// Hands a batch to the engine; returns whether the leadership was lost in it.
+    fn take_batch(&mut self, first: Event, gangs: &mut GangStates) -> bool {
+        let now = self.clock.now();
+        let mut lost = false;
+        let mut next = Some(first);
+        let mut taken: usize = 0;
+        while let Some(event) = next {
+            lost |= event == Event::LeadershipLost;
+            self.hand_over(event, gangs, now);
+            taken = taken.saturating_add(1);
+            next = if taken < BATCH_MAX {
+                self.outbox.take()
+            } else {
+                None
+            };
+        }
+        for event in self.outbox.collect() {
+            self.hand_over(event, gangs, now);
+            taken = taken.saturating_add(1);
+        }
+        self.metrics.batch(taken);
+        lost
+    }
+
+    fn hand_over(&mut self, event: Event, gangs: &mut GangStates, now: Timestamp) {
+        match &event {
+            // Its caller left while the event waited: the word of that may have come first.
+            Event::BindAsked(asked) if !self.binds.is_held(asked.ticket) => return,
+            Event::RecordRemoved(key) => gangs.forget(key, &self.metrics),
+            _ => {}
+        }
+        self.engine.handle(event, now);
+    }
+
+    /// Lets the engine decide, sends its actions on their way and publishes its picture.
+    fn settle(&mut self, backlog: &mut VecDeque<Write>, gangs: &mut GangStates) {
+        let started = tokio::time::Instant::now();
+        self.engine.decide(self.clock.now());
+        self.view.store(self.engine.view());
+        self.published.store(self.clock.now().0, Ordering::Relaxed);
+        while let Some(action) = self.engine.poll_action() {
+            match action {
+                Action::Write(write) => {
+                    gangs.note(&write, &self.metrics);
+                    match self.writes.try_send(write) {
+                        Ok(()) => {}
+                        Err(
+                            mpsc::error::TrySendError::Full(write)
+                            | mpsc::error::TrySendError::Closed(write),
+                        ) => backlog.push_back(write),
+                    }
+                }
+                Action::AnswerBind { ticket, answer } => {
+                    self.metrics.bind_answered(answer.is_ok());
+                    if !self.binds.answer(ticket, answer) {
+                        self.metrics.bind_unheard();
+                    }
+                }
+                Action::Relist => self
+                    .relist
+                    .send_modify(|asked| *asked = asked.wrapping_add(1)),
+                Action::Announce(announcement) => {
+                    if self.announcements.try_send(announcement).is_err() {
+                        self.metrics.announcement_dropped();
+                    }
+                }
+            }
+        }
+        self.metrics.decided(started.elapsed(), backlog.len());
+        self.audit();
+    }
+}
+
+impl Cycle {
+    /// Checks the engine's invariants now and then; a broken one is counted and logged.
+    fn audit(&mut self) {
+        let now = self.clock.now();
+        if now.since(self.audited) < AUDIT_EVERY {
+            return;
+        }
+        self.audited = now;
+        for violation in self.engine.audit() {
+            let text = violation.to_string();
+            let id = INVARIANTS.iter().find(|id| text.starts_with(**id));
+            self.metrics
+                .invariant_violated(id.copied().unwrap_or("other"));
+            tracing::error!(violation = %text, "an invariant is broken");
+        }
+    }
+}
+
+async fn sleep_until(clock: Clock, deadline: Option<Timestamp>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(clock.instant(at)).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Phase and reason of each gang as last written, for the gauges.
+#[derive(Debug, Default)]
+struct GangStates {
+    states: BTreeMap<GangKey, (Phase, &'static str)>,
+}
+
+impl GangStates {
+    fn note(&mut self, write: &Write, metrics: &Metrics) {
+        let WriteKind::PutStatus { status, .. } = &write.what else {
+            return;
+        };
+        let state = (
+            status.phase,
+            status
+                .reason
+                .as_ref()
+                .map_or("None", |reason| reason.code()),
+        );
+        let before = self.states.insert(write.gang.clone(), state);
+        if before != Some(state) {
+            if let Some((phase, code)) = before {
+                metrics.gangs(phase, code, -1);
+            }
+            metrics.gangs(state.0, state.1, 1);
+        }
+    }
+
+    fn forget(&mut self, key: &GangKey, metrics: &Metrics) {
+        if let Some((phase, code)) = self.states.remove(key) {
+            metrics.gangs(phase, code, -1);
+        }
+    }
+}

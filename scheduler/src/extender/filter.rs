@@ -1,0 +1,65 @@
+//! Filter: a pure read of the published view. Asking twice changes nothing.
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use muster_core::view::FilterAnswer;
+use muster_core::view::NO_ROOM;
+use muster_kubernetes::extender::{ExtenderArgs, FilterResult};
+use muster_kubernetes::translate;
+use tokio::time::Instant;
+
+use super::{Door, Extender};
+
+/// Text for a request without a pod. Constant.
+const NO_POD: &str = "muster: the request names no pod";
+/// Text when the planned node is not among those offered. Constant.
+pub const NOT_OFFERED: &str =
+    "muster: the planned node was turned down by kube-scheduler's own checks";
+
+pub(super) async fn filter(State(extender): Door, request: Request) -> Response {
+    let bytes = match super::body(request).await {
+        Ok(bytes) => bytes,
+        Err(response) => return response,
+    };
+    let started = Instant::now();
+    let args: ExtenderArgs<'_> = match serde_json::from_slice::<Option<ExtenderArgs<'_>>>(&bytes) {
+        Ok(args) => args.unwrap_or_default(),
+        Err(error) => return super::malformed(&error),
+    };
+    let (word, response) = extender.filter(&args);
+    extender.metrics.filtered(started.elapsed(), word);
+    response
+}
+
+impl Extender {
+    fn filter(&self, args: &ExtenderArgs<'_>) -> (&'static str, Response) {
+        let Some(pod) = &args.pod else {
+            return ("Error", super::answer(&FilterResult::failed(NO_POD)));
+        };
+        let pod = translate::pod(pod, &self.rules.load());
+        let view = self.view.load();
+        match view.filter(&pod.uid, pod.membership.as_ref()) {
+            FilterAnswer::Later(text) => ("Later", super::answer(&FilterResult::failed(text))),
+            FilterAnswer::Nowhere(text) => (
+                "Nowhere",
+                super::answer(&FilterResult::nowhere(args, &text)),
+            ),
+            FilterAnswer::WhereRoom => {
+                let requests = &pod.shape.requests;
+                let result =
+                    FilterResult::divide(args, NO_ROOM, |node| view.has_room(node, requests));
+                ("WhereRoom", super::answer(&result))
+            }
+            FilterAnswer::Only(node) => {
+                let result = FilterResult::only(args, node.as_str(), NOT_OFFERED);
+                if result.passed.is_empty() {
+                    self.tell_not_offered(&pod.uid, &node);
+                    ("NotOffered", super::answer(&result))
+                } else {
+                    self.tell_offered(&pod.uid, &node);
+                    ("Only", super::answer(&result))
+                }
+            }
+        }
+    }
+}

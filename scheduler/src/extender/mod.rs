@@ -1,0 +1,162 @@
+//! The HTTP door for kube-scheduler.
+//!
+//! ```text
+//!   POST {prefix}/filter   reads the published view: the planned node, or every node refused
+//!   POST {prefix}/preempt  reads the published view: a veto for gangs
+//!   POST {prefix}/bind     held until the engine answers, or until just before the caller gives up
+//! ```
+//!
+//! kube-scheduler is configured with two entries, `/v1/short` and `/v1/bind`, that differ in their
+//! timeouts; both prefixes serve all verbs. What can be understood is answered with 200 and an
+//! `Error` in the body, because kube-scheduler shows no other text to anybody; what cannot is 400.
+//! A request creates and frees nothing by itself: the engine decides what a Bind means.
+
+mod bind;
+mod filter;
+mod preempt;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use muster_core::event::Event;
+use muster_core::ids::{NodeName, PodUid};
+use muster_core::view::View;
+use muster_kubernetes::translate::PodRules;
+use serde::Serialize;
+
+use crate::binds::Binds;
+use crate::config;
+use crate::inbox::Inbox;
+use crate::metrics::Metrics;
+
+/// Time for a request's body. kube-scheduler sends it at once.
+const BODY_MAX: Duration = Duration::from_secs(10);
+/// Time before kube-scheduler's own timeout at which a held Bind is answered by the watchdog.
+const WATCHDOG_MARGIN: Duration = Duration::from_secs(5);
+/// Pods remembered as told, so that one pod is told once; cleared when full.
+const TOLD_MAX: usize = 16_384;
+
+/// What the verbs are answered from.
+#[derive(Clone, Debug)]
+pub struct Extender {
+    /// The published picture.
+    pub view: Arc<ArcSwap<View>>,
+    /// How pods are read.
+    pub rules: Arc<ArcSwap<PodRules>>,
+    /// Where Binds are asked.
+    pub inbox: Inbox,
+    /// Held Binds.
+    pub binds: Arc<Binds>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Time after which a held Bind is answered by the watchdog.
+    pub watchdog: Duration,
+    /// Pods of which the engine was told that their node was not offered.
+    told: Arc<Mutex<BTreeSet<(PodUid, NodeName)>>>,
+}
+
+impl Extender {
+    /// A door with the times of the configuration.
+    pub fn new(
+        view: Arc<ArcSwap<View>>,
+        rules: Arc<ArcSwap<PodRules>>,
+        inbox: Inbox,
+        binds: Arc<Binds>,
+        metrics: Arc<Metrics>,
+        settings: &config::Extender,
+    ) -> Self {
+        let timeout = settings.bind_timeout.0;
+        let margin = WATCHDOG_MARGIN.min(timeout / 4);
+        Self {
+            view,
+            rules,
+            inbox,
+            binds,
+            metrics,
+            watchdog: timeout.saturating_sub(margin),
+            told: Arc::default(),
+        }
+    }
+
+    /// The verbs as a service.
+    pub fn router(self, body_bytes_max: usize) -> Router {
+        let verbs = Router::new()
+            .route("/filter", post(filter::filter))
+            .route("/preempt", post(preempt::preempt))
+            .route("/bind", post(bind::bind));
+        Router::new()
+            .nest("/v1/short", verbs.clone())
+            .nest("/v1/bind", verbs)
+            .layer(DefaultBodyLimit::max(body_bytes_max))
+            .with_state(self)
+    }
+
+    /// Tells the engine once that a pod's planned node was not offered.
+    fn tell_not_offered(&self, pod: &PodUid, node: &NodeName) {
+        self.metrics.planned_node_not_offered();
+        let mut told = crate::locked(&self.told);
+        if told.len() >= TOLD_MAX {
+            told.clear();
+        }
+        if !told.insert((pod.clone(), node.clone())) {
+            return;
+        }
+        let event = Event::PlannedNodeNotOffered {
+            pod: pod.clone(),
+            node: node.clone(),
+        };
+        if !self.inbox.try_send(event) {
+            told.remove(&(pod.clone(), node.clone()));
+        }
+    }
+
+    /// A pod whose planned node was offered may be told about again.
+    fn tell_offered(&self, pod: &PodUid, node: &NodeName) {
+        let mut told = crate::locked(&self.told);
+        if !told.is_empty() {
+            told.remove(&(pod.clone(), node.clone()));
+        }
+    }
+}
+
+/// Reads a body within its limits. `Err` is the answer to give.
+async fn body(request: Request) -> Result<Bytes, Response> {
+    let read = <Bytes as axum::extract::FromRequest<()>>::from_request(request, &());
+    match tokio::time::timeout(BODY_MAX, read).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(rejection)) => Err(rejection.into_response()),
+        Err(_) => Err(refuse(
+            StatusCode::REQUEST_TIMEOUT,
+            "the body did not arrive in time",
+        )),
+    }
+}
+
+/// An answer that kube-scheduler takes for a failed call.
+fn refuse(code: StatusCode, text: &str) -> Response {
+    (code, text.to_owned()).into_response()
+}
+
+/// An answer that kube-scheduler reads.
+fn answer(value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => ([(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+/// The text of a 400.
+fn malformed(error: &serde_json::Error) -> Response {
+    let text = format!("muster: the request is not understood: {error}");
+    refuse(StatusCode::BAD_REQUEST, &text)
+}
+
+type Door = State<Extender>;

@@ -1,0 +1,197 @@
+//! The doors through which the outside reaches the cycle, each bounded, each with a rule for being
+//! full.
+//!
+//! ```text
+//!   watches, writer, lease ──send (waits)──────────┐
+//!   extender: BindAsked, PlannedNodeNotOffered ────┤ try_send ("try again" / dropped)
+//!                                                  ├──> Receiver ──> cycle
+//!   agents: latest report and heartbeat by node ───┤ mail, latest wins
+//!   extender: dropped Binds ───────────────────────┘ mail, at most one per held Bind
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use muster_core::event::{Event, Ticket};
+use muster_core::ids::NodeName;
+use muster_core::inventory::{NodeReport, ReportOrder};
+use tokio::sync::{Notify, mpsc};
+
+use crate::locked;
+
+/// Events that may wait. Beyond that, senders wait too: a burst is slowed down, never lost.
+pub const EVENTS_MAX: usize = 8192;
+
+/// What an agent has said since the cycle last looked.
+#[derive(Debug, Default)]
+struct Mailed {
+    report: Option<NodeReport>,
+    heartbeat: Option<(ReportOrder, bool)>,
+}
+
+#[derive(Debug, Default)]
+struct Mail {
+    agents: Mutex<BTreeMap<NodeName, Mailed>>,
+    dropped: Mutex<Vec<Ticket>>,
+    notify: Notify,
+}
+
+/// The sending side. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Inbox {
+    events: mpsc::Sender<Event>,
+    mail: Arc<Mail>,
+}
+
+/// The receiving side, owned by the cycle.
+#[derive(Debug)]
+pub struct Outbox {
+    events: mpsc::Receiver<Event>,
+    mail: Arc<Mail>,
+}
+
+/// The cycle has ended: nothing is taken any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the scheduling cycle has ended")]
+pub struct Closed;
+
+/// Both sides.
+pub fn inbox() -> (Inbox, Outbox) {
+    let (sender, receiver) = mpsc::channel(EVENTS_MAX);
+    let mail = Arc::new(Mail::default());
+    (
+        Inbox {
+            events: sender,
+            mail: Arc::clone(&mail),
+        },
+        Outbox {
+            events: receiver,
+            mail,
+        },
+    )
+}
+
+impl Inbox {
+    /// Sends an event, waiting while the queue is full.
+    pub async fn send(&self, event: Event) -> Result<(), Closed> {
+        self.events.send(event).await.map_err(|_| Closed)
+    }
+
+    /// Sends an event if there is room; returns whether it was taken.
+    pub fn try_send(&self, event: Event) -> bool {
+        self.events.try_send(event).is_ok()
+    }
+
+    /// Leaves a node's full state; a state of the same node that was not fetched yet is replaced.
+    pub fn report(&self, report: NodeReport) {
+        let mut agents = locked(&self.mail.agents);
+        let mailed = agents.entry(report.node.clone()).or_default();
+        mailed.heartbeat = None;
+        mailed.report = Some(report);
+        drop(agents);
+        self.mail.notify.notify_one();
+    }
+
+    /// Leaves a sign of life of a node's agent.
+    pub fn heartbeat(&self, node: &NodeName, order: ReportOrder, sampler_ok: bool) {
+        let mut agents = locked(&self.mail.agents);
+        agents.entry(node.clone()).or_default().heartbeat = Some((order, sampler_ok));
+        drop(agents);
+        self.mail.notify.notify_one();
+    }
+
+    /// Says that nobody waits for the answer of this Bind any more.
+    pub fn dropped(&self, ticket: Ticket) {
+        locked(&self.mail.dropped).push(ticket);
+        self.mail.notify.notify_one();
+    }
+
+    /// Events that wait.
+    pub fn waiting(&self) -> usize {
+        self.events
+            .max_capacity()
+            .saturating_sub(self.events.capacity())
+    }
+}
+
+impl Outbox {
+    /// Waits until there is something. `None`: no sender is left.
+    pub async fn wait(&mut self) -> Option<Event> {
+        tokio::select! {
+            biased;
+            event = self.events.recv() => event,
+            () = self.mail.notify.notified() => Some(Event::Tick),
+        }
+    }
+
+    /// An event that is already there.
+    pub fn take(&mut self) -> Option<Event> {
+        self.events.try_recv().ok()
+    }
+
+    /// Everything that was left by agents and dropped Binds, by node and then in order of dropping.
+    pub fn collect(&self) -> Vec<Event> {
+        let agents = std::mem::take(&mut *locked(&self.mail.agents));
+        let dropped = std::mem::take(&mut *locked(&self.mail.dropped));
+        let mut events = Vec::with_capacity(agents.len().saturating_add(dropped.len()));
+        for (node, mailed) in agents {
+            events.extend(mailed.report.map(Event::Report));
+            events.extend(
+                mailed
+                    .heartbeat
+                    .map(|(order, sampler_ok)| Event::Heartbeat {
+                        node,
+                        order,
+                        sampler_ok,
+                    }),
+            );
+        }
+        events.extend(dropped.into_iter().map(Event::BindDropped));
+        events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(node: &str, generation: u64) -> NodeReport {
+        NodeReport {
+            node: node.into(),
+            order: ReportOrder {
+                boot: "b".into(),
+                instance: 1,
+                generation,
+            },
+            sampler_ok: true,
+            holders_known: true,
+            devices: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn latest_report_of_a_node_replaces_the_one_before() {
+        let (inbox, mut outbox) = inbox();
+        inbox.report(report("n", 1));
+        inbox.heartbeat(&"n".into(), report("n", 1).order, true);
+        inbox.report(report("n", 2));
+        inbox.dropped(Ticket(9));
+        assert_eq!(outbox.wait().await, Some(Event::Tick));
+        assert_eq!(
+            outbox.collect(),
+            [Event::Report(report("n", 2)), Event::BindDropped(Ticket(9))]
+        );
+        assert!(outbox.collect().is_empty());
+    }
+
+    #[tokio::test]
+    async fn full_queue_refuses_try_send_and_delays_send() {
+        let (inbox, mut outbox) = inbox();
+        while inbox.try_send(Event::Tick) {}
+        assert_eq!(inbox.waiting(), EVENTS_MAX);
+        let mut send = std::pin::pin!(inbox.send(Event::Synced));
+        assert!(futures::poll!(&mut send).is_pending());
+        assert_eq!(outbox.take(), Some(Event::Tick));
+        assert_eq!(send.await, Ok(()));
+    }
+}

@@ -1,0 +1,400 @@
+//! What is counted, in OpenMetrics text. Labels come from small fixed sets, never from user input.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use muster_core::record::Phase;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// A label set: names and values from fixed lists.
+type Labels = Vec<(&'static str, &'static str)>;
+
+/// The invariants of the design, each with a counter of violations that stays at zero.
+pub const INVARIANTS: [&str; 12] = [
+    "GANG-1", "GANG-2", "DEV-1", "RES-1", "INV-1", "PLACE-1", "QUOTA-1", "EVICT-1", "QUE-1",
+    "LEAD-1", "DET-1", "TEXT-1",
+];
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    filter_seconds: Histogram,
+    filter_answers: Family<Labels, Counter>,
+    bind_seconds: Histogram,
+    binds: Family<Labels, Counter>,
+    binds_held: Gauge,
+    preempts: Family<Labels, Counter>,
+    writes: Family<Labels, Counter>,
+    write_seconds: Histogram,
+    write_retries: Counter,
+    events_waiting: Gauge,
+    events: Counter,
+    decide_seconds: Histogram,
+    writes_waiting: Gauge,
+    gangs: Family<Labels, Gauge>,
+    agents: Family<Labels, Gauge>,
+    agent_messages: Family<Labels, Counter>,
+    agent_refusals: Family<Labels, Counter>,
+    token_reviews: Family<Labels, Counter>,
+    announcements: Family<Labels, Counter>,
+    watch_errors: Family<Labels, Counter>,
+    leading: Gauge,
+    epoch: Gauge,
+    view_age_seconds: Gauge<f64, AtomicU64>,
+    invariants: Family<Labels, Counter>,
+    planned_node_not_offered: Counter,
+}
+
+fn seconds() -> Histogram {
+    // 0.1 ms to 105 s, each bucket 4 times the one before.
+    Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(
+        0.0001, 4.0, 11,
+    ))
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new(std::time::SystemTime::now())
+    }
+}
+
+impl Metrics {
+    /// All metrics, at zero. `started` is shown as the start of the process.
+    pub fn new(started: std::time::SystemTime) -> Self {
+        let mut metrics = Self {
+            registry: Registry::default(),
+            filter_seconds: seconds(),
+            filter_answers: Family::default(),
+            bind_seconds: seconds(),
+            binds: Family::default(),
+            binds_held: Gauge::default(),
+            preempts: Family::default(),
+            writes: Family::default(),
+            write_seconds: seconds(),
+            write_retries: Counter::default(),
+            events_waiting: Gauge::default(),
+            events: Counter::default(),
+            decide_seconds: seconds(),
+            writes_waiting: Gauge::default(),
+            gangs: Family::default(),
+            agents: Family::default(),
+            agent_messages: Family::default(),
+            agent_refusals: Family::default(),
+            token_reviews: Family::default(),
+            announcements: Family::default(),
+            watch_errors: Family::default(),
+            leading: Gauge::default(),
+            epoch: Gauge::default(),
+            view_age_seconds: Gauge::default(),
+            invariants: Family::default(),
+            planned_node_not_offered: Counter::default(),
+        };
+        metrics.register();
+        let start = started
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0.0, |since| since.as_secs_f64());
+        let start_gauge: Gauge<f64, AtomicU64> = Gauge::default();
+        start_gauge.set(start);
+        metrics.registry.register_with_unit(
+            "process_start_time",
+            "Start of the process since the Unix epoch",
+            Unit::Seconds,
+            start_gauge,
+        );
+        for id in INVARIANTS {
+            drop(metrics.invariants.get_or_create(&vec![("invariant", id)]));
+        }
+        metrics
+    }
+
+    fn register(&mut self) {
+        let root = &mut self.registry;
+        let muster = root.sub_registry_with_prefix("muster");
+        let seconds = Unit::Seconds;
+        muster.register_with_unit(
+            "filter_duration",
+            "Time to answer Filter",
+            seconds.clone(),
+            self.filter_seconds.clone(),
+        );
+        muster.register(
+            "filter_answers",
+            "Filter answers by kind",
+            self.filter_answers.clone(),
+        );
+        muster.register_with_unit(
+            "bind_duration",
+            "Time a Bind was held",
+            seconds.clone(),
+            self.bind_seconds.clone(),
+        );
+        muster.register("binds", "Bind answers by outcome", self.binds.clone());
+        muster.register("binds_held", "Binds held now", self.binds_held.clone());
+        muster.register(
+            "preempt_answers",
+            "Preempt answers by kind",
+            self.preempts.clone(),
+        );
+        muster.register(
+            "writes",
+            "Writes to the API by kind and outcome",
+            self.writes.clone(),
+        );
+        muster.register_with_unit(
+            "write_duration",
+            "Time of a write with its retries",
+            seconds.clone(),
+            self.write_seconds.clone(),
+        );
+        muster.register(
+            "write_retries",
+            "Attempts after the first one",
+            self.write_retries.clone(),
+        );
+        muster.register(
+            "writes_waiting",
+            "Writes that wait for the writer",
+            self.writes_waiting.clone(),
+        );
+        muster.register(
+            "events_waiting",
+            "Events that wait for the cycle",
+            self.events_waiting.clone(),
+        );
+        muster.register("events", "Events taken in", self.events.clone());
+        muster.register_with_unit(
+            "decide_duration",
+            "Time of one decision with its actions",
+            seconds.clone(),
+            self.decide_seconds.clone(),
+        );
+        muster.register("gangs", "Gangs by phase and reason", self.gangs.clone());
+        muster.register("agents", "Agent streams by state", self.agents.clone());
+        muster.register(
+            "agent_messages",
+            "Messages of agents by kind",
+            self.agent_messages.clone(),
+        );
+        muster.register(
+            "agent_refusals",
+            "Agent streams refused or closed by cause",
+            self.agent_refusals.clone(),
+        );
+        muster.register(
+            "token_reviews",
+            "TokenReviews by outcome",
+            self.token_reviews.clone(),
+        );
+        muster.register(
+            "announcements",
+            "Kubernetes Events by outcome",
+            self.announcements.clone(),
+        );
+        muster.register(
+            "watch_errors",
+            "Failures of watches by kind",
+            self.watch_errors.clone(),
+        );
+        muster.register(
+            "leading",
+            "1 while this replica leads",
+            self.leading.clone(),
+        );
+        muster.register("epoch", "Epoch led; 0 when not leading", self.epoch.clone());
+        muster.register_with_unit(
+            "view_age",
+            "Age of the published view",
+            seconds,
+            self.view_age_seconds.clone(),
+        );
+        muster.register(
+            "invariant_violations",
+            "Violations of the design's invariants",
+            self.invariants.clone(),
+        );
+        muster.register(
+            "planned_node_not_offered",
+            "Filter calls in which the planned node was not offered",
+            self.planned_node_not_offered.clone(),
+        );
+    }
+
+    /// The whole text for a scrape.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing into a String does not fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        text
+    }
+
+    /// A Filter was answered.
+    pub fn filtered(&self, took: Duration, answer: &'static str) {
+        self.filter_seconds.observe(took.as_secs_f64());
+        self.filter_answers
+            .get_or_create(&vec![("answer", answer)])
+            .inc();
+    }
+
+    /// A Bind left the extender.
+    pub fn bind_left(&self, took: Duration, held: usize) {
+        self.bind_seconds.observe(took.as_secs_f64());
+        self.binds_held.set(i64::try_from(held).unwrap_or(i64::MAX));
+    }
+
+    /// The engine answered a Bind.
+    pub fn bind_answered(&self, ok: bool) {
+        let outcome = if ok { "bound" } else { "refused" };
+        self.binds.get_or_create(&vec![("outcome", outcome)]).inc();
+    }
+
+    /// A Bind was answered, and nobody waited for it any more.
+    pub fn bind_unheard(&self) {
+        self.binds
+            .get_or_create(&vec![("outcome", "unheard")])
+            .inc();
+    }
+
+    /// A Bind ended in the extender without the engine's answer.
+    pub fn bind_not_asked(&self, why: &'static str) {
+        self.binds.get_or_create(&vec![("outcome", why)]).inc();
+    }
+
+    /// A Preempt was answered.
+    pub fn preempted(&self, answer: &'static str) {
+        self.preempts.get_or_create(&vec![("answer", answer)]).inc();
+    }
+
+    /// A write ended.
+    pub fn written(&self, kind: &'static str, outcome: &'static str, took: Duration) {
+        self.writes
+            .get_or_create(&vec![("kind", kind), ("outcome", outcome)])
+            .inc();
+        self.write_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A write is tried once more.
+    pub fn write_retried(&self) {
+        self.write_retries.inc();
+    }
+
+    /// A batch of events was taken in.
+    pub fn batch(&self, events: usize) {
+        self.events
+            .inc_by(u64::try_from(events).unwrap_or(u64::MAX));
+    }
+
+    /// The engine has decided.
+    pub fn decided(&self, took: Duration, writes_waiting: usize) {
+        self.decide_seconds.observe(took.as_secs_f64());
+        self.writes_waiting
+            .set(i64::try_from(writes_waiting).unwrap_or(i64::MAX));
+    }
+
+    /// Gauges that are read when somebody asks.
+    pub fn refresh(&self, events_waiting: usize, view_age: Duration, epoch: u64) {
+        self.events_waiting
+            .set(i64::try_from(events_waiting).unwrap_or(i64::MAX));
+        self.view_age_seconds.set(view_age.as_secs_f64());
+        self.epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
+        self.leading.set(i64::from(epoch != 0));
+    }
+
+    /// The number of gangs in a state changed.
+    pub fn gangs(&self, phase: Phase, reason: &'static str, by: i64) {
+        let labels = vec![("phase", phase.as_str()), ("reason", reason)];
+        self.gangs.get_or_create(&labels).inc_by(by);
+    }
+
+    /// The number of agent streams in a state changed.
+    pub fn agents(&self, state: &'static str, by: i64) {
+        self.agents
+            .get_or_create(&vec![("state", state)])
+            .inc_by(by);
+    }
+
+    /// A message of an agent came.
+    pub fn agent_message(&self, kind: &'static str) {
+        self.agent_messages
+            .get_or_create(&vec![("kind", kind)])
+            .inc();
+    }
+
+    /// An agent's stream was refused or closed.
+    pub fn agent_refused(&self, cause: &'static str) {
+        self.agent_refusals
+            .get_or_create(&vec![("cause", cause)])
+            .inc();
+    }
+
+    /// A TokenReview ended.
+    pub fn token_reviewed(&self, outcome: &'static str) {
+        self.token_reviews
+            .get_or_create(&vec![("outcome", outcome)])
+            .inc();
+    }
+
+    /// A Kubernetes Event was published, or not.
+    pub fn announced(&self, outcome: &'static str) {
+        self.announcements
+            .get_or_create(&vec![("outcome", outcome)])
+            .inc();
+    }
+
+    /// A Kubernetes Event found no room.
+    pub fn announcement_dropped(&self) {
+        self.announced("dropped");
+    }
+
+    /// A watch failed.
+    pub fn watch_failed(&self, kind: &'static str) {
+        self.watch_errors.get_or_create(&vec![("kind", kind)]).inc();
+    }
+
+    /// An invariant does not hold.
+    pub fn invariant_violated(&self, id: &'static str) {
+        self.invariants
+            .get_or_create(&vec![("invariant", id)])
+            .inc();
+    }
+
+    /// Filter did not offer the planned node.
+    pub fn planned_node_not_offered(&self) {
+        self.planned_node_not_offered.inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_holds_every_invariant_and_what_was_counted() {
+        let metrics = Metrics::default();
+        metrics.gangs(Phase::Waiting, "NotEnoughFree", 1);
+        metrics.written("Bind", "Done", Duration::from_millis(3));
+        metrics.filtered(Duration::from_micros(80), "Only");
+        let text = metrics.text();
+        for id in INVARIANTS {
+            let line = format!("muster_invariant_violations_total{{invariant=\"{id}\"}} 0");
+            assert!(text.contains(&line), "{line}");
+        }
+        assert!(
+            text.contains("muster_gangs{phase=\"Waiting\",reason=\"NotEnoughFree\"} 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("muster_writes_total{kind=\"Bind\",outcome=\"Done\"} 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("muster_filter_duration_seconds_count 1"),
+            "{text}"
+        );
+        assert!(text.contains("process_start_time_seconds"), "{text}");
+    }
+}

@@ -1,0 +1,424 @@
+//! The edges put together.
+//!
+//! [`Scheduler::start`] needs a client and a configuration, nothing else: no sockets, no files, any
+//! tokio runtime, a paused clock included. Its doors are routers, to be served on sockets by
+//! [`Scheduler::serve`] or called in process by a test.
+//!
+//! Every task is owned here. One that ends unasked ends the scheduler with an error: a process that
+//! is half alive answers with beliefs that nobody keeps true.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use kube::Client;
+use muster_core::engine::Engine;
+use muster_core::time::Timestamp;
+use muster_core::view::View;
+use muster_kubernetes::translate::PodRules;
+use tokio::sync::{mpsc, watch as signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::agents::{Agents, Identities};
+use crate::announce::{self, Announcer};
+use crate::api::Caller;
+use crate::binds::{Binds, STOPPING};
+use crate::clock::{Clock, Dice, Wall};
+use crate::config::Config;
+use crate::cycle::{Cycle, CycleEnd};
+use crate::extender::Extender;
+use crate::fence::Fence;
+use crate::http::{self, Pages};
+use crate::inbox::{self, Inbox};
+use crate::lease::{ElectionEnd, Elector};
+use crate::metrics::Metrics;
+use crate::server::Door;
+use crate::watch::{self, Health, Kinds, WatchEnd};
+use crate::writer::Writer;
+
+/// Clients for the API server. None of them may retry by itself.
+#[derive(Clone)]
+pub struct Clients {
+    /// For lists and watches.
+    pub watch: Client,
+    /// For writes, Events and TokenReviews.
+    pub write: Client,
+    /// For the Lease.
+    pub lease: Client,
+}
+
+impl From<Client> for Clients {
+    fn from(client: Client) -> Self {
+        Self {
+            watch: client.clone(),
+            write: client.clone(),
+            lease: client,
+        }
+    }
+}
+
+/// What a run of the scheduler is told besides its configuration.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Name of this replica, unique over all replicas and restarts.
+    pub identity: String,
+    /// Seed of all jitter.
+    pub seed: u64,
+    /// The wall clock that is written into objects.
+    pub wall: Wall,
+    /// Agents are believed without a token.
+    pub agents_believed: bool,
+}
+
+/// Why the scheduler ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// It was asked to.
+    #[error("stopped")]
+    Stopped,
+    /// The leadership is lost; start again.
+    #[error("the leadership is lost")]
+    LeadershipLost,
+    /// The watches cannot go on.
+    #[error("{0}")]
+    Watch(WatchEnd),
+    /// A task ended that should not.
+    #[error("the {task} ended unexpectedly{detail}")]
+    Dead {
+        /// Which one.
+        task: &'static str,
+        /// What is known about it.
+        detail: String,
+    },
+}
+
+/// What a task says when it ends.
+enum TaskEnd {
+    Cycle(CycleEnd),
+    Watch(WatchEnd),
+    Election(ElectionEnd),
+    Other(&'static str),
+}
+
+/// A running scheduler.
+pub struct Scheduler {
+    extender: Router,
+    agents: Agents,
+    pages: Router,
+    inbox: Inbox,
+    view: Arc<ArcSwap<View>>,
+    metrics: Arc<Metrics>,
+    fence: Arc<Fence>,
+    binds: Arc<Binds>,
+    tasks: JoinSet<TaskEnd>,
+    /// Ends doors, watches, cycle and announcer.
+    stop: CancellationToken,
+    /// Ends the writer, once its last answers are of no more use.
+    stop_writer: CancellationToken,
+    /// Ends the election, last, when nothing can be written any more.
+    stop_lease: CancellationToken,
+}
+
+impl std::fmt::Debug for Scheduler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scheduler")
+            .field("epoch", &self.fence.led())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Scheduler {
+    /// Starts every task. The configuration must have been checked.
+    pub fn start(clients: &Clients, config: &Config, options: &Options) -> Self {
+        let clock = Clock::start();
+        let metrics = Arc::new(Metrics::default());
+        let fence = Arc::new(Fence::default());
+        let dice = Arc::new(Dice::new(options.seed));
+        let (inbox, outbox) = inbox::inbox();
+        let view: Arc<ArcSwap<View>> = Arc::new(ArcSwap::from_pointee(View::default()));
+        let binds = Arc::new(Binds::new(config.extender.binds_held_max));
+        let core = config.core();
+        let rules = Arc::new(ArcSwap::from_pointee(PodRules::new(
+            &config.scheduler_name,
+            &core,
+        )));
+        let health = Arc::new(Health::new(
+            &Kinds::ALL,
+            config.watch.unhealthy_after.millis(),
+        ));
+        let published = Arc::new(AtomicU64::new(0));
+        let caller = Caller::new(clients.write.clone(), config.writes.attempt_timeout.0);
+        let mut scheduler = Self {
+            extender: Extender::new(
+                Arc::clone(&view),
+                Arc::clone(&rules),
+                inbox.clone(),
+                Arc::clone(&binds),
+                Arc::clone(&metrics),
+                &config.extender,
+            )
+            .router(config.extender.body_bytes_max),
+            agents: Agents::new(
+                identities(clients, config, options, &metrics),
+                inbox.clone(),
+                Arc::clone(&fence),
+                Arc::clone(&metrics),
+                Arc::clone(&dice),
+                config,
+                options.identity.clone(),
+            ),
+            pages: http::router(Pages {
+                metrics: Arc::clone(&metrics),
+                health: Arc::clone(&health),
+                inbox: inbox.clone(),
+                fence: Arc::clone(&fence),
+                clock,
+                published: Arc::clone(&published),
+            }),
+            inbox: inbox.clone(),
+            view: Arc::clone(&view),
+            metrics: Arc::clone(&metrics),
+            fence: Arc::clone(&fence),
+            binds: Arc::clone(&binds),
+            tasks: JoinSet::new(),
+            stop: CancellationToken::new(),
+            stop_writer: CancellationToken::new(),
+            stop_lease: CancellationToken::new(),
+        };
+        let (writes, write_queue) = mpsc::channel(core.writes_in_flight_max.max(1));
+        let (announcements, announce_queue) = mpsc::channel(announce::QUEUE_MAX);
+        let (synced, synced_seen) = signal::channel(false);
+        let (relist, relist_asked) = signal::channel(0);
+        scheduler.spawn_cycle(Cycle {
+            engine: Engine::new(core),
+            clock,
+            outbox,
+            writes,
+            announcements,
+            binds,
+            view,
+            published,
+            relist,
+            metrics: Arc::clone(&metrics),
+            audited: Timestamp(0),
+        });
+        scheduler.spawn_writer(
+            Writer::new(
+                caller.clone(),
+                Arc::clone(&fence),
+                options.wall,
+                &config.writes,
+                Arc::clone(&metrics),
+            ),
+            write_queue,
+        );
+        scheduler.spawn_announcer(Announcer {
+            caller,
+            queue: announce_queue,
+            wall: options.wall,
+            component: config.scheduler_name.clone(),
+            identity: options.identity.clone(),
+            metrics: Arc::clone(&metrics),
+        });
+        scheduler.spawn_watches(
+            watch::Shared {
+                client: clients.watch.clone(),
+                settings: config.watch.clone(),
+                inbox: inbox.clone(),
+                fence: Arc::clone(&fence),
+                relist: relist_asked,
+                rules,
+                health,
+                clock,
+                dice,
+                metrics,
+            },
+            synced,
+        );
+        scheduler.spawn_election(Elector {
+            client: clients.lease.clone(),
+            settings: config.lease.clone(),
+            identity: options.identity.clone(),
+            inbox,
+            fence,
+            synced: synced_seen,
+            wall: options.wall,
+        });
+        scheduler
+    }
+
+    fn spawn_cycle(&mut self, cycle: Cycle) {
+        let stop = self.stop.clone();
+        self.tasks
+            .spawn(async move { TaskEnd::Cycle(cycle.run(stop).await) });
+    }
+
+    fn spawn_writer(&mut self, writer: Writer, queue: mpsc::Receiver<muster_core::action::Write>) {
+        let (inbox, stop) = (self.inbox.clone(), self.stop_writer.clone());
+        self.tasks.spawn(async move {
+            writer.run(queue, inbox, stop).await;
+            TaskEnd::Other("writer")
+        });
+    }
+
+    fn spawn_announcer(&mut self, announcer: Announcer) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            announcer.run(stop).await;
+            TaskEnd::Other("announcer")
+        });
+    }
+
+    fn spawn_watches(&mut self, shared: watch::Shared, synced: signal::Sender<bool>) {
+        let stop = self.stop.clone();
+        self.tasks
+            .spawn(async move { TaskEnd::Watch(watch::run(shared, synced, stop).await) });
+    }
+
+    fn spawn_election(&mut self, elector: Elector) {
+        let stop = self.stop_lease.clone();
+        self.tasks
+            .spawn(async move { TaskEnd::Election(elector.run(stop).await) });
+    }
+
+    /// The extender's verbs, to be called in process.
+    pub fn extender(&self) -> Router {
+        self.extender.clone()
+    }
+
+    /// The agents' door, to be called in process.
+    pub fn agents(&self) -> &Agents {
+        &self.agents
+    }
+
+    /// `/metrics`, `/healthz`, `/readyz`, to be called in process.
+    pub fn pages(&self) -> Router {
+        self.pages.clone()
+    }
+
+    /// The published picture.
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Whether this replica leads.
+    pub fn leads(&self) -> bool {
+        self.fence.led().0 != 0
+    }
+
+    /// Serves a router on a socket until the scheduler stops.
+    pub fn serve(&mut self, door: Door, router: Router) {
+        if let Some(certificates) = door.certificates.clone() {
+            let stop = self.stop.clone();
+            self.tasks.spawn(async move {
+                certificates.follow(stop).await;
+                TaskEnd::Other("certificate reader")
+            });
+        }
+        let stop = self.stop.clone();
+        let name = door.name;
+        self.tasks.spawn(async move {
+            door.serve(router, stop).await;
+            TaskEnd::Other(name)
+        });
+    }
+
+    /// Waits until something ends that should not, then ends the rest.
+    pub async fn ended(&mut self) -> Ended {
+        let ended = match self.tasks.join_next().await {
+            None => Ended::Stopped,
+            Some(Ok(end)) => verdict(end),
+            Some(Err(error)) => Ended::Dead {
+                task: "scheduler",
+                detail: format!(": {error}"),
+            },
+        };
+        self.fence.close();
+        self.end_all().await;
+        ended
+    }
+
+    /// Stops in order: no more Binds, no more writes, and at last the Lease is given back.
+    pub async fn stop(&mut self) {
+        self.binds.close(STOPPING);
+        self.fence.close();
+        self.end_all().await;
+    }
+
+    async fn end_all(&mut self) {
+        /// Time for writes on their way and open connections.
+        const REST_MAX: Duration = Duration::from_secs(10);
+        self.binds.close(STOPPING);
+        self.stop.cancel();
+        self.stop_writer.cancel();
+        // The Lease goes last, when all but the election have ended: nothing of this epoch is on
+        // its way any more when another replica takes it.
+        let rest = async {
+            while self.tasks.len() > 1 {
+                if self.tasks.join_next().await.is_none() {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(REST_MAX, rest).await.is_err() {
+            tracing::warn!("some tasks did not end in time");
+        }
+        self.stop_lease.cancel();
+        let last = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(REST_MAX, last).await.is_err() {
+            self.tasks.shutdown().await;
+        }
+    }
+
+    /// Ends at once, as a killed process does: nothing is given back. For tests.
+    pub async fn kill(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+fn identities(
+    clients: &Clients,
+    config: &Config,
+    options: &Options,
+    metrics: &Arc<Metrics>,
+) -> Identities {
+    if options.agents_believed {
+        return Identities::believed();
+    }
+    Identities::reviewed(
+        clients.write.clone(),
+        &config.agents.audience,
+        config.agents.token_reviews_per_second,
+        options.wall,
+        Arc::clone(metrics),
+    )
+}
+
+fn verdict(end: TaskEnd) -> Ended {
+    match end {
+        TaskEnd::Cycle(CycleEnd::LeadershipLost) | TaskEnd::Election(ElectionEnd::Lost) => {
+            Ended::LeadershipLost
+        }
+        TaskEnd::Watch(end) => Ended::Watch(end),
+        TaskEnd::Cycle(end) => Ended::Dead {
+            task: "cycle",
+            detail: format!(" ({end:?})"),
+        },
+        TaskEnd::Election(end) => Ended::Dead {
+            task: "election",
+            detail: format!(" ({end:?})"),
+        },
+        TaskEnd::Other(task) => Ended::Dead {
+            task,
+            detail: String::new(),
+        },
+    }
+}

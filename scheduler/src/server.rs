@@ -1,0 +1,252 @@
+//! Serves an axum router on a socket: TLS with HTTP/2 and HTTP/1.1, or plain on loopback.
+//!
+//! Every connection belongs to the set of the accept loop and ends with it. Limits: connections at
+//! once (more wait in the kernel's queue), time for the TLS handshake and for the first bytes, time
+//! for a request's headers, streams per connection, and a ping that finds dead peers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::tls::Certificates;
+
+/// Time for the TLS handshake, for the first bytes and for the headers of a request.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// Time that open connections get to end after a stop.
+const GOODBYE_MAX: Duration = Duration::from_secs(5);
+/// Streams per HTTP/2 connection: kube-scheduler holds one Bind for each member of a gang, all on
+/// one connection.
+const STREAMS_MAX: u32 = 16_384;
+
+/// A socket to serve on.
+#[derive(Debug)]
+pub struct Door {
+    /// For logs.
+    pub name: &'static str,
+    /// The socket.
+    pub listener: TcpListener,
+    /// Certificates; `None` is plain HTTP.
+    pub certificates: Option<Certificates>,
+    /// Most connections at once.
+    pub connections_max: usize,
+}
+
+/// Why a socket is not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidDoor {
+    /// Plain HTTP may only be spoken on loopback.
+    #[error("{name} on {address}: plain HTTP is only allowed on a loopback address")]
+    NotLoopback {
+        /// Which door.
+        name: &'static str,
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// The address cannot be listened on.
+    #[error("{name} on {address}: {error}")]
+    Unbound {
+        /// Which door.
+        name: &'static str,
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system says.
+        error: std::io::Error,
+    },
+}
+
+impl Door {
+    /// Listens on an address. Without certificates it must be a loopback address.
+    pub fn open(
+        name: &'static str,
+        address: SocketAddr,
+        certificates: Option<Certificates>,
+        connections_max: usize,
+    ) -> Result<Self, InvalidDoor> {
+        if certificates.is_none() && !address.ip().is_loopback() {
+            return Err(InvalidDoor::NotLoopback { name, address });
+        }
+        let listener = listen(address).map_err(|error| InvalidDoor::Unbound {
+            name,
+            address,
+            error,
+        })?;
+        Ok(Self {
+            name,
+            listener,
+            certificates,
+            connections_max,
+        })
+    }
+
+    /// Listens on an address for pages that hold no secrets: plain HTTP on any address.
+    pub fn open_pages(
+        name: &'static str,
+        address: SocketAddr,
+        connections_max: usize,
+    ) -> Result<Self, InvalidDoor> {
+        let listener = listen(address).map_err(|error| InvalidDoor::Unbound {
+            name,
+            address,
+            error,
+        })?;
+        Ok(Self {
+            name,
+            listener,
+            certificates: None,
+            connections_max,
+        })
+    }
+
+    /// The address listened on.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until stopped, then lets open connections end within a few seconds.
+    pub async fn serve(self, router: Router, stop: CancellationToken) {
+        let slots = Arc::new(Semaphore::new(self.connections_max));
+        let mut connections = JoinSet::new();
+        loop {
+            let slot = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(_) = connections.join_next() => continue,
+                slot = Arc::clone(&slots).acquire_owned() => slot,
+            };
+            let Ok(slot) = slot else { break };
+            let stream = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        // Out of file handles, usually: waiting is all that helps.
+                        tracing::warn!(door = self.name, %error, "a connection was not accepted");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+            };
+            let router = router.clone();
+            let certificates = self.certificates.clone();
+            let stop = stop.clone();
+            connections.spawn(async move {
+                connection(stream, certificates, router, stop).await;
+                drop(slot);
+            });
+        }
+        let all_ended = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(GOODBYE_MAX, all_ended).await.is_err() {
+            connections.shutdown().await;
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    // Thousands of agents connect at once after a restart; the default backlog overflows.
+    socket.listen(8192)
+}
+
+async fn connection(
+    stream: TcpStream,
+    certificates: Option<Certificates>,
+    router: Router,
+    stop: CancellationToken,
+) {
+    // Answers are small; waiting for more to send would only delay them.
+    let _ = stream.set_nodelay(true);
+    match certificates {
+        Some(certificates) => {
+            let acceptor = TlsAcceptor::from(certificates.current());
+            let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await
+            else {
+                return;
+            };
+            let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            speak(stream, h2, router, stop).await;
+        }
+        None => {
+            let Ok(Some(h2)) = tokio::time::timeout(HANDSHAKE_MAX, speaks_h2(&stream)).await else {
+                return;
+            };
+            speak(stream, h2, router, stop).await;
+        }
+    }
+}
+
+/// Whether a plain connection begins with the preface of HTTP/2. `None`: it is closed.
+async fn speaks_h2(stream: &TcpStream) -> Option<bool> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2";
+    let mut bytes = [0_u8; 12];
+    loop {
+        let read = stream.peek(&mut bytes).await.ok()?;
+        let seen = bytes.get(..read)?;
+        if read == 0 {
+            return None;
+        }
+        if !PREFACE.starts_with(seen) {
+            return Some(false);
+        }
+        if read == PREFACE.len() {
+            return Some(true);
+        }
+        // The rest is on its way; peek returns at once while bytes are waiting.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn speak<S>(stream: S, h2: bool, router: Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = TowerToHyperService::new(router);
+    let io = TokioIo::new(stream);
+    // An error of a connection is the other side's going away or speaking nonsense.
+    if h2 {
+        let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(20));
+        let mut served = std::pin::pin!(builder.serve_connection(io, service));
+        tokio::select! {
+            biased;
+            _ = served.as_mut() => {}
+            () = stop.cancelled() => {
+                served.as_mut().graceful_shutdown();
+                let _ = served.await;
+            }
+        }
+    } else {
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(HANDSHAKE_MAX);
+        let mut served = std::pin::pin!(builder.serve_connection(io, service));
+        tokio::select! {
+            biased;
+            _ = served.as_mut() => {}
+            () = stop.cancelled() => {
+                served.as_mut().graceful_shutdown();
+                let _ = served.await;
+            }
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! What is watched, and how each kind is read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use k8s_openapi::api::scheduling::v1::PriorityClass;
+use kube::ResourceExt;
+use muster_core::event::Event;
+use muster_core::pod::PodShape;
+use muster_core::workload::Workload;
+use muster_kubernetes::gang::Gang;
+use muster_kubernetes::lite::{LiteNode, LitePod, LitePodGroup, LitePyTorchJob};
+use muster_kubernetes::translate::{self, PodRules};
+use tokio::sync::watch as signal;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::kind::{Identity, Meaning, Reading, Watcher};
+use super::{Shared, WatchEnd};
+use crate::fence::Fence;
+
+/// The kinds that are watched.
+#[derive(Debug)]
+pub struct Kinds;
+
+impl Kinds {
+    /// Kinds that must be listed before anything is decided.
+    pub const ALL: [&'static str; 6] = [
+        "Node",
+        "Pod",
+        "Gang",
+        "PriorityClass",
+        "PyTorchJob",
+        "PodGroup",
+    ];
+
+    /// Starts one task per kind.
+    pub(super) fn spawn(shared: &Shared, tasks: &mut JoinSet<WatchEnd>, stop: &CancellationToken) {
+        let (version, changed) = signal::channel(0);
+        let rules = &shared.rules;
+        let classes = Classes {
+            rules: Arc::clone(rules),
+            version,
+            classes: BTreeMap::new(),
+            listed: false,
+        };
+        let jobs = Jobs {
+            rules: Arc::clone(rules),
+        };
+        let pods = Pods {
+            rules: Arc::clone(rules),
+            fence: Arc::clone(&shared.fence),
+            shapes: Shapes::default(),
+        };
+        let gangs = Gangs {
+            fence: Arc::clone(&shared.fence),
+        };
+        let on = |optional, restart| (optional, restart, stop.clone());
+        let (optional, restart, token) = on(false, None);
+        tasks.spawn(Watcher::new(shared.clone(), Nodes).run(optional, restart, token));
+        let (optional, restart, token) = on(false, Some(shared.relist.clone()));
+        tasks.spawn(Watcher::new(shared.clone(), pods).run(optional, restart, token));
+        let (optional, restart, token) = on(false, None);
+        tasks.spawn(Watcher::new(shared.clone(), gangs).run(optional, restart, token));
+        let (optional, restart, token) = on(false, None);
+        tasks.spawn(Watcher::new(shared.clone(), classes).run(optional, restart, token));
+        let (optional, restart, token) = on(true, Some(changed));
+        tasks.spawn(Watcher::new(shared.clone(), jobs).run(optional, restart, token));
+        let (optional, restart, token) = on(true, None);
+        tasks.spawn(Watcher::new(shared.clone(), Groups).run(optional, restart, token));
+    }
+}
+
+struct Nodes;
+
+impl Reading for Nodes {
+    type Object = LiteNode;
+    const KIND: &'static str = "Node";
+
+    fn read(&mut self, object: &LiteNode) -> Meaning {
+        let node = translate::node(object);
+        Some((
+            Identity::Node(node.name.clone()),
+            Some(Event::NodeApplied(node)),
+        ))
+    }
+}
+
+/// Shapes that pods share: most pods of a job are alike, and a job has thousands.
+#[derive(Debug, Default)]
+struct Shapes {
+    known: BTreeSet<Arc<PodShape>>,
+    sweep_at: usize,
+}
+
+impl Shapes {
+    fn shared(&mut self, shape: Arc<PodShape>) -> Arc<PodShape> {
+        if let Some(known) = self.known.get(&shape) {
+            return Arc::clone(known);
+        }
+        if self.known.len() >= self.sweep_at.max(64) {
+            self.known.retain(|shape| Arc::strong_count(shape) > 1);
+            self.sweep_at = self.known.len().saturating_mul(2);
+        }
+        self.known.insert(Arc::clone(&shape));
+        shape
+    }
+}
+
+struct Pods {
+    rules: Arc<ArcSwap<PodRules>>,
+    fence: Arc<Fence>,
+    shapes: Shapes,
+}
+
+impl Reading for Pods {
+    type Object = LitePod;
+    const KIND: &'static str = "Pod";
+
+    fn read(&mut self, object: &LitePod) -> Meaning {
+        let mut pod = translate::pod(object, &self.rules.load());
+        pod.shape = self.shapes.shared(pod.shape);
+        // Only what Muster can have written counts: anybody may annotate a pod of his own.
+        if pod.ours {
+            if let Some(record) = &pod.record {
+                self.fence.see(sane(record.epoch));
+            }
+            if let Some(stamp) = pod.stamp {
+                self.fence.see(sane(stamp));
+            }
+        }
+        Some((Identity::Pod(pod.uid.clone()), Some(Event::PodApplied(pod))))
+    }
+
+    fn relisted(&self) -> Option<Event> {
+        Some(Event::Relisted)
+    }
+}
+
+/// An epoch that can be real: a user who annotates a pod with 2^64 must not end every leadership.
+fn sane(epoch: muster_core::ids::Epoch) -> muster_core::ids::Epoch {
+    const EPOCH_MAX: u64 = 1 << 40;
+    if epoch.0 < EPOCH_MAX {
+        epoch
+    } else {
+        muster_core::ids::Epoch(0)
+    }
+}
+
+struct Gangs {
+    fence: Arc<Fence>,
+}
+
+impl Reading for Gangs {
+    type Object = Gang;
+    const KIND: &'static str = "Gang";
+
+    fn read(&mut self, object: &Gang) -> Meaning {
+        match translate::record(object) {
+            Ok(record) => {
+                if let Ok(Some(plan)) = &record.plan {
+                    self.fence.see(sane(plan.epoch));
+                }
+                let key = record.key.clone();
+                Some((Identity::Record(key), Some(Event::RecordApplied(record))))
+            }
+            Err(error) => {
+                tracing::warn!(gang = %object.name_any(), %error, "a Gang object is not understood");
+                None
+            }
+        }
+    }
+}
+
+fn workload(workload: Option<Workload>) -> Meaning {
+    workload.map(|workload| {
+        let key = workload.key.clone();
+        (
+            Identity::Workload(key),
+            Some(Event::WorkloadApplied(workload)),
+        )
+    })
+}
+
+struct Jobs {
+    rules: Arc<ArcSwap<PodRules>>,
+}
+
+impl Reading for Jobs {
+    type Object = LitePyTorchJob;
+    const KIND: &'static str = "PyTorchJob";
+
+    fn read(&mut self, object: &LitePyTorchJob) -> Meaning {
+        workload(translate::pytorchjob(object, &self.rules.load()))
+    }
+}
+
+struct Groups;
+
+impl Reading for Groups {
+    type Object = LitePodGroup;
+    const KIND: &'static str = "PodGroup";
+
+    fn read(&mut self, object: &LitePodGroup) -> Meaning {
+        workload(translate::pod_group(object))
+    }
+}
+
+/// PriorityClasses become part of the rules by which jobs are read.
+struct Classes {
+    rules: Arc<ArcSwap<PodRules>>,
+    version: signal::Sender<u64>,
+    classes: BTreeMap<String, (i32, bool)>,
+    listed: bool,
+}
+
+impl Classes {
+    fn publish(&self) {
+        if !self.listed {
+            return;
+        }
+        let mut values: BTreeMap<String, i32> = self
+            .classes
+            .iter()
+            .map(|(name, (value, _))| (name.clone(), *value))
+            .collect();
+        let default = self.classes.values().find(|(_, default)| *default);
+        if let Some((value, _)) = default {
+            values.insert(String::new(), *value);
+        }
+        let current = self.rules.load();
+        if current.priority_classes == values {
+            return;
+        }
+        self.rules.store(Arc::new(PodRules {
+            priority_classes: values,
+            ..PodRules::clone(&current)
+        }));
+        self.version
+            .send_modify(|version| *version = version.wrapping_add(1));
+    }
+}
+
+impl Reading for Classes {
+    type Object = PriorityClass;
+    const KIND: &'static str = "PriorityClass";
+
+    fn read(&mut self, object: &PriorityClass) -> Meaning {
+        let default = object.global_default.unwrap_or(false);
+        let value = object.value.unwrap_or_default();
+        self.classes.insert(object.name_any(), (value, default));
+        self.publish();
+        Some((Identity::Other, None))
+    }
+
+    fn gone(&mut self, name: &str) {
+        self.classes.remove(name);
+        self.publish();
+    }
+
+    fn listed(&mut self) {
+        self.listed = true;
+        self.publish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_shapes_are_one_and_unused_ones_are_swept() {
+        let mut shapes = Shapes::default();
+        let first = shapes.shared(Arc::new(PodShape::default()));
+        let second = shapes.shared(Arc::new(PodShape::default()));
+        assert!(Arc::ptr_eq(&first, &second));
+        for cpu in 1..1000 {
+            let mut shape = PodShape::default();
+            shape.requests.milli_cpu = cpu;
+            drop(shapes.shared(Arc::new(shape)));
+        }
+        assert!(shapes.known.len() < 200, "{}", shapes.known.len());
+        assert!(Arc::ptr_eq(
+            &first,
+            &shapes.shared(Arc::new(PodShape::default()))
+        ));
+    }
+}

@@ -1,0 +1,311 @@
+//! Carries out writes, and finds out what became of them.
+//!
+//! ```text
+//!   cycle ──Write──> queue ──one at a time per object──> attempt ──> WriteDone
+//!                      (at most N objects at once)         │ ▲
+//!                                  429, not sent, unknown ─┴─┘ read back, try again until the deadline
+//! ```
+//!
+//! Every write ends with exactly one `WriteDone`. A write whose answer was lost is read back before
+//! anything is said about it; what cannot be found out by the deadline ends as `Unknown`. Right
+//! before each attempt the fence is passed, so that nothing is sent for a leadership that is over.
+
+mod bind;
+mod job;
+mod pod;
+mod record;
+mod step;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use muster_core::action::{Write, WriteKind};
+use muster_core::event::{Event, WriteOutcome};
+use muster_kubernetes::gang::GangStatus;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Caller;
+use crate::clock::Wall;
+use crate::fence::Fence;
+use crate::inbox::Inbox;
+use crate::metrics::Metrics;
+
+/// Statuses that are remembered for the times of their conditions; beyond that they are read again.
+const REMEMBERED_MAX: usize = 50_000;
+
+/// Name of an object: its kind's path segment, its namespace and its name.
+type Target = (&'static str, String, String);
+
+/// What every write works with.
+#[derive(Debug)]
+pub struct Writer {
+    /// How the API is called.
+    pub caller: Caller,
+    /// Checked before every attempt.
+    pub fence: Arc<Fence>,
+    /// Written into conditions.
+    pub wall: Wall,
+    /// Most writes at once.
+    pub in_flight_max: usize,
+    /// Longest time of a write.
+    pub deadline: Duration,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Conditions as last written, by namespace and Gang object.
+    remembered: Mutex<BTreeMap<(String, String), GangStatus>>,
+}
+
+impl Writer {
+    /// A writer that remembers nothing yet.
+    pub fn new(
+        caller: Caller,
+        fence: Arc<Fence>,
+        wall: Wall,
+        settings: &crate::config::Writes,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            caller,
+            fence,
+            wall,
+            in_flight_max: settings.in_flight_max,
+            deadline: settings.deadline.0,
+            metrics,
+            remembered: Mutex::default(),
+        }
+    }
+
+    /// Carries out writes until stopped or the cycle has ended; then waits for those on their way.
+    pub async fn run(
+        self,
+        mut queue: mpsc::Receiver<Write>,
+        inbox: Inbox,
+        stop: CancellationToken,
+    ) {
+        let writer = Arc::new(self);
+        let mut line = Line::default();
+        let mut tasks: JoinSet<Target> = JoinSet::new();
+        loop {
+            while tasks.len() < writer.in_flight_max
+                && let Some((target, write)) = line.next()
+            {
+                let (writer, inbox) = (Arc::clone(&writer), inbox.clone());
+                tasks.spawn(async move {
+                    let id = write.id;
+                    let outcome = writer.carry_out(write).await;
+                    // A cycle that has ended needs no answer.
+                    let _ = inbox.send(Event::WriteDone { id, outcome }).await;
+                    target
+                });
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(done) = tasks.join_next() => match done {
+                    Ok(target) => line.done(&target),
+                    // The object stays blocked and the process ends: see the scheduler.
+                    Err(error) => {
+                        tracing::error!(%error, "a write failed unexpectedly");
+                        return;
+                    }
+                },
+                write = queue.recv(), if line.len() < LINE_MAX => match write {
+                    Some(write) => line.push(target(&write), write),
+                    None => break,
+                },
+            }
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+
+    async fn carry_out(&self, write: Write) -> WriteOutcome {
+        let started = Instant::now();
+        let deadline = started + self.deadline;
+        let kind = kind(&write.what);
+        let outcome = match &write.what {
+            WriteKind::CreateRecord { object, kind, name } => {
+                self.create_record(&write, object, *kind, name, deadline)
+                    .await
+            }
+            WriteKind::DeleteRecord { object, object_uid } => {
+                self.delete_record(&write, object, object_uid, deadline)
+                    .await
+            }
+            WriteKind::PutStatus {
+                object,
+                resource_version,
+                status,
+            } => {
+                self.put_status(&write, object, resource_version, status, deadline)
+                    .await
+            }
+            WriteKind::ChangeJob { job, change } => {
+                self.change_job(&write, job, change, deadline).await
+            }
+            WriteKind::ReleasePod { pod, pin } => {
+                self.release_pod(&write, pod, pin.as_ref(), deadline).await
+            }
+            WriteKind::WakePod { pod, plan } => self.wake_pod(&write, pod, plan, deadline).await,
+            WriteKind::Bind {
+                pod,
+                node,
+                plan,
+                devices,
+            } => self.bind(&write, pod, node, plan, devices, deadline).await,
+            WriteKind::DeletePod { pod } => self.delete_pod(&write, pod, deadline).await,
+            WriteKind::StampPod { pod } => self.stamp_pod(&write, pod, deadline).await,
+        };
+        let word = word(&outcome);
+        self.metrics.written(kind, word, started.elapsed());
+        let plan = write.plan.as_ref().map_or("", |plan| plan.as_str());
+        match &outcome {
+            WriteOutcome::Refused(said) | WriteOutcome::Unknown(said) => {
+                tracing::warn!(gang = %write.gang, plan, kind, outcome = word, said = %said, "write");
+            }
+            _ => tracing::debug!(gang = %write.gang, plan, kind, outcome = word, "write"),
+        }
+        outcome
+    }
+}
+
+/// Writes taken from the cycle and not begun yet. Beyond that they wait in the cycle.
+const LINE_MAX: usize = 4096;
+
+/// Writes in order, one at a time per object.
+#[derive(Debug, Default)]
+struct Line {
+    ready: VecDeque<(Target, Write)>,
+    busy: BTreeSet<Target>,
+    behind: BTreeMap<Target, VecDeque<Write>>,
+    waiting: usize,
+}
+
+impl Line {
+    fn push(&mut self, target: Target, write: Write) {
+        self.waiting = self.waiting.saturating_add(1);
+        if self.busy.insert(target.clone()) {
+            self.ready.push_back((target, write));
+        } else {
+            self.behind.entry(target).or_default().push_back(write);
+        }
+    }
+
+    fn next(&mut self) -> Option<(Target, Write)> {
+        let next = self.ready.pop_front()?;
+        self.waiting = self.waiting.saturating_sub(1);
+        Some(next)
+    }
+
+    fn done(&mut self, target: &Target) {
+        let Some(mut behind) = self.behind.remove(target) else {
+            self.busy.remove(target);
+            return;
+        };
+        if let Some(write) = behind.pop_front() {
+            self.ready.push_back((target.clone(), write));
+        }
+        if !behind.is_empty() {
+            self.behind.insert(target.clone(), behind);
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.waiting
+    }
+}
+
+fn target(write: &Write) -> Target {
+    let namespace = write.gang.namespace.as_str().to_owned();
+    match &write.what {
+        WriteKind::CreateRecord { object, .. }
+        | WriteKind::DeleteRecord { object, .. }
+        | WriteKind::PutStatus { object, .. } => ("gangs", namespace, object.to_string()),
+        WriteKind::ChangeJob { job, .. } => (
+            "jobs",
+            job.namespace.as_str().to_owned(),
+            job.name.to_string(),
+        ),
+        WriteKind::ReleasePod { pod, .. }
+        | WriteKind::WakePod { pod, .. }
+        | WriteKind::Bind { pod, .. }
+        | WriteKind::DeletePod { pod }
+        | WriteKind::StampPod { pod } => (
+            "pods",
+            pod.namespace.as_str().to_owned(),
+            pod.name.to_string(),
+        ),
+    }
+}
+
+fn kind(what: &WriteKind) -> &'static str {
+    match what {
+        WriteKind::CreateRecord { .. } => "CreateRecord",
+        WriteKind::DeleteRecord { .. } => "DeleteRecord",
+        WriteKind::PutStatus { .. } => "PutStatus",
+        WriteKind::ChangeJob { .. } => "ChangeJob",
+        WriteKind::ReleasePod { .. } => "ReleasePod",
+        WriteKind::WakePod { .. } => "WakePod",
+        WriteKind::Bind { .. } => "Bind",
+        WriteKind::DeletePod { .. } => "DeletePod",
+        WriteKind::StampPod { .. } => "StampPod",
+    }
+}
+
+fn word(outcome: &WriteOutcome) -> &'static str {
+    match outcome {
+        WriteOutcome::Done(_) => "Done",
+        WriteOutcome::Conflict(_) => "Conflict",
+        WriteOutcome::Gone => "Gone",
+        WriteOutcome::Refused(_) => "Refused",
+        WriteOutcome::Unknown(_) => "Unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_core::action::PodTarget;
+    use muster_core::event::WriteId;
+    use muster_core::ids::{Epoch, GangKey};
+
+    fn delete(id: u64, name: &str) -> Write {
+        Write {
+            id: WriteId(id),
+            gang: GangKey::new("ns", "u"),
+            plan: None,
+            epoch: Epoch(1),
+            what: WriteKind::DeletePod {
+                pod: PodTarget {
+                    namespace: "ns".into(),
+                    name: name.into(),
+                    uid: "u".into(),
+                    resource_version: "1".into(),
+                },
+            },
+        }
+    }
+
+    #[test]
+    fn one_object_is_written_in_order_and_others_pass() {
+        let mut line = Line::default();
+        for (id, name) in [(1, "a"), (2, "a"), (3, "b"), (4, "a")] {
+            let write = delete(id, name);
+            line.push(target(&write), write);
+        }
+        let first = line.next().unwrap();
+        assert_eq!(first.1.id, WriteId(1));
+        assert_eq!(line.next().unwrap().1.id, WriteId(3));
+        assert!(line.next().is_none());
+        line.done(&first.0);
+        assert_eq!(line.next().unwrap().1.id, WriteId(2));
+        line.done(&first.0);
+        assert_eq!(line.next().unwrap().1.id, WriteId(4));
+        line.done(&first.0);
+        assert_eq!(line.len(), 0);
+        assert!(!line.busy.contains(&first.0));
+    }
+}

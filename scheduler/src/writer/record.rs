@@ -1,0 +1,284 @@
+//! Gang objects: making them, and replacing their status.
+
+use std::sync::Arc;
+
+use muster_core::action::Write;
+use muster_core::event::WriteOutcome;
+use muster_core::ids::ResourceVersion;
+use muster_core::record::{self, GangRecord};
+use muster_core::workload::WorkloadKind;
+use muster_kubernetes::gang::{Gang, GangStatus};
+use muster_kubernetes::{translate, write};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::step::{Attempts, Request, Tried, text};
+use super::{REMEMBERED_MAX, Writer};
+use crate::api::Content;
+use crate::locked;
+
+fn path(namespace: &str, object: &str) -> String {
+    format!("/apis/muster.dev/v1alpha1/namespaces/{namespace}/gangs/{object}")
+}
+
+fn parse(value: Value) -> Result<(Gang, GangRecord), WriteOutcome> {
+    let unreadable = |error: String| {
+        WriteOutcome::Unknown(Arc::from(format!(
+            "the Gang object is not understood: {error}"
+        )))
+    };
+    let gang: Gang =
+        serde_json::from_value(value).map_err(|error| unreadable(error.to_string()))?;
+    let record = translate::record(&gang).map_err(unreadable)?;
+    Ok((gang, record))
+}
+
+impl Writer {
+    pub(super) async fn create_record(
+        &self,
+        write: &Write,
+        object: &str,
+        kind: WorkloadKind,
+        name: &str,
+        deadline: Instant,
+    ) -> WriteOutcome {
+        let mut attempts = self.attempts(write, deadline);
+        let namespace = write.gang.namespace.as_str();
+        let collection = format!("/apis/muster.dev/v1alpha1/namespaces/{namespace}/gangs");
+        let mut object = object.to_owned();
+        let mut clashes: u32 = 0;
+        let owner = match self
+            .pod_group_uid(&mut attempts, namespace, kind, name)
+            .await
+        {
+            Ok(owner) => owner,
+            Err(outcome) => return outcome,
+        };
+        loop {
+            let mut gang = write::gang_object(&write.gang, kind, name, &object);
+            if let Some(uid) = &owner {
+                write::own(&mut gang, kind, name, uid);
+            }
+            let body = match serde_json::to_value(gang) {
+                Ok(body) => body,
+                Err(error) => return WriteOutcome::Refused(Arc::from(error.to_string())),
+            };
+            match attempts
+                .send(&Request::post(collection.clone(), body))
+                .await
+            {
+                Tried::Done(value) => {
+                    return match parse(value) {
+                        Ok((_, record)) => WriteOutcome::Done(Some(record)),
+                        Err(outcome) => outcome,
+                    };
+                }
+                Tried::NotFound => return WriteOutcome::Gone,
+                Tried::Over(outcome) => return outcome,
+                Tried::Conflict { .. } => {}
+                Tried::Doubt => attempts.pause().await,
+            }
+            match attempts.read(&path(namespace, &object)).await {
+                Err(outcome) => return outcome,
+                Ok(None) => {}
+                Ok(Some(value)) => match parse(value) {
+                    Ok((gang, record)) if record.key == write.gang => {
+                        self.remember(namespace, &object, gang.status);
+                        return WriteOutcome::Done(Some(record));
+                    }
+                    // The name is taken by another gang's object, or by something unreadable.
+                    _ if clashes == 0 => {
+                        clashes = 1;
+                        object = apart(&object, &write.gang.uid);
+                    }
+                    _ => {
+                        let said = format!("the name {object} is taken by another Gang object");
+                        return WriteOutcome::Refused(Arc::from(said));
+                    }
+                },
+            }
+            if attempts.spent() {
+                return attempts.unknown();
+            }
+        }
+    }
+
+    /// UID of a PodGroup, whose gang's key does not hold it. `None`: another kind, or it is gone.
+    async fn pod_group_uid(
+        &self,
+        attempts: &mut Attempts<'_>,
+        namespace: &str,
+        kind: WorkloadKind,
+        name: &str,
+    ) -> Result<Option<String>, WriteOutcome> {
+        if kind != WorkloadKind::PodGroup {
+            return Ok(None);
+        }
+        let path =
+            format!("/apis/scheduling.x-k8s.io/v1alpha1/namespaces/{namespace}/podgroups/{name}");
+        let found = attempts.read(&path).await?;
+        Ok(found
+            .map(|group| text(&group, "/metadata/uid").to_owned())
+            .filter(|uid| !uid.is_empty()))
+    }
+
+    pub(super) async fn put_status(
+        &self,
+        write: &Write,
+        object: &str,
+        expected: &ResourceVersion,
+        status: &record::GangStatus,
+        deadline: Instant,
+    ) -> WriteOutcome {
+        let mut attempts = self.attempts(write, deadline);
+        let namespace = write.gang.namespace.as_str();
+        let path = path(namespace, object);
+        let previous = match self.recall(namespace, object) {
+            Some(previous) => Some(previous),
+            None => match attempts.read(&path).await {
+                Ok(Some(value)) => match parse(value) {
+                    Ok((gang, _)) => gang.status,
+                    Err(outcome) => return outcome,
+                },
+                Ok(None) => return WriteOutcome::Gone,
+                Err(outcome) => return outcome,
+            },
+        };
+        let wanted = write::status(status, previous.as_ref(), self.wall.now());
+        let request = Request {
+            method: http::Method::PUT,
+            path: format!("{path}/status"),
+            content: Content::Json,
+            body: Some(json!({
+                "apiVersion": "muster.dev/v1alpha1",
+                "kind": "Gang",
+                "metadata": {
+                    "name": object,
+                    "namespace": namespace,
+                    "resourceVersion": expected.as_str(),
+                },
+                "status": wanted,
+            })),
+        };
+        loop {
+            let doubt = match attempts.send(&request).await {
+                Tried::Done(value) => return self.stored(namespace, object, value),
+                Tried::NotFound => {
+                    self.forget(namespace, object);
+                    return WriteOutcome::Gone;
+                }
+                Tried::Over(outcome) => return outcome,
+                Tried::Conflict { .. } => false,
+                Tried::Doubt => {
+                    attempts.pause().await;
+                    true
+                }
+            };
+            let value = match attempts.read(&path).await {
+                Ok(Some(value)) => value,
+                Ok(None) => {
+                    self.forget(namespace, object);
+                    return WriteOutcome::Conflict(None);
+                }
+                Err(outcome) => return outcome,
+            };
+            let unchanged = text(&value, "/metadata/resourceVersion") == expected.as_str();
+            if doubt && unchanged {
+                if attempts.spent() {
+                    return attempts.unknown();
+                }
+                continue;
+            }
+            let (gang, record) = match parse(value) {
+                Ok(parsed) => parsed,
+                Err(outcome) => return outcome,
+            };
+            // Our own write whose answer was lost says exactly what was wanted.
+            let ours = gang.status.as_ref() == Some(&wanted);
+            self.remember(namespace, object, gang.status);
+            return if ours {
+                WriteOutcome::Done(Some(record))
+            } else {
+                WriteOutcome::Conflict(Some(record))
+            };
+        }
+    }
+
+    /// Deletes a Gang object by UID.
+    pub(super) async fn delete_record(
+        &self,
+        write: &Write,
+        object: &str,
+        uid: &str,
+        deadline: Instant,
+    ) -> WriteOutcome {
+        let namespace = write.gang.namespace.as_str();
+        let path = path(namespace, object);
+        let request = Request::delete(path.clone(), uid);
+        let mut attempts = self.attempts(write, deadline);
+        loop {
+            match attempts.send(&request).await {
+                Tried::Done(_) => {
+                    self.forget(namespace, object);
+                    return WriteOutcome::Done(None);
+                }
+                Tried::NotFound => {
+                    self.forget(namespace, object);
+                    return WriteOutcome::Gone;
+                }
+                Tried::Over(outcome) => return outcome,
+                Tried::Conflict { .. } | Tried::Doubt => attempts.pause().await,
+            }
+            match attempts.read(&path).await {
+                Err(outcome) => return outcome,
+                Ok(Some(found)) if text(&found, "/metadata/uid") == uid => {}
+                Ok(_) => return WriteOutcome::Gone,
+            }
+            if attempts.spent() {
+                return attempts.unknown();
+            }
+        }
+    }
+
+    fn stored(&self, namespace: &str, object: &str, value: Value) -> WriteOutcome {
+        match parse(value) {
+            Ok((gang, record)) => {
+                self.remember(namespace, object, gang.status);
+                WriteOutcome::Done(Some(record))
+            }
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// Keeps what the next status needs of this one: its conditions and its epoch.
+    fn remember(&self, namespace: &str, object: &str, status: Option<GangStatus>) {
+        let mut remembered = locked(&self.remembered);
+        if remembered.len() >= REMEMBERED_MAX {
+            remembered.clear();
+        }
+        let mut status = status.unwrap_or_default();
+        status.members = Vec::new();
+        remembered.insert((namespace.to_owned(), object.to_owned()), status);
+    }
+
+    fn recall(&self, namespace: &str, object: &str) -> Option<GangStatus> {
+        let key = (namespace.to_owned(), object.to_owned());
+        locked(&self.remembered).get(&key).cloned()
+    }
+
+    fn forget(&self, namespace: &str, object: &str) {
+        locked(&self.remembered).remove(&(namespace.to_owned(), object.to_owned()));
+    }
+}
+
+/// Another name for a Gang object whose name is taken.
+fn apart(object: &str, uid: &str) -> String {
+    let end: String = uid
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .take(5)
+        .collect::<String>()
+        .to_ascii_lowercase();
+    let stem: String = object.chars().take(240).collect();
+    format!("{stem}-{end}")
+}

@@ -1,0 +1,323 @@
+//! The agents' door, in process, against a stand-in that reviews tokens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_core::event::Event;
+use muster_proto::inventory::agent_message::Kind;
+use muster_proto::inventory::inventory_client::InventoryClient;
+use muster_proto::inventory::{
+    AgentMessage, Device, Health, Heartbeat, Hello, Reauth, Sampler, ServerMessage, Snapshot,
+    server_message,
+};
+use muster_scheduler::agents::{Agents, Identities};
+use muster_scheduler::clock::{Dice, Wall};
+use muster_scheduler::config::Config;
+use muster_scheduler::inbox::{self, Outbox};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Status, Streaming};
+
+use crate::standin::{Standin, ok};
+
+/// Tokens `token-of-NODE` are good for that node.
+fn reviewer() -> Standin {
+    Standin::new(|call| {
+        assert_eq!(call.path, "/apis/authentication.k8s.io/v1/tokenreviews");
+        assert_eq!(call.body["spec"]["audiences"], json!(["muster-scheduler"]));
+        let token = call.body["spec"]["token"].as_str().unwrap();
+        let status = match token.strip_prefix("token-of-") {
+            Some(node) => json!({
+                "authenticated": true,
+                "audiences": ["muster-scheduler"],
+                "user": {"extra": {"authentication.kubernetes.io/node-name": [node]}},
+            }),
+            None if token == "person" => {
+                json!({"authenticated": true, "audiences": ["muster-scheduler"], "user": {}})
+            }
+            None if token == "elsewhere" => json!({"authenticated": true}),
+            None => json!({"authenticated": false}),
+        };
+        ok(json!({"spec": {"token": token}, "status": status}))
+    })
+}
+
+fn door(standin: &Standin, config: &Config) -> (Agents, Outbox) {
+    let (inbox, outbox) = inbox::inbox();
+    let identities = Identities::reviewed(
+        standin.client(),
+        &config.agents.audience,
+        config.agents.token_reviews_per_second,
+        Wall::following(jiff::Timestamp::UNIX_EPOCH),
+        Arc::default(),
+    );
+    let agents = Agents::new(
+        identities,
+        inbox,
+        Arc::default(),
+        Arc::default(),
+        Arc::new(Dice::new(1)),
+        config,
+        "server".into(),
+    );
+    (agents, outbox)
+}
+
+struct Agent {
+    say: mpsc::Sender<AgentMessage>,
+    hear: Streaming<ServerMessage>,
+}
+
+impl Agent {
+    async fn connect(agents: &Agents, token: &str) -> Result<Self, Status> {
+        let (say, said) = mpsc::channel(256);
+        let mut request = Request::new(ReceiverStream::new(said));
+        let value = format!("Bearer {token}").parse().unwrap();
+        request.metadata_mut().insert("authorization", value);
+        let response = InventoryClient::new(agents.service())
+            .report(request)
+            .await?;
+        Ok(Self {
+            say,
+            hear: response.into_inner(),
+        })
+    }
+
+    async fn say(&self, kind: Kind) {
+        self.say
+            .send(AgentMessage { kind: Some(kind) })
+            .await
+            .unwrap();
+    }
+
+    async fn hear(&mut self) -> Result<server_message::Kind, Status> {
+        let message = self.hear.message().await?;
+        message
+            .and_then(|message| message.kind)
+            .ok_or_else(|| Status::ok("the end"))
+    }
+
+    async fn hello(&mut self, node: &str, instance: u64) -> Result<server_message::Kind, Status> {
+        let hello = Hello {
+            protocol: muster_proto::PROTOCOL,
+            node_name: node.into(),
+            boot_id: "boot".into(),
+            instance,
+            ..Hello::default()
+        };
+        self.say(Kind::Hello(hello)).await;
+        self.hear().await
+    }
+}
+
+fn snapshot(generation: u64) -> Snapshot {
+    let devices = vec![Device {
+        uuid: "GPU-1".into(),
+        resource_name: "nvidia.com/gpu".into(),
+        health: Health::Healthy.into(),
+        ..Device::default()
+    }];
+    Snapshot {
+        generation,
+        digest: muster_proto::digest(None, None, &devices),
+        devices,
+        ..Snapshot::default()
+    }
+}
+
+fn heartbeat(of: &Snapshot) -> Heartbeat {
+    Heartbeat {
+        generation: of.generation,
+        digest: of.digest,
+        sampler: Sampler::Ok.into(),
+        ..Heartbeat::default()
+    }
+}
+
+async fn refusal(agents: &Agents, token: &str, node: &str) -> Code {
+    match Agent::connect(agents, token).await {
+        Err(status) => status.code(),
+        Ok(mut agent) => agent.hello(node, 1).await.unwrap_err().code(),
+    }
+}
+
+#[tokio::test]
+async fn report_reaches_the_cycle_under_the_proven_name() {
+    let standin = reviewer();
+    let (agents, mut outbox) = door(&standin, &Config::default());
+    let mut agent = Agent::connect(&agents, "token-of-n1").await.unwrap();
+    let Ok(server_message::Kind::Welcome(welcome)) = agent.hello("n1", 1).await else {
+        panic!("welcome");
+    };
+    assert_eq!((welcome.leader, welcome.stale_after_ms), (false, 30_000));
+    agent.say(Kind::Snapshot(snapshot(3))).await;
+    assert!(
+        matches!(agent.hear().await, Ok(server_message::Kind::Ack(ack)) if ack.generation == 3)
+    );
+    assert_eq!(outbox.wait().await, Some(Event::Tick));
+    let events = outbox.collect();
+    let [Event::Report(report)] = events.as_slice() else {
+        panic!("one report: {events:?}");
+    };
+    assert_eq!(report.node.as_str(), "n1");
+    assert_eq!((report.order.generation, report.devices.len()), (3, 1));
+    agent.say(Kind::Heartbeat(heartbeat(&snapshot(3)))).await;
+    assert!(matches!(
+        agent.hear().await,
+        Ok(server_message::Kind::Ack(_))
+    ));
+    assert!(matches!(
+        outbox.collect().as_slice(),
+        [Event::Heartbeat {
+            sampler_ok: true,
+            ..
+        }]
+    ));
+    agent.say(Kind::Heartbeat(heartbeat(&snapshot(4)))).await;
+    assert!(matches!(
+        agent.hear().await,
+        Ok(server_message::Kind::Resync(_))
+    ));
+    assert!(outbox.collect().is_empty());
+}
+
+#[tokio::test]
+async fn nobody_speaks_for_another_node() {
+    let standin = reviewer();
+    let (agents, _outbox) = door(&standin, &Config::default());
+    assert_eq!(
+        refusal(&agents, "token-of-n1", "n2").await,
+        Code::PermissionDenied
+    );
+    assert_eq!(
+        refusal(&agents, "person", "n1").await,
+        Code::Unauthenticated
+    );
+    assert_eq!(
+        refusal(&agents, "forged", "n1").await,
+        Code::Unauthenticated
+    );
+    assert_eq!(
+        refusal(&agents, "elsewhere", "n1").await,
+        Code::Unauthenticated
+    );
+    let (say, said) = mpsc::channel(1);
+    drop::<mpsc::Sender<AgentMessage>>(say);
+    let bare = InventoryClient::new(agents.service())
+        .report(ReceiverStream::new(said))
+        .await;
+    assert_eq!(bare.unwrap_err().code(), Code::Unauthenticated);
+    let mut agent = Agent::connect(&agents, "token-of-n1").await.unwrap();
+    agent.hello("n1", 1).await.unwrap();
+    agent
+        .say(Kind::Reauth(Reauth {
+            token: "token-of-n2".into(),
+        }))
+        .await;
+    assert_eq!(
+        agent.hear().await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
+}
+
+#[tokio::test]
+async fn token_is_reviewed_once_and_reviews_are_limited() {
+    let standin = reviewer();
+    let mut config = Config::default();
+    config.agents.token_reviews_per_second = 2;
+    let (agents, _outbox) = door(&standin, &config);
+    for instance in 1..5 {
+        let mut agent = Agent::connect(&agents, "token-of-n1").await.unwrap();
+        agent.hello("n1", instance).await.unwrap();
+    }
+    assert_eq!(standin.lines().len(), 1);
+    assert!(Agent::connect(&agents, "token-of-n2").await.is_ok());
+    assert_eq!(
+        refusal(&agents, "token-of-n3", "n3").await,
+        Code::Unavailable
+    );
+}
+
+#[tokio::test]
+async fn newer_agent_ends_the_older_ones_stream() {
+    let standin = reviewer();
+    let (agents, _outbox) = door(&standin, &Config::default());
+    let mut old = Agent::connect(&agents, "token-of-n1").await.unwrap();
+    old.hello("n1", 5).await.unwrap();
+    let mut new = Agent::connect(&agents, "token-of-n1").await.unwrap();
+    new.hello("n1", 6).await.unwrap();
+    assert_eq!(old.hear().await.unwrap_err().code(), Code::Aborted);
+    assert_eq!(refusal(&agents, "token-of-n1", "n1").await, Code::Aborted);
+    new.say(Kind::Snapshot(snapshot(1))).await;
+    assert!(new.hear().await.is_ok());
+}
+
+#[tokio::test]
+async fn what_is_said_before_hello_in_another_protocol_or_too_often_ends_the_stream() {
+    let standin = reviewer();
+    let (agents, _outbox) = door(&standin, &Config::default());
+    let mut early = Agent::connect(&agents, "token-of-n1").await.unwrap();
+    early.say(Kind::Snapshot(snapshot(1))).await;
+    assert_eq!(
+        early.hear().await.unwrap_err().code(),
+        Code::FailedPrecondition
+    );
+    let mut foreign = Agent::connect(&agents, "token-of-n1").await.unwrap();
+    foreign
+        .say(Kind::Hello(Hello {
+            protocol: 99,
+            ..Hello::default()
+        }))
+        .await;
+    assert_eq!(
+        foreign.hear().await.unwrap_err().code(),
+        Code::FailedPrecondition
+    );
+    let mut chatty = Agent::connect(&agents, "token-of-n1").await.unwrap();
+    chatty.hello("n1", 1).await.unwrap();
+    for _ in 0..150 {
+        chatty.say(Kind::Heartbeat(Heartbeat::default())).await;
+    }
+    let mut backoff = false;
+    let end = loop {
+        match chatty.hear().await {
+            Ok(server_message::Kind::Backoff(_)) => backoff = true,
+            Ok(_) => {}
+            Err(status) => break status,
+        }
+    };
+    assert!(backoff);
+    assert_eq!(end.code(), Code::ResourceExhausted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_stream_is_closed_and_every_stream_has_an_age() {
+    let standin = reviewer();
+    let (agents, _outbox) = door(&standin, &Config::default());
+    let mut mute = Agent::connect(&agents, "token-of-n1").await.unwrap();
+    assert_eq!(
+        mute.hear().await.unwrap_err().code(),
+        Code::DeadlineExceeded
+    );
+    let (inbox, _outbox) = inbox::inbox();
+    let config = Config::default();
+    let believing = Agents::new(
+        Identities::believed(),
+        inbox,
+        Arc::default(),
+        Arc::default(),
+        Arc::new(Dice::new(1)),
+        &config,
+        "server".into(),
+    );
+    let started = tokio::time::Instant::now();
+    let mut agent = Agent::connect(&believing, "none").await.unwrap();
+    agent.hello("n1", 1).await.unwrap();
+    assert_eq!(agent.hear().await.unwrap_err().code(), Code::Unavailable);
+    let age = started.elapsed();
+    assert!(
+        age <= config.agents.stream_age_max.0 && age > Duration::from_secs(2000),
+        "{age:?}"
+    );
+}

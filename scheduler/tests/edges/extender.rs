@@ -1,0 +1,368 @@
+//! The extender's verbs, in process.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use muster_core::event::Event;
+use muster_core::ids::{Epoch, GangKey};
+use muster_core::resources::Resources;
+use muster_core::view::{GangView, View};
+use muster_kubernetes::translate::PodRules;
+use muster_scheduler::binds::{BUSY, Binds, STOPPING};
+use muster_scheduler::config;
+use muster_scheduler::extender::Extender;
+use muster_scheduler::inbox::{self, Outbox};
+use muster_scheduler::metrics::Metrics;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+/// An extender whose view holds one gang, with member `m` planned on node `n2`.
+pub struct Bench {
+    pub router: Router,
+    pub outbox: Outbox,
+    pub binds: Arc<Binds>,
+    pub view: Arc<ArcSwap<View>>,
+}
+
+pub fn view() -> View {
+    let gang = GangView {
+        plan: Some("e1-1".into()),
+        slots: BTreeMap::new(),
+        nodes: BTreeMap::from([("m".into(), "n2".into())]),
+        refusal: "muster: needs 4 nodes".into(),
+    };
+    let room = Resources {
+        milli_cpu: 8000,
+        memory_bytes: 1 << 33,
+        pods: 10,
+        ..Resources::default()
+    };
+    View {
+        leading: true,
+        synced: true,
+        epoch: Epoch(1),
+        gangs: Arc::new(BTreeMap::from([(
+            GangKey::labelled("ns", "g"),
+            Arc::new(gang),
+        )])),
+        free: Arc::new(BTreeMap::from([("n1".into(), Arc::new(room))])),
+        protected: Arc::new(BTreeSet::from(["held".into()])),
+    }
+}
+
+pub fn bench() -> Bench {
+    let view = Arc::new(ArcSwap::from_pointee(view()));
+    let (inbox, outbox) = inbox::inbox();
+    let settings = config::Config::default().extender;
+    let binds = Arc::new(Binds::new(settings.binds_held_max));
+    let extender = Extender::new(
+        Arc::clone(&view),
+        Arc::new(ArcSwap::from_pointee(PodRules::default())),
+        inbox,
+        Arc::clone(&binds),
+        Arc::new(Metrics::default()),
+        &settings,
+    );
+    Bench {
+        router: extender.router(settings.body_bytes_max),
+        outbox,
+        binds,
+        view,
+    }
+}
+
+fn member(uid: &str) -> Value {
+    json!({
+        "metadata": {"name": "p", "namespace": "ns", "uid": uid,
+            "labels": {"muster.dev/gang": "g"}, "annotations": {"muster.dev/gang-size": "2"}},
+        "spec": {"schedulerName": "muster", "containers": [{"name": "c",
+            "resources": {"limits": {"nvidia.com/gpu": "1"}}}]},
+    })
+}
+
+fn plain(uid: &str) -> Value {
+    json!({
+        "metadata": {"name": "p", "namespace": "ns", "uid": uid},
+        "spec": {"schedulerName": "muster", "containers": [{"name": "c"}]},
+    })
+}
+
+async fn raw(router: &Router, path: &str, body: Vec<u8>) -> (u16, Vec<u8>) {
+    let request = Request::post(path).body(Body::from(body)).unwrap();
+    let response = router.clone().oneshot(request).await.unwrap();
+    let code = response.status().as_u16();
+    let bytes = axum::body::to_bytes(response.into_body(), 64 << 20)
+        .await
+        .unwrap();
+    (code, bytes.to_vec())
+}
+
+async fn ask(router: &Router, path: &str, body: Value) -> Value {
+    let (code, bytes) = raw(router, path, body.to_string().into_bytes()).await;
+    assert_eq!(code, 200, "{}", String::from_utf8_lossy(&bytes));
+    serde_json::from_slice(&bytes).unwrap()
+}
+
+const FILTER: &str = "/v1/short/filter";
+const BIND: &str = "/v1/bind/bind";
+
+fn binding(uid: &str) -> Value {
+    json!({"PodName": "p", "PodNamespace": "ns", "PodUID": uid, "Node": "n2"})
+}
+
+#[tokio::test]
+async fn t01_any_case_in_pascal_case_out() {
+    let bench = bench();
+    for (pod, names) in [("Pod", "NodeNames"), ("pod", "nodeNames")] {
+        let answer = ask(
+            &bench.router,
+            FILTER,
+            json!({pod: member("m"), names: ["n1", "n2"]}),
+        )
+        .await;
+        assert_eq!(answer["NodeNames"], json!(["n2"]));
+        assert_eq!(answer["Nodes"], Value::Null);
+        assert_eq!(answer["Error"], "");
+        assert!(answer["FailedAndUnresolvableNodes"]["n1"].is_string());
+    }
+}
+
+#[tokio::test]
+async fn t02_request_with_whole_nodes_is_answered_with_nodes() {
+    let bench = bench();
+    let nodes = json!({"items": [{"metadata": {"name": "n1"}}, {"metadata": {"name": "n2"}}]});
+    let answer = ask(
+        &bench.router,
+        FILTER,
+        json!({"Pod": member("m"), "Nodes": nodes}),
+    )
+    .await;
+    assert_eq!(
+        answer["Nodes"]["items"],
+        json!([{"metadata": {"name": "n2"}}])
+    );
+    assert_eq!(answer["NodeNames"], Value::Null);
+}
+
+#[tokio::test]
+async fn t03_what_is_understood_is_200_and_what_is_not_is_400() {
+    let bench = bench();
+    for path in [FILTER, BIND, "/v1/short/preempt"] {
+        let (code, text) = raw(&bench.router, path, b"{\"Pod\": ".to_vec()).await;
+        assert_eq!(code, 400);
+        assert!(String::from_utf8(text).unwrap().contains("muster"));
+    }
+    bench.view.store(Arc::new(View::default()));
+    let answer = ask(
+        &bench.router,
+        FILTER,
+        json!({"Pod": member("m"), "NodeNames": ["n2"]}),
+    )
+    .await;
+    assert!(
+        answer["Error"].as_str().unwrap().contains("not the leader"),
+        "{answer}"
+    );
+    let answer = ask(&bench.router, BIND, binding("m")).await;
+    assert!(
+        answer["Error"].as_str().unwrap().contains("not the leader"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn t04_null_and_empty_bind_bodies_are_never_success() {
+    let bench = bench();
+    for body in ["null", "{}", "{\"PodName\":\"p\"}"] {
+        let (code, bytes) = raw(&bench.router, BIND, body.as_bytes().to_vec()).await;
+        let answer: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(code, 200);
+        assert!(!answer["Error"].as_str().unwrap().is_empty(), "{body}");
+    }
+    let answer = ask(&bench.router, FILTER, Value::Null).await;
+    assert!(!answer["Error"].as_str().unwrap().is_empty());
+    assert!(bench.binds.is_empty());
+}
+
+#[tokio::test]
+async fn t05_planned_node_that_is_not_offered_is_never_answered_and_told_once() {
+    let mut bench = bench();
+    for _ in 0..3 {
+        let answer = ask(
+            &bench.router,
+            FILTER,
+            json!({"Pod": member("m"), "NodeNames": ["n1"]}),
+        )
+        .await;
+        assert_eq!(answer["NodeNames"], json!([]));
+        assert!(answer["FailedAndUnresolvableNodes"]["n1"].is_string());
+    }
+    let told = Event::PlannedNodeNotOffered {
+        pod: "m".into(),
+        node: "n2".into(),
+    };
+    assert_eq!(bench.outbox.take(), Some(told));
+    assert_eq!(bench.outbox.take(), None);
+}
+
+#[tokio::test]
+async fn t06_five_thousand_names_are_answered_quickly() {
+    let bench = bench();
+    let names: Vec<String> = (0..5000).map(|n| format!("gpu-node-{n:05}")).collect();
+    let body = json!({"Pod": member("unplanned"), "NodeNames": names})
+        .to_string()
+        .into_bytes();
+    let started = std::time::Instant::now();
+    let rounds = 20;
+    for _ in 0..rounds {
+        let (code, bytes) = raw(&bench.router, FILTER, body.clone()).await;
+        assert_eq!(code, 200);
+        assert!(bytes.len() > 5000 * 20);
+    }
+    // Unoptimised and on a busy machine: thirty times the limit that holds in release.
+    assert!(
+        started.elapsed() / rounds < Duration::from_millis(30),
+        "{:?}",
+        started.elapsed() / rounds
+    );
+}
+
+#[tokio::test]
+async fn t08_preempt_answers_by_uid_and_vetoes_for_gangs() {
+    let bench = bench();
+    let meta = json!({
+        "a": {"Pods": [{"UID": "x"}], "NumPDBViolations": 1},
+        "b": {"Pods": [{"UID": "x"}, {"UID": "held"}]},
+        "c": {"Pods": []},
+    });
+    let path = "/v1/short/preempt";
+    let ask_for = |pod: Value| json!({"Pod": pod, "NodeNameToMetaVictims": meta});
+    let answer = ask(&bench.router, path, ask_for(plain("q"))).await;
+    let victims = answer["NodeNameToMetaVictims"].as_object().unwrap();
+    assert_eq!(victims.keys().collect::<Vec<_>>(), ["a"]);
+    assert_eq!(victims["a"]["Pods"], json!([{"UID": "x"}]));
+    let veto = json!({"NodeNameToMetaVictims": {}});
+    assert_eq!(ask(&bench.router, path, ask_for(member("m"))).await, veto);
+    assert_eq!(ask(&bench.router, path, json!({})).await, veto);
+    let full = json!({"Pod": plain("q"), "NodeNameToVictims": {"a": {"Pods": [plain("x")]}}});
+    let answer = ask(&bench.router, path, full).await;
+    assert_eq!(
+        answer["NodeNameToMetaVictims"]["a"]["Pods"],
+        json!([{"UID": "x"}])
+    );
+}
+
+#[tokio::test]
+async fn t10_body_over_the_limit_is_413() {
+    let bench = bench();
+    let big = vec![b' '; config::Config::default().extender.body_bytes_max + 1];
+    assert_eq!(raw(&bench.router, FILTER, big).await.0, 413);
+    let large = json!({"Pod": member("m"), "NodeNames": ["n2"], "Filler": "x".repeat(3 << 20)});
+    assert_eq!(
+        ask(&bench.router, FILTER, large).await["NodeNames"],
+        json!(["n2"])
+    );
+}
+
+#[tokio::test]
+async fn t12_same_state_same_bytes() {
+    let bench = bench();
+    let body = json!({"Pod": member("unplanned"), "NodeNames": ["n1", "n2", "n3"]}).to_string();
+    let first = raw(&bench.router, FILTER, body.clone().into_bytes()).await;
+    for _ in 0..10 {
+        assert_eq!(
+            raw(&bench.router, FILTER, body.clone().into_bytes()).await,
+            first
+        );
+    }
+    assert!(
+        String::from_utf8(first.1)
+            .unwrap()
+            .contains("muster: needs 4 nodes")
+    );
+}
+
+#[tokio::test]
+async fn pod_of_no_gang_gets_the_nodes_with_room_beside_reservations() {
+    let bench = bench();
+    let answer = ask(
+        &bench.router,
+        FILTER,
+        json!({"Pod": plain("q"), "NodeNames": ["n1", "n2"]}),
+    )
+    .await;
+    assert_eq!(answer["NodeNames"], json!(["n1"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn t11_watchdog_answers_a_bind_before_the_caller_gives_up() {
+    let mut bench = bench();
+    let started = tokio::time::Instant::now();
+    let answer = ask(&bench.router, BIND, binding("m")).await;
+    assert!(
+        answer["Error"]
+            .as_str()
+            .unwrap()
+            .contains("not decided in time")
+    );
+    assert!(started.elapsed() < config::Config::default().extender.bind_timeout.0);
+    let Some(Event::BindAsked(asked)) = bench.outbox.take() else {
+        panic!("the engine was asked");
+    };
+    assert_eq!(bench.outbox.collect(), [Event::BindDropped(asked.ticket)]);
+}
+
+#[tokio::test]
+async fn t20_ok_only_after_the_engine_says_so_and_a_caller_that_leaves_is_told() {
+    let mut bench = bench();
+    let router = bench.router.clone();
+    let call = tokio::spawn(async move { ask(&router, BIND, binding("m")).await });
+    let Some(Event::BindAsked(asked)) = bench.outbox.wait().await else {
+        panic!("the engine was asked");
+    };
+    assert_eq!((asked.pod.as_str(), asked.node.as_str()), ("m", "n2"));
+    assert!(bench.binds.answer(asked.ticket, Ok(())));
+    assert_eq!(call.await.unwrap(), json!({"Error": ""}));
+
+    let router = bench.router.clone();
+    let call = tokio::spawn(async move { ask(&router, BIND, binding("m")).await });
+    let Some(Event::BindAsked(asked)) = bench.outbox.wait().await else {
+        panic!("the engine was asked");
+    };
+    call.abort();
+    assert!(call.await.is_err());
+    assert_eq!(bench.outbox.collect(), [Event::BindDropped(asked.ticket)]);
+    assert!(!bench.binds.is_held(asked.ticket));
+}
+
+#[tokio::test]
+async fn full_queue_and_a_stopping_process_answer_binds_at_once() {
+    let bench = bench();
+    let view = Arc::new(ArcSwap::from_pointee(view()));
+    let (inbox, _outbox) = inbox::inbox();
+    while inbox.try_send(Event::Tick) {}
+    let settings = config::Config::default().extender;
+    let binds = Arc::new(Binds::new(8));
+    let rules = Arc::new(ArcSwap::from_pointee(PodRules::default()));
+    let full = Extender::new(
+        view,
+        rules,
+        inbox,
+        Arc::clone(&binds),
+        Arc::default(),
+        &settings,
+    )
+    .router(settings.body_bytes_max);
+    assert_eq!(ask(&full, BIND, binding("m")).await["Error"], BUSY);
+    assert!(binds.is_empty());
+    bench.binds.close(STOPPING);
+    assert_eq!(
+        ask(&bench.router, BIND, binding("m")).await["Error"],
+        STOPPING
+    );
+}

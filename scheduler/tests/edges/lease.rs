@@ -1,0 +1,207 @@
+//! Leader election against a stand-in that keeps one Lease.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::Method;
+use muster_core::event::Event;
+use muster_core::ids::Epoch;
+use muster_scheduler::clock::Wall;
+use muster_scheduler::config;
+use muster_scheduler::fence::Fence;
+use muster_scheduler::inbox::{self, Outbox};
+use muster_scheduler::lease::{EPOCH_ANNOTATION, ElectionEnd, Elector};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::standin::{Reply, Standin, ok, status};
+
+/// One Lease with optimistic locking; `down` makes every call hang.
+#[derive(Clone, Default)]
+struct Store {
+    lease: Arc<Mutex<Option<Value>>>,
+    down: Arc<Mutex<bool>>,
+}
+
+impl Store {
+    fn standin(&self) -> Standin {
+        let store = self.clone();
+        Standin::new(move |call| {
+            if *store.down.lock().unwrap() {
+                return Reply::Hang;
+            }
+            let mut lease = store.lease.lock().unwrap();
+            match (&call.method, lease.as_mut()) {
+                (&Method::GET, Some(lease)) => ok(lease.clone()),
+                (&Method::POST, None) => {
+                    let mut made = call.body.clone();
+                    made["metadata"]["resourceVersion"] = json!("1");
+                    *lease = Some(made.clone());
+                    Reply::Json(201, made)
+                }
+                (&Method::POST, Some(_)) => status(409, "AlreadyExists"),
+                (&Method::PUT, Some(lease)) => {
+                    let held = lease["metadata"]["resourceVersion"]
+                        .as_str()
+                        .unwrap()
+                        .to_owned();
+                    if call.body["metadata"]["resourceVersion"] != held.as_str() {
+                        return status(409, "Conflict");
+                    }
+                    *lease = call.body.clone();
+                    let next = held.parse::<u64>().unwrap() + 1;
+                    lease["metadata"]["resourceVersion"] = json!(next.to_string());
+                    ok(lease.clone())
+                }
+                _ => status(404, "NotFound"),
+            }
+        })
+    }
+
+    fn get(&self, pointer: &str) -> Value {
+        let lease = self.lease.lock().unwrap();
+        lease
+            .as_ref()
+            .and_then(|lease| lease.pointer(pointer))
+            .cloned()
+            .unwrap_or_default()
+    }
+}
+
+struct Replica {
+    fence: Arc<Fence>,
+    outbox: Outbox,
+    stop: CancellationToken,
+    task: JoinHandle<ElectionEnd>,
+    _synced: watch::Sender<bool>,
+}
+
+fn replica(store: &Store, identity: &str, seen: u64) -> Replica {
+    let (inbox, outbox) = inbox::inbox();
+    let fence = Arc::new(Fence::default());
+    fence.see(Epoch(seen));
+    let (synced, synced_seen) = watch::channel(true);
+    let stop = CancellationToken::new();
+    let elector = Elector {
+        client: store.standin().client(),
+        settings: config::Lease::default(),
+        identity: identity.into(),
+        inbox,
+        fence: Arc::clone(&fence),
+        synced: synced_seen,
+        wall: Wall::following(jiff::Timestamp::UNIX_EPOCH),
+    };
+    let task = tokio::spawn(elector.run(stop.clone()));
+    Replica {
+        fence,
+        outbox,
+        stop,
+        task,
+        _synced: synced,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn epoch_is_above_all_that_was_seen_and_never_goes_back() {
+    let store = Store::default();
+    let mut first = replica(&store, "a", 41);
+    assert_eq!(
+        first.outbox.wait().await,
+        Some(Event::LeadershipGained(Epoch(42)))
+    );
+    assert_eq!(first.fence.led(), Epoch(42));
+    first.stop.cancel();
+    assert_eq!(first.task.await.unwrap(), ElectionEnd::Stopped);
+    assert_eq!(first.fence.led(), Epoch(0));
+    assert_eq!(store.get("/spec/holderIdentity"), json!(""));
+    // The next one has seen nothing of it, and need not wait: the Lease was given back.
+    let started = tokio::time::Instant::now();
+    let mut second = replica(&store, "b", 0);
+    assert_eq!(
+        second.outbox.wait().await,
+        Some(Event::LeadershipGained(Epoch(43)))
+    );
+    assert!(started.elapsed() < Duration::from_secs(1));
+    assert_eq!(store.get("/spec/leaseTransitions"), json!(2));
+    let pointer = format!(
+        "/metadata/annotations/{}",
+        EPOCH_ANNOTATION.replace('/', "~1")
+    );
+    assert_eq!(store.get(&pointer), json!("43"));
+    second.stop.cancel();
+    second.task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn leader_that_cannot_renew_stops_before_another_may_take_over() {
+    let store = Store::default();
+    let mut first = replica(&store, "a", 0);
+    assert_eq!(
+        first.outbox.wait().await,
+        Some(Event::LeadershipGained(Epoch(1)))
+    );
+    *store.down.lock().unwrap() = true;
+    let started = tokio::time::Instant::now();
+    assert_eq!(first.outbox.wait().await, Some(Event::LeadershipLost));
+    assert!(started.elapsed() <= config::Lease::default().duration.0);
+    assert!(!first.fence.pass(Epoch(1)).await);
+    assert_eq!(first.task.await.unwrap(), ElectionEnd::Lost);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lease_of_a_dead_leader_is_taken_after_its_duration_and_not_before() {
+    let store = Store::default();
+    let mut first = replica(&store, "a", 0);
+    assert_eq!(
+        first.outbox.wait().await,
+        Some(Event::LeadershipGained(Epoch(1)))
+    );
+    first.task.abort();
+    let started = tokio::time::Instant::now();
+    let mut second = replica(&store, "b", 0);
+    assert_eq!(
+        second.outbox.wait().await,
+        Some(Event::LeadershipGained(Epoch(2)))
+    );
+    assert!(started.elapsed() >= config::Lease::default().duration.0);
+    second.stop.cancel();
+    second.task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn leader_whose_lease_is_taken_stops() {
+    let store = Store::default();
+    let mut first = replica(&store, "a", 0);
+    assert_eq!(
+        first.outbox.wait().await,
+        Some(Event::LeadershipGained(Epoch(1)))
+    );
+    {
+        let mut lease = store.lease.lock().unwrap();
+        let lease = lease.as_mut().unwrap();
+        lease["spec"]["holderIdentity"] = json!("b");
+        lease["metadata"]["resourceVersion"] = json!("99");
+    }
+    assert_eq!(first.outbox.wait().await, Some(Event::LeadershipLost));
+    assert_eq!(first.task.await.unwrap(), ElectionEnd::Lost);
+}
+
+#[tokio::test(start_paused = true)]
+async fn epoch_written_by_somebody_who_does_not_lead_is_harmless() {
+    let store = Store::default();
+    let mut first = replica(&store, "a", 0);
+    assert_eq!(
+        first.outbox.wait().await,
+        Some(Event::LeadershipGained(Epoch(1)))
+    );
+    first.fence.see(Epoch(1000));
+    assert!(
+        first.fence.pass(Epoch(1)).await,
+        "the lease was renewed, nobody else has led"
+    );
+    assert_eq!(first.fence.led(), Epoch(1));
+    first.stop.cancel();
+    assert_eq!(first.task.await.unwrap(), ElectionEnd::Stopped);
+}

@@ -1,0 +1,9 @@
+//! The edges, each against stand-ins for what is on its other side.
+
+mod agents;
+mod door;
+mod extender;
+mod lease;
+mod standin;
+mod watch;
+mod writer;

@@ -1,0 +1,150 @@
+//! The whole scheduler in process, on a paused clock, against a stand-in that lists and watches.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::Request;
+use muster_scheduler::clock::Wall;
+use muster_scheduler::config::Config;
+use muster_scheduler::scheduler::{Clients, Ended, Options, Scheduler};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use crate::standin::{Call, Reply, Standin, ok, status};
+
+fn list(items: Value) -> Reply {
+    ok(
+        json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "5"}, "items": items}),
+    )
+}
+
+fn cluster(mut special: impl FnMut(&Call) -> Option<Reply> + Send + 'static) -> Standin {
+    let lease = Arc::new(Mutex::new(None::<Value>));
+    Standin::new(move |call| {
+        if let Some(reply) = special(call) {
+            return reply;
+        }
+        if call.path.contains("/leases") {
+            let mut lease = lease.lock().unwrap();
+            return match (call.method.as_str(), lease.as_ref()) {
+                ("GET", None) => status(404, "NotFound"),
+                ("GET", Some(lease)) => ok(lease.clone()),
+                _ => {
+                    *lease = Some(call.body.clone());
+                    ok(call.body.clone())
+                }
+            };
+        }
+        if call.path.contains("/pytorchjobs") || call.path.contains("/podgroups") {
+            return status(404, "NotFound");
+        }
+        match (call.method.as_str(), call.is_watch()) {
+            ("GET", true) => Reply::Lines(Vec::new()),
+            ("GET", false) => list(json!([])),
+            _ => ok(json!({})),
+        }
+    })
+}
+
+fn start(standin: &Standin) -> Scheduler {
+    let options = Options {
+        identity: "test".into(),
+        seed: 1,
+        wall: Wall::following(jiff::Timestamp::UNIX_EPOCH),
+        agents_believed: true,
+    };
+    Scheduler::start(
+        &Clients::from(standin.client()),
+        &Config::default(),
+        &options,
+    )
+}
+
+async fn until(mut what: impl FnMut() -> bool) {
+    for _ in 0..10_000 {
+        if what() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("did not come true in time");
+}
+
+async fn page(scheduler: &Scheduler, path: &str) -> (u16, String) {
+    let request = Request::get(path).body(Body::empty()).unwrap();
+    let response = scheduler.pages().oneshot(request).await.unwrap();
+    let code = response.status().as_u16();
+    let bytes = axum::body::to_bytes(response.into_body(), 1 << 20)
+        .await
+        .unwrap();
+    (code, String::from_utf8(bytes.to_vec()).unwrap())
+}
+
+fn node(name: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "uid": format!("uid-{name}"), "resourceVersion": "1"},
+        "status": {
+            "allocatable": {"cpu": "8", "memory": "8Gi", "pods": "10"},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn f41_node_that_vanished_while_the_watch_was_cut_is_gone_from_the_view() {
+    let lists = Arc::new(Mutex::new(0));
+    let standin = cluster(move |call| {
+        if call.path != "/api/v1/nodes" {
+            return None;
+        }
+        if call.is_watch() {
+            let expired = json!({"type": "ERROR", "object": {
+                "kind": "Status", "apiVersion": "v1", "status": "Failure",
+                "code": 410, "reason": "Expired", "message": "too old"}});
+            let first = *lists.lock().unwrap() == 1;
+            return Some(Reply::Lines(if first { vec![expired] } else { Vec::new() }));
+        }
+        let mut lists = lists.lock().unwrap();
+        *lists += 1;
+        Some(match *lists {
+            1 => list(json!([node("a"), node("b")])),
+            _ => list(json!([node("b"), {"metadata": {}}])),
+        })
+    });
+    let mut scheduler = start(&standin);
+    until(|| scheduler.view().leading && scheduler.view().synced).await;
+    until(|| scheduler.view().free.len() == 1).await;
+    assert!(scheduler.view().free.contains_key("b"));
+    assert_eq!(page(&scheduler, "/readyz").await, (200, "ready\n".into()));
+    scheduler.stop().await;
+    assert!(!scheduler.leads());
+}
+
+#[tokio::test(start_paused = true)]
+async fn f42_nothing_leads_before_every_kind_is_listed() {
+    let served = Arc::new(Mutex::new(false));
+    let open = Arc::clone(&served);
+    let standin = cluster(move |call| {
+        (call.path.ends_with("/gangs") && !*open.lock().unwrap()).then(|| status(404, "NotFound"))
+    });
+    let mut scheduler = start(&standin);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(!scheduler.leads());
+    let (code, text) = page(&scheduler, "/readyz").await;
+    assert_eq!(code, 503);
+    assert!(text.contains("Gang"), "{text}");
+    *served.lock().unwrap() = true;
+    until(|| scheduler.leads()).await;
+    scheduler.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn f44_login_that_stays_refused_ends_the_process() {
+    let standin =
+        cluster(|call| (call.path == "/api/v1/pods").then(|| status(401, "Unauthorized")));
+    let mut scheduler = start(&standin);
+    let ended = scheduler.ended().await;
+    assert!(matches!(ended, Ended::Watch(_)), "{ended}");
+    assert!(ended.to_string().contains("401"), "{ended}");
+}

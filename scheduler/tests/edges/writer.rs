@@ -1,0 +1,371 @@
+//! What becomes of writes: lost answers, conflicts, limits, fences.
+
+use std::sync::Arc;
+
+use muster_core::action::{JobChange, JobTarget, PodTarget, Write, WriteKind};
+use muster_core::event::{Event, WriteId, WriteOutcome};
+use muster_core::ids::{Epoch, GangKey};
+use muster_core::record::GangStatus;
+use muster_core::workload::WorkloadKind;
+use muster_scheduler::api::Caller;
+use muster_scheduler::clock::Wall;
+use muster_scheduler::config;
+use muster_scheduler::fence::Fence;
+use muster_scheduler::inbox;
+use muster_scheduler::writer::Writer;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::standin::{Call, Reply, Standin, ok, status};
+
+const POD: &str = "/api/v1/namespaces/ns/pods/p";
+const GANG: &str = "/apis/muster.dev/v1alpha1/namespaces/ns/gangs/g";
+
+fn target() -> PodTarget {
+    PodTarget {
+        namespace: "ns".into(),
+        name: "p".into(),
+        uid: "u1".into(),
+        resource_version: "10".into(),
+    }
+}
+
+fn bind() -> WriteKind {
+    WriteKind::Bind {
+        pod: target(),
+        node: "n1".into(),
+        plan: "e5-1".into(),
+        devices: vec!["GPU-1".into()],
+    }
+}
+
+fn pod(version: &str, spec: Value) -> Reply {
+    let metadata = json!({"name": "p", "namespace": "ns", "uid": "u1", "resourceVersion": version});
+    ok(json!({"kind": "Pod", "apiVersion": "v1", "metadata": metadata, "spec": spec}))
+}
+
+async fn outcome_with(standin: &Standin, what: WriteKind, led: u64) -> WriteOutcome {
+    let fence = Arc::new(Fence::default());
+    fence.open(Epoch(led));
+    let settings = config::Config::default().writes;
+    let caller = Caller::new(standin.client(), settings.attempt_timeout.0);
+    let writer = Writer::new(caller, fence, Wall::default(), &settings, Arc::default());
+    let (writes, queue) = mpsc::channel(4);
+    let (inbox, mut outbox) = inbox::inbox();
+    let stop = CancellationToken::new();
+    let write = Write {
+        id: WriteId(7),
+        gang: GangKey::new("ns", "job-uid"),
+        plan: None,
+        epoch: Epoch(5),
+        what,
+    };
+    writes.send(write).await.unwrap();
+    let event = {
+        let run = writer.run(queue, inbox, stop.clone());
+        let wait = async {
+            let event = outbox.wait().await;
+            stop.cancel();
+            event
+        };
+        futures::join!(run, wait).1
+    };
+    match event {
+        Some(Event::WriteDone {
+            id: WriteId(7),
+            outcome,
+        }) => outcome,
+        other => panic!("expected the end of write 7, got {other:?}"),
+    }
+}
+
+async fn outcome(standin: &Standin, what: WriteKind) -> WriteOutcome {
+    outcome_with(standin, what, 5).await
+}
+
+/// A stand-in that answers by the call's line and how often that line came before.
+fn scripted(mut script: impl FnMut(&str, usize, &Call) -> Reply + Send + 'static) -> Standin {
+    let mut seen = std::collections::BTreeMap::new();
+    Standin::new(move |call| {
+        let line = call.line();
+        let count = seen.entry(line.clone()).or_insert(0_usize);
+        *count += 1;
+        script(&line, *count, call)
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn t22_bind_with_a_lost_answer_is_done_when_the_pod_says_so() {
+    let standin = scripted(|line, _, call| match line {
+        _ if line == format!("POST {POD}/binding") => {
+            assert_eq!(call.body["metadata"]["uid"], "u1");
+            assert_eq!(call.body["metadata"]["resourceVersion"], "10");
+            assert_eq!(call.body["target"]["name"], "n1");
+            Reply::Lost
+        }
+        _ => pod("11", json!({"nodeName": "n1"})),
+    });
+    assert_eq!(outcome(&standin, bind()).await, WriteOutcome::Done(None));
+    assert_eq!(
+        standin.lines(),
+        [format!("POST {POD}/binding"), format!("GET {POD}")]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn t22_bind_that_did_not_arrive_is_sent_again_and_one_to_another_node_is_refused() {
+    let standin = scripted(|line, count, _| match (line.starts_with("POST"), count) {
+        (true, 1) => Reply::Hang,
+        (true, _) => Reply::Json(201, json!({"kind": "Status", "status": "Success"})),
+        _ => pod("10", json!({})),
+    });
+    assert_eq!(outcome(&standin, bind()).await, WriteOutcome::Done(None));
+    let standin = scripted(|line, _, _| match line.starts_with("POST") {
+        true => status(500, "InternalError"),
+        false => pod("11", json!({"nodeName": "n2"})),
+    });
+    assert!(matches!(
+        outcome(&standin, bind()).await,
+        WriteOutcome::Refused(_)
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn t24_bind_conflicts_by_cause() {
+    let after_conflict = |metadata: Value, spec: Value| {
+        scripted(move |line, _, _| match line.starts_with("POST") {
+            true => status(409, "Conflict"),
+            false => ok(json!({"metadata": metadata, "spec": spec})),
+        })
+    };
+    let own = json!({"uid": "u1", "resourceVersion": "12"});
+    let bound = after_conflict(own.clone(), json!({"nodeName": "n1"}));
+    assert_eq!(outcome(&bound, bind()).await, WriteOutcome::Done(None));
+    for (metadata, spec) in [
+        (own.clone(), json!({"nodeName": "n2"})),
+        (own.clone(), json!({"schedulingGates": [{"name": "x"}]})),
+        (
+            json!({"uid": "u1", "deletionTimestamp": "2026-01-01T00:00:00Z"}),
+            json!({}),
+        ),
+        (
+            json!({"uid": "u1", "annotations": {"muster.dev/epoch": "6"}}),
+            json!({}),
+        ),
+    ] {
+        let standin = after_conflict(metadata, spec);
+        assert!(matches!(
+            outcome(&standin, bind()).await,
+            WriteOutcome::Refused(_)
+        ));
+    }
+    let other = after_conflict(json!({"uid": "u2"}), json!({}));
+    assert_eq!(outcome(&other, bind()).await, WriteOutcome::Gone);
+    let touched = scripted(
+        |line, count, call| match (line.starts_with("POST"), count) {
+            (true, 1) => status(409, "Conflict"),
+            (true, _) => {
+                assert_eq!(call.body["metadata"]["resourceVersion"], "12");
+                Reply::Json(201, json!({}))
+            }
+            _ => ok(json!({"metadata": {"uid": "u1", "resourceVersion": "12"}, "spec": {}})),
+        },
+    );
+    assert_eq!(outcome(&touched, bind()).await, WriteOutcome::Done(None));
+    let restless = after_conflict(own, json!({}));
+    assert!(matches!(
+        outcome(&restless, bind()).await,
+        WriteOutcome::Refused(_)
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn t39_throttled_and_unreachable_servers() {
+    let standin = scripted(|_, count, _| match count {
+        1 => Reply::Later(3),
+        _ => Reply::Json(201, json!({})),
+    });
+    let started = tokio::time::Instant::now();
+    assert_eq!(outcome(&standin, bind()).await, WriteOutcome::Done(None));
+    assert!(started.elapsed().as_secs() >= 3, "Retry-After is honoured");
+    let silent = Standin::new(|_| Reply::Hang);
+    let started = tokio::time::Instant::now();
+    assert!(matches!(
+        outcome(&silent, bind()).await,
+        WriteOutcome::Unknown(_)
+    ));
+    assert!(started.elapsed() <= config::Config::default().writes.deadline.0 * 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn t34_nothing_is_sent_for_a_leadership_that_is_over() {
+    let standin = Standin::new(|call| panic!("sent {}", call.line()));
+    assert!(matches!(
+        outcome_with(&standin, bind(), 6).await,
+        WriteOutcome::Refused(_)
+    ));
+    assert!(standin.lines().is_empty());
+}
+
+fn gang(uid: &str, version: &str) -> Value {
+    json!({
+        "apiVersion": "muster.dev/v1alpha1", "kind": "Gang",
+        "metadata": {"name": "g", "namespace": "ns", "uid": "gang-uid", "resourceVersion": version},
+        "spec": {"workload": {"kind": "PyTorchJob", "name": "g", "uid": uid}},
+    })
+}
+
+fn create() -> WriteKind {
+    WriteKind::CreateRecord {
+        object: "g".into(),
+        kind: WorkloadKind::PyTorchJob,
+        name: "g".into(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn record_that_exists_is_found_and_a_taken_name_is_avoided() {
+    let standin = scripted(|line, _, _| match line.starts_with("POST") {
+        true => status(409, "AlreadyExists"),
+        false => ok(gang("job-uid", "3")),
+    });
+    let WriteOutcome::Done(Some(record)) = outcome(&standin, create()).await else {
+        panic!("found");
+    };
+    assert_eq!(record.resource_version.as_str(), "3");
+    let taken = scripted(
+        |line, count, call| match (line.starts_with("POST"), count) {
+            (true, 1) => status(409, "AlreadyExists"),
+            (true, _) => {
+                assert_eq!(call.body["metadata"]["name"], "g-jobui");
+                Reply::Json(201, gang("job-uid", "4"))
+            }
+            _ => ok(gang("another", "3")),
+        },
+    );
+    assert!(matches!(
+        outcome(&taken, create()).await,
+        WriteOutcome::Done(Some(_))
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_conflict_says_what_the_object_says_now() {
+    let put = || WriteKind::PutStatus {
+        object: "g".into(),
+        resource_version: "3".into(),
+        status: GangStatus::default(),
+    };
+    let standin = scripted(|line, _, call| {
+        if line == format!("PUT {GANG}/status") {
+            assert_eq!(call.body["metadata"]["resourceVersion"], "3");
+            return status(409, "Conflict");
+        }
+        ok(gang("job-uid", "9"))
+    });
+    let WriteOutcome::Conflict(Some(record)) = outcome(&standin, put()).await else {
+        panic!("conflict with the record");
+    };
+    assert_eq!(record.resource_version.as_str(), "9");
+    // The answer is lost, the write was applied: reading back finds exactly what was wanted.
+    let stored = Arc::new(std::sync::Mutex::new(gang("job-uid", "3")));
+    let lost = scripted(move |line, _, call| {
+        let mut object = stored.lock().unwrap();
+        if line.starts_with("PUT") {
+            object["status"] = call.body["status"].clone();
+            object["metadata"]["resourceVersion"] = json!("4");
+            return Reply::Lost;
+        }
+        ok(object.clone())
+    });
+    assert!(matches!(
+        outcome(&lost, put()).await,
+        WriteOutcome::Done(Some(_))
+    ));
+    let gone = Standin::new(|_| status(404, "NotFound"));
+    assert_eq!(outcome(&gone, put()).await, WriteOutcome::Gone);
+}
+
+#[tokio::test(start_paused = true)]
+async fn t23_pod_recreated_under_its_name_is_left_alone() {
+    for what in [
+        WriteKind::ReleasePod {
+            pod: target(),
+            pin: None,
+        },
+        WriteKind::DeletePod { pod: target() },
+        WriteKind::WakePod {
+            pod: target(),
+            plan: "e5-1".into(),
+        },
+        WriteKind::StampPod { pod: target() },
+    ] {
+        let standin = scripted(|line, _, _| match line.starts_with("GET") {
+            true => ok(json!({"metadata": {"uid": "u2", "resourceVersion": "1"}, "spec": {}})),
+            false => status(409, "Conflict"),
+        });
+        assert_eq!(outcome(&standin, what).await, WriteOutcome::Gone);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn t40_release_takes_only_our_gate_and_is_done_when_it_is_off() {
+    let standin = scripted(|line, _, call| {
+        if line.starts_with("GET") {
+            return pod(
+                "10",
+                json!({"schedulingGates": [{"name": "muster.dev/gang"}, {"name": "x"}]}),
+            );
+        }
+        assert_eq!(call.body["spec"]["schedulingGates"], json!([{"name": "x"}]));
+        assert_eq!(call.body["metadata"]["uid"], "u1");
+        ok(json!({}))
+    });
+    let release = || WriteKind::ReleasePod {
+        pod: target(),
+        pin: Some("n1".into()),
+    };
+    assert_eq!(outcome(&standin, release()).await, WriteOutcome::Done(None));
+    let off = Standin::new(|call| {
+        assert_eq!(call.line(), format!("GET {POD}"));
+        pod("10", json!({"schedulingGates": [{"name": "x"}]}))
+    });
+    assert_eq!(outcome(&off, release()).await, WriteOutcome::Done(None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn job_that_changed_since_is_not_patched() {
+    let change = || WriteKind::ChangeJob {
+        job: JobTarget {
+            kind: WorkloadKind::PyTorchJob,
+            namespace: "ns".into(),
+            name: "g".into(),
+            uid: "job-uid".into(),
+            resource_version: "3".into(),
+        },
+        change: JobChange::Hold,
+    };
+    let job = |uid: &str, version: &str| {
+        json!({
+            "metadata": {"name": "g", "namespace": "ns", "uid": uid, "resourceVersion": version},
+            "spec": {"runPolicy": {"suspend": false}, "pytorchReplicaSpecs": {}},
+        })
+    };
+    let changed = Standin::new(move |_| ok(job("job-uid", "4")));
+    assert_eq!(
+        outcome(&changed, change()).await,
+        WriteOutcome::Conflict(None)
+    );
+    let other = Standin::new(move |_| ok(job("another", "3")));
+    assert_eq!(outcome(&other, change()).await, WriteOutcome::Gone);
+    let same = Standin::new(move |call| {
+        if call.method == http::Method::PATCH {
+            assert_eq!(call.body["spec"]["runPolicy"]["suspend"], true);
+            assert_eq!(call.body["metadata"]["resourceVersion"], "3");
+        }
+        ok(job("job-uid", "3"))
+    });
+    assert_eq!(outcome(&same, change()).await, WriteOutcome::Done(None));
+    assert_eq!(same.lines().len(), 2);
+}
