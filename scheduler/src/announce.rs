@@ -142,6 +142,11 @@ impl Announcer {
     fn event(&self, announcement: &Announcement, number: u64) -> Value {
         let now = self.wall.now();
         let uid: &str = &announcement.gang.uid;
+        // A labelled gang has no object but its Gang.
+        let name = match announcement.kind {
+            WorkloadKind::Label => format!("label-{}", announcement.name),
+            _ => announcement.name.to_string(),
+        };
         let (api_version, kind, uid) = match announcement.kind {
             WorkloadKind::PyTorchJob => ("kubeflow.org/v1", "PyTorchJob", Some(uid)),
             WorkloadKind::PodGroup => ("scheduling.x-k8s.io/v1alpha1", "PodGroup", None),
@@ -163,7 +168,7 @@ impl Announcer {
                 "apiVersion": api_version,
                 "kind": kind,
                 "namespace": announcement.gang.namespace.as_str(),
-                "name": &*announcement.name,
+                "name": name,
                 "uid": uid,
             },
             "type": if announcement.warning { "Warning" } else { "Normal" },

@@ -16,6 +16,9 @@ use crate::span::Span;
 pub struct Config {
     /// `spec.schedulerName` of the pods that are ours.
     pub scheduler_name: String,
+    /// training-operator runs with `--gang-scheduler-name` naming us: a job whose templates name
+    /// no scheduler is ours.
+    pub unnamed_jobs_are_ours: bool,
     /// Resources whose units are devices, by exact name or, ending in `*`, by prefix. At most 64.
     pub device_resources: Vec<String>,
     /// What is believed about nodes.
@@ -157,6 +160,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             scheduler_name: "muster".into(),
+            unnamed_jobs_are_ours: false,
             device_resources: core::Config::default().device_resources,
             inventory: Inventory::default(),
             gang: Gang::default(),

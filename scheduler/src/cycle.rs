@@ -20,7 +20,7 @@ use muster_core::action::{Action, Announcement, Write, WriteKind};
 use muster_core::engine::Engine;
 use muster_core::event::Event;
 use muster_core::ids::GangKey;
-use muster_core::record::Phase;
+use muster_core::record::{GangRecord, Phase};
 use muster_core::time::{Millis, Timestamp};
 use muster_core::view::View;
 use tokio::sync::{mpsc, watch as signal};
@@ -135,6 +135,7 @@ impl Cycle {
         match &event {
             // Its caller left while the event waited: the word of that may have come first.
             Event::BindAsked(asked) if !self.binds.is_held(asked.ticket) => return,
+            Event::RecordApplied(record) => gangs.find(record, &self.metrics),
             Event::RecordRemoved(key) => gangs.forget(key, &self.metrics),
             _ => {}
         }
@@ -205,6 +206,9 @@ async fn sleep_until(clock: Clock, deadline: Option<Timestamp>) {
     }
 }
 
+/// Stands for the reason of a gang whose status this process has not written yet.
+const FOUND: &str = "FoundAtStart";
+
 /// Phase and reason of each gang as last written, for the gauges.
 #[derive(Debug, Default)]
 struct GangStates {
@@ -225,9 +229,21 @@ impl GangStates {
         );
         let before = self.states.insert(write.gang.clone(), state);
         if before != Some(state) {
+            let plan = status.plan.as_ref().map_or("", |plan| plan.id.as_str());
+            let (phase, reason) = (state.0.as_str(), state.1);
+            tracing::info!(gang = %write.gang, plan, phase, reason, "gang");
             if let Some((phase, code)) = before {
                 metrics.gangs(phase, code, -1);
             }
+            metrics.gangs(state.0, state.1, 1);
+        }
+    }
+
+    /// Notes a gang that an earlier process has written about.
+    fn find(&mut self, record: &GangRecord, metrics: &Metrics) {
+        if !self.states.contains_key(&record.key) {
+            let state = (record.phase, FOUND);
+            self.states.insert(record.key.clone(), state);
             metrics.gangs(state.0, state.1, 1);
         }
     }

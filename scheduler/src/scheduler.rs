@@ -141,10 +141,10 @@ impl Scheduler {
         let view: Arc<ArcSwap<View>> = Arc::new(ArcSwap::from_pointee(View::default()));
         let binds = Arc::new(Binds::new(config.extender.binds_held_max));
         let core = config.core();
-        let rules = Arc::new(ArcSwap::from_pointee(PodRules::new(
-            &config.scheduler_name,
-            &core,
-        )));
+        let rules = Arc::new(ArcSwap::from_pointee(PodRules {
+            unnamed_jobs_are_ours: config.unnamed_jobs_are_ours,
+            ..PodRules::new(&config.scheduler_name, &core)
+        }));
         let health = Arc::new(Health::new(
             &Kinds::ALL,
             config.watch.unhealthy_after.millis(),

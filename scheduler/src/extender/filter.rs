@@ -51,12 +51,15 @@ impl Extender {
                 ("WhereRoom", super::answer(&result))
             }
             FilterAnswer::Only(node) => {
-                let result = FilterResult::only(args, node.as_str(), NOT_OFFERED);
+                let mut result = FilterResult::only(args, node.as_str(), NOT_OFFERED);
                 if result.passed.is_empty() {
                     self.tell_not_offered(&pod.uid, &node);
                     ("NotOffered", super::answer(&result))
                 } else {
                     self.tell_offered(&pod.uid, &node);
+                    // kube-scheduler takes the node and reads no refusals: naming thousands of
+                    // other nodes would only cost both sides time.
+                    result.refused.clear();
                     ("Only", super::answer(&result))
                 }
             }

@@ -298,7 +298,7 @@ impl<R: Reading> Watcher<R> {
         self.shared.metrics.watch_failed(R::KIND);
         tracing::warn!(kind = R::KIND, error = %text, "watch failed");
         let limit = self.shared.settings.unhealthy_after.millis();
-        (code(error) == Some(401) && failing >= limit).then(|| WatchEnd::LoginRefused {
+        (code(error) == Some(401) && failing >= limit).then_some(WatchEnd::LoginRefused {
             kind: R::KIND,
             seconds: failing.0 / 1000,
         })

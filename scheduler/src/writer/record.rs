@@ -21,6 +21,7 @@ fn path(namespace: &str, object: &str) -> String {
     format!("/apis/muster.dev/v1alpha1/namespaces/{namespace}/gangs/{object}")
 }
 
+#[allow(clippy::result_large_err)] // The error is the write's outcome, made once per write.
 fn parse(value: Value) -> Result<(Gang, GangRecord), WriteOutcome> {
     let unreadable = |error: String| {
         WriteOutcome::Unknown(Arc::from(format!(

@@ -81,19 +81,6 @@ impl Binaries {
     fn in_folder(folder: &Path) -> Result<Binaries> {
         let folder = std::path::absolute(folder)
             .map_err(Error::io(format!("folder {}", folder.display())))?;
-        let ready = folder.join("manifests");
-        let manifests = if MANIFESTS
-            .iter()
-            .all(|(_, _, name)| ready.join(name).is_file())
-        {
-            ready
-        } else {
-            // A folder of binaries alone: the manifests still come from the modules.
-            let folder = target_folder().join("control-plane").join("manifests");
-            let _lock = lock(&folder.with_extension("lock"))?;
-            copy_manifests(&folder)?;
-            folder
-        };
         let find = |names: &[&str]| -> Result<PathBuf> {
             names
                 .iter()
@@ -104,7 +91,7 @@ impl Binaries {
                     folder: folder.clone(),
                 })
         };
-        Ok(Binaries {
+        let mut binaries = Binaries {
             // etcd's command is called `server` in its module.
             etcd: find(&["etcd", "server"])?,
             kube_apiserver: find(&["kube-apiserver"])?,
@@ -113,8 +100,18 @@ impl Binaries {
             kubectl: find(&["kubectl"])?,
             kwok: find(&["kwok"])?,
             training_operator: find(&["training-operator.v1", "training-operator"])?,
-            manifests,
-        })
+            manifests: folder.join("manifests"),
+        };
+        if MANIFESTS
+            .iter()
+            .any(|(_, _, name)| !binaries.manifests.join(name).is_file())
+        {
+            // A folder of binaries alone: the manifests still come from the modules.
+            binaries.manifests = target_folder().join("control-plane").join("manifests");
+            let _lock = lock(&binaries.manifests.with_extension("lock"))?;
+            copy_manifests(&binaries.manifests)?;
+        }
+        Ok(binaries)
     }
 
     fn built() -> Result<Binaries> {

@@ -149,10 +149,9 @@ impl Error {
     pub(crate) fn with_logs_in(mut self, kept: Option<&Path>) -> Self {
         if let (Error::Exited { log, .. } | Error::NotReady { log, .. }, Some(kept)) =
             (&mut self, kept)
+            && let Some(name) = log.file_name()
         {
-            if let Some(name) = log.file_name() {
-                *log = kept.join(name);
-            }
+            *log = kept.join(name);
         }
         self
     }

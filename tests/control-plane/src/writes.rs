@@ -40,6 +40,11 @@ impl Writes {
         self.counts.values().sum()
     }
 
+    /// Write requests that were answered with success: those that cost the store something.
+    pub fn accepted(&self) -> u64 {
+        self.count(|kind| (200..300).contains(&kind.code))
+    }
+
     /// The number of write requests of the kinds that `select` picks.
     pub fn count(&self, select: impl Fn(&WriteKind) -> bool) -> u64 {
         self.counts
@@ -77,31 +82,15 @@ impl Writes {
     /// Reads the API server's metrics page.
     pub(crate) fn from_metrics(page: &str) -> Writes {
         let mut writes = Writes::default();
-        for line in page.lines() {
-            let Some(rest) = line.strip_prefix("apiserver_request_total{") else {
+        for (labels, count) in request_counters(page) {
+            let Some(verb) = write_verb(&labels.get("verb")) else {
                 continue;
             };
-            let Some((labels, value)) = rest.rsplit_once("} ") else {
-                continue;
-            };
-            let label = |name: &str| -> String {
-                labels
-                    .split("\",")
-                    .filter_map(|pair| pair.split_once("=\""))
-                    .find(|(key, _)| *key == name)
-                    .map(|(_, value)| value.trim_end_matches('"').to_owned())
-                    .unwrap_or_default()
-            };
-            let Some(verb) = write_verb(&label("verb")) else {
-                continue;
-            };
-            // A float that counts: exact up to 2^53.
-            let count = value.trim().parse::<f64>().unwrap_or(0.0) as u64;
             let kind = WriteKind {
-                resource: label("resource"),
-                subresource: label("subresource"),
+                resource: labels.get("resource"),
+                subresource: labels.get("subresource"),
                 verb: verb.to_owned(),
-                code: label("code").parse().unwrap_or(0),
+                code: labels.get("code").parse().unwrap_or(0),
                 ..WriteKind::default()
             };
             writes.add(kind, count);
@@ -128,6 +117,41 @@ impl Writes {
         }
         Ok(writes)
     }
+}
+
+/// The number of writes and lists so far, but for Leases, which are renewed for ever.
+pub(crate) fn activity(page: &str) -> u64 {
+    request_counters(page)
+        .filter(|(labels, _)| labels.get("resource") != "leases")
+        .filter(|(labels, _)| {
+            labels.get("verb") == "LIST" || write_verb(&labels.get("verb")).is_some()
+        })
+        .fold(0, |sum, (_, count)| sum.saturating_add(count))
+}
+
+/// The labels of one line of a metrics page, as text.
+struct Labels<'a>(&'a str);
+
+impl Labels<'_> {
+    /// A label's value; empty when it is not there. None of the values read here holds a comma or a quote.
+    fn get(&self, name: &str) -> String {
+        self.0
+            .split("\",")
+            .filter_map(|pair| pair.split_once("=\""))
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value.trim_end_matches('"').to_owned())
+            .unwrap_or_default()
+    }
+}
+
+fn request_counters(page: &str) -> impl Iterator<Item = (Labels<'_>, u64)> {
+    page.lines().filter_map(|line| {
+        let rest = line.strip_prefix("apiserver_request_total{")?;
+        let (labels, value) = rest.rsplit_once("} ")?;
+        // A float that counts: exact up to 2^53.
+        let count = value.trim().parse::<f64>().unwrap_or(0.0) as u64;
+        Some((Labels(labels), count))
+    })
 }
 
 /// A place in the audit log, bytes from its start.

@@ -1,5 +1,7 @@
 //! The recorder finds what was planted: an over-committed node and a gang bound in part.
 
+#![allow(clippy::unwrap_used)] // helper functions of tests panic as tests do
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! The cluster as a machine: it starts, serves, loses programs, gets them back, and leaves nothing behind.
 
+#![allow(clippy::unwrap_used)] // helper functions of tests panic as tests do
+
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

@@ -1,5 +1,7 @@
 //! A MutatingAdmissionPolicy gates pods without any webhook, with the token of a service account that may do no more than it should.
 
+#![allow(clippy::unwrap_used)] // helper functions of tests panic as tests do
+
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};

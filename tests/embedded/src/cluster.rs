@@ -521,13 +521,13 @@ impl EmbeddedCluster {
         let deadline = tokio::time::Instant::now() + timeout;
         let mut signal = self.api.store().subscribe();
         loop {
-            signal.borrow_and_update();
+            signal.mark_seen();
             if holds(self) {
                 return Ok(());
             }
             tokio::select! {
                 biased;
-                _ = signal.changed() => {}
+                () = signal.changed() => {}
                 () = tokio::time::sleep_until(deadline) => {
                     return Err(NotInTime { what: what.to_owned(), timeout });
                 }

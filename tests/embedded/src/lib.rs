@@ -13,6 +13,7 @@ pub mod clock;
 pub mod cluster;
 pub mod quantity;
 pub mod serve;
+pub mod signal;
 pub mod standins;
 pub mod value;
 pub mod yaml;

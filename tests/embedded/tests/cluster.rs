@@ -634,3 +634,49 @@ fn preemption_takes_the_cheapest_and_the_extender_can_veto_it() {
     })
     .unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_extender_protocol_goes_over_tcp_on_real_time() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/muster", listener.local_addr().unwrap());
+    let cluster = Arc::new(
+        EmbeddedCluster::builder()
+            .wall_clock()
+            .nodes(NodePool::new("gpu", 2, 8))
+            .start()
+            .unwrap(),
+    );
+    let api = cluster.api().clone();
+    let router = Router::new()
+        .route("/muster/filter", post(|Json(body): Json<Value>| async move { Json(json!({"NodeNames": body["NodeNames"]})) }))
+        .route(
+            "/muster/bind",
+            post(move |Json(body): Json<Value>| async move {
+                let pod = api.target("", "pods", body["PodNamespace"].as_str().unwrap(), body["PodName"].as_str().unwrap()).unwrap();
+                let binding = json!({"metadata": {"uid": body["PodUID"]}, "target": {"name": body["Node"]}});
+                let bound = api.bind(&muster_embedded::api::Caller::new("muster"), &pod, &binding);
+                Json(json!({"Error": bound.err().map(|e| e.message).unwrap_or_default()}))
+            }),
+        );
+    let serving = tokio::spawn(async move { axum::serve(listener, router).await });
+    let entries = ExtenderConfig::muster(&url, Duration::from_secs(3), MINUTE);
+    let transport = muster_embedded::standins::extender::tcp();
+    let extenders = entries
+        .into_iter()
+        .map(|e| Extender::new(e, transport.clone()))
+        .collect();
+    cluster.start_scheduler(plain(extenders)).unwrap();
+    for at in 0..16 {
+        cluster
+            .create(pod(&format!("p{at}"), 1, json!({})))
+            .unwrap();
+    }
+    let all = |c: &EmbeddedCluster| {
+        c.list(PODS)
+            .iter()
+            .all(|p| value::text(p, &["status", "phase"]) == "Running")
+    };
+    cluster.wait_for("all run", MINUTE, all).await.unwrap();
+    serving.abort();
+    Arc::into_inner(cluster).unwrap().stop().await;
+}

@@ -5,7 +5,7 @@
 //! ```
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -55,8 +55,17 @@ struct Arguments {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+async fn main() -> ExitCode {
+    match run_until_signal(&Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("local-cluster: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run_until_signal(arguments: &Arguments) -> anyhow::Result<()> {
     // Asked for before anything starts, so that a signal in between still ends everything in order.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -71,7 +80,7 @@ async fn main() -> anyhow::Result<()> {
             eprintln!("local-cluster: stopping");
             Ok(())
         }
-        result = run(&arguments) => result,
+        result = run(arguments) => result,
     }
 }
 

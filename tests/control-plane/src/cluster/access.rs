@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt;
 use crate::certs::{self, Authority, CertFiles};
 use crate::error::{Error, Result};
 use crate::probe;
-use crate::writes::{AuditPosition, Writes};
+use crate::writes::{self, AuditPosition, Writes};
 
 use super::Cluster;
 
@@ -357,6 +357,31 @@ impl Cluster {
     /// Write requests since the API server started, by resource, verb and code.
     pub async fn api_writes(&self) -> Result<Writes> {
         Ok(Writes::from_metrics(&self.api_server_metrics().await?))
+    }
+
+    /// Waits until nobody has written or listed anything (but for Leases) for the length of `window`: what new nodes set off is over, and
+    /// a measurement can begin.
+    pub async fn wait_until_quiet(&self, window: Duration, timeout: Duration) -> Result<()> {
+        let since = Instant::now();
+        let mut before = None;
+        loop {
+            let now = writes::activity(&self.api_server_metrics().await?);
+            if before == Some(now) {
+                return Ok(());
+            }
+            if since.elapsed() > timeout {
+                return Err(Error::Timeout {
+                    what: format!("an API server without requests for {window:?}"),
+                    waited: timeout,
+                    detail: format!(
+                        "{} requests in the last window",
+                        now.saturating_sub(before.unwrap_or(0))
+                    ),
+                });
+            }
+            before = Some(now);
+            tokio::time::sleep(window).await;
+        }
     }
 
     /// A raw GET as admin, for pages such as `/metrics` and `/version`.

@@ -41,13 +41,13 @@ impl Cluster {
         {
             let mut programs = self.programs();
             let slot = programs.get_mut(program).ok_or_else(|| unknown(program))?;
-            if let Some(running) = &mut slot.running {
-                if running.exited().is_none() {
-                    return Err(Error::AlreadyRunning {
-                        program: program.to_string(),
-                        pid: running.pid(),
-                    });
-                }
+            if let Some(running) = &mut slot.running
+                && running.exited().is_none()
+            {
+                return Err(Error::AlreadyRunning {
+                    program: program.to_string(),
+                    pid: running.pid(),
+                });
             }
             slot.running = Some(slot.spec.start()?);
         }
@@ -252,13 +252,12 @@ impl Cluster {
         if let Some(running) = programs
             .get_mut(program)
             .and_then(|slot| slot.running.as_mut())
+            && running.exited().is_none()
         {
-            if running.exited().is_none() {
-                return Err(Error::AlreadyRunning {
-                    program: program.to_string(),
-                    pid: running.pid(),
-                });
-            }
+            return Err(Error::AlreadyRunning {
+                program: program.to_string(),
+                pid: running.pid(),
+            });
         }
         let spec = ProgramSpec {
             path: path.to_path_buf(),

@@ -333,12 +333,10 @@ impl Shared {
                 Err(kube::Error::Api(status)) => status.code == 410,
                 Err(_) => false,
             };
-            if expired {
-                if let Ok((listed, differs)) = self.list(&api).await {
-                    version = listed;
-                    if differs {
-                        self.log().gaps.push(Timestamp::now());
-                    }
+            if expired && let Ok((listed, differs)) = self.list(&api).await {
+                version = listed;
+                if differs {
+                    self.log().gaps.push(Timestamp::now());
                 }
             }
             tokio::time::sleep(RETRY_EVERY).await;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use serde_json::Value;
-use tokio::sync::watch;
 
 use super::error::ApiError;
 use super::selectors::Filter;
 use super::server::{ApiServer, Caller, DeleteOptions, Target};
 use super::store::{Change, Stored};
+use crate::signal::Listener;
 use crate::value;
 
 /// A client of the server that calls its verbs directly. Calls are counted and logged like those by HTTP.
@@ -181,7 +181,7 @@ pub struct Informer {
     server: ApiServer,
     table: usize,
     at: Option<u64>,
-    signal: watch::Receiver<u64>,
+    signal: Listener,
 }
 
 impl Informer {
@@ -208,7 +208,7 @@ impl Informer {
 
     /// What is new, or `None` when nothing is.
     pub fn poll(&mut self) -> Option<Batch> {
-        self.signal.borrow_and_update();
+        self.signal.mark_seen();
         let store = self.server.store();
         let table = store.tables.get(self.table)?;
         if let Some(at) = self.at
@@ -223,8 +223,8 @@ impl Informer {
 
     /// Waits until `poll` may have something.
     pub async fn changed(&mut self) {
-        if self.at.is_some() && self.signal.changed().await.is_err() {
-            std::future::pending::<()>().await;
+        if self.at.is_some() {
+            self.signal.changed().await;
         }
     }
 }

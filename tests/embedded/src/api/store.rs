@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::Value;
-use tokio::sync::watch;
 
 use super::history::{History, Write};
 use super::resources::ResourceType;
+use crate::signal::{Listener, Signal};
 use crate::value;
 
 /// Namespace and name; the namespace is empty for cluster-wide objects.
@@ -114,7 +114,7 @@ pub struct Table {
     pub changes: VecDeque<Arc<Change>>,
     /// Changes up to this version are no longer kept.
     pub compacted: u64,
-    signal: watch::Sender<u64>,
+    signal: Signal,
 }
 
 impl Table {
@@ -149,9 +149,9 @@ impl Table {
         Some(objects)
     }
 
-    /// Wakes when a change is committed; holds the newest version.
+    /// Wakes when a change is committed.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<u64> {
+    pub fn subscribe(&self) -> Listener {
         self.signal.subscribe()
     }
 }
@@ -185,7 +185,7 @@ pub struct Store {
     /// Uids whose dependents the garbage collector has to look at.
     pub orphans: VecDeque<String>,
     changes_limit: usize,
-    any: watch::Sender<u64>,
+    any: Signal,
 }
 
 impl Store {
@@ -201,7 +201,7 @@ impl Store {
             history: History::new(log_limit),
             orphans: VecDeque::new(),
             changes_limit: changes_limit.max(1),
-            any: watch::Sender::new(1),
+            any: Signal::default(),
         };
         for ty in super::resources::builtin() {
             store.define(ty);
@@ -226,7 +226,7 @@ impl Store {
             objects: BTreeMap::new(),
             changes: VecDeque::new(),
             compacted: self.version,
-            signal: watch::Sender::new(self.version),
+            signal: Signal::default(),
         });
         self.names.insert(name, index);
         index
@@ -328,8 +328,8 @@ impl Store {
             object: object.clone(),
             before,
         }));
-        table.signal.send_replace(version);
-        self.any.send_replace(version);
+        table.signal.send();
+        self.any.send();
         Some(object)
     }
 
@@ -386,17 +386,18 @@ impl Store {
 
     /// Wakes when anything is committed.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<u64> {
+    pub fn subscribe(&self) -> Listener {
         self.any.subscribe()
     }
 
-    /// Forgets the changes of every resource, as a compaction does: watches from older versions get 410.
+    /// Forgets the changes of every resource, as a compaction does. A watch that has seen them all goes on; one from a
+    /// version before the last of them gets 410.
     pub fn compact(&mut self) {
-        let version = self.version;
         for table in &mut self.tables {
+            if let Some(last) = table.changes.back() {
+                table.compacted = last.version;
+            }
             table.changes.clear();
-            table.compacted = version;
-            table.signal.send_replace(version);
         }
     }
 
@@ -405,7 +406,7 @@ impl Store {
         let found = self.names.get(&(group.to_owned(), plural.to_owned()));
         if let Some(table) = found.and_then(|i| self.tables.get_mut(*i)) {
             table.served = false;
-            table.signal.send_replace(self.version);
+            table.signal.send();
         }
     }
 }

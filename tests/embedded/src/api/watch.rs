@@ -13,7 +13,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{self, Stream};
 use serde_json::{Value, json};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::error::ApiError;
@@ -22,6 +21,7 @@ use super::render::Render;
 use super::selectors::Filter;
 use super::server::{ApiServer, Target};
 use super::store::{Change, ChangeKind, Stored};
+use crate::signal::Listener;
 use crate::value;
 
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
@@ -53,7 +53,7 @@ struct Cursor {
     held: VecDeque<Arc<Change>>,
     hold_until: Option<Instant>,
     passed: bool,
-    signal: watch::Receiver<u64>,
+    signal: Listener,
     deadline: Instant,
     bookmark: Instant,
     over: bool,
@@ -120,7 +120,7 @@ impl Cursor {
             }
             let mut more = false;
             if self.held.is_empty() {
-                self.signal.borrow_and_update();
+                self.signal.mark_seen();
                 self.fill();
                 more = !self.held.is_empty();
             }
@@ -232,7 +232,7 @@ impl Cursor {
             if self.options.bookmarks && self.held.is_empty() {
                 // Every change of this resource up to the store's version was seen, so the bookmark may name it.
                 let store_version = self.server.store().version;
-                if !self.signal.has_changed().unwrap_or(false) {
+                if !self.signal.has_changed() {
                     self.at = self.at.max(store_version);
                 }
                 self.pending.push_back(bookmark(
@@ -254,7 +254,7 @@ impl Cursor {
         tokio::select! {
             biased;
             () = stop.cancelled() => self.over = true,
-            changed = self.signal.changed(), if !held => self.over = changed.is_err(),
+            () = self.signal.changed(), if !held => {}
             () = tokio::time::sleep_until(wake) => {}
         }
     }
