@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
-use muster_control_plane::{AuditPosition, Cluster, Usage, Writes};
+use muster_control_plane::{AuditPosition, Cluster, Usage, WriteKind, Writes};
 
 use crate::analysis::{self, Outcome, percentile};
 use crate::case::Case;
@@ -90,7 +90,8 @@ pub async fn run(
     if case.is_overload() {
         tokio::time::sleep(AFTER).await;
         let later = stage.cluster.api_writes().await?.since(&after.writes);
-        row.writes_after_settling = Some(later.count(|kind| kind.resource != "leases"));
+        row.writes_after_settling =
+            Some(later.count(|kind| is_cost(kind) && kind.resource != "leases"));
     }
     let created = load.created();
     drop(load);
@@ -162,12 +163,12 @@ fn figures(before: &Counters, after: &Counters, case: &Case) -> Row {
     let wall = after.at.duration_since(before.at).as_secs_f64();
     let machine = wall * std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
     let others = after.busy.saturating_sub(before.busy).saturating_sub(own);
-    let total = after.writes.since(&before.writes).total();
+    let writes = after.writes.since(&before.writes).count(is_cost);
     Row {
         case: case.name.to_owned(),
         case_title: case.title(),
         pods: case.pods_total(),
-        writes_per_pod: total as f64 / case.pods_total() as f64,
+        writes_per_pod: writes as f64 / case.pods_total() as f64,
         cpu: after
             .usage
             .iter()
@@ -181,6 +182,16 @@ fn figures(before: &Counters, after: &Counters, case: &Case) -> Row {
         others_cpu_share: (others.as_secs_f64() / machine).clamp(0.0, 1.0),
         ..Row::default()
     }
+}
+
+/// Whether a write is part of what scheduling costs: not the load's own creation of pods, jobs and
+/// PodGroups, and not what authorization turned away (controllers of the control plane that try
+/// things which no run here is about).
+fn is_cost(kind: &WriteKind) -> bool {
+    let load = kind.verb == "create"
+        && kind.subresource.is_empty()
+        && matches!(kind.resource.as_str(), "pods" | "pytorchjobs" | "podgroups");
+    !load && kind.code != 401 && kind.code != 403
 }
 
 fn writes(

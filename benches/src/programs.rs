@@ -23,7 +23,7 @@ impl Programs {
     pub fn find(folder: Option<&Path>, agents: bool) -> anyhow::Result<Self> {
         let folder = match folder {
             Some(folder) => folder.to_owned(),
-            None => built(agents)?,
+            None => built()?,
         };
         let program = |name: &str| folder.join(name);
         let programs = Self {
@@ -39,22 +39,17 @@ impl Programs {
     }
 }
 
-fn built(agents: bool) -> anyhow::Result<PathBuf> {
+/// Builds both of the whole workspace, so that dependencies have the features that every other
+/// build of the workspace gives them and are not built twice.
+fn built() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("path of this program")?;
     let folder = own.parent().context("folder of this program")?.to_owned();
-    build("muster-scheduler", &folder)?;
-    if agents {
-        build("muster-agent", &folder)?;
-    }
-    Ok(folder)
-}
-
-fn build(name: &str, folder: &Path) -> anyhow::Result<()> {
-    eprintln!("cargo build of {name} (minutes when it is not fresh)");
+    eprintln!("cargo build of muster-scheduler and muster-agent (minutes when they are not fresh)");
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-        .args(["build", "--locked", "--package", name, "--bin", name]);
+        .args(["build", "--locked", "--quiet", "--workspace"])
+        .args(["--bin", "muster-scheduler", "--bin", "muster-agent"]);
     if folder.ends_with("release") {
         command.arg("--release");
     }
@@ -64,9 +59,9 @@ fn build(name: &str, folder: &Path) -> anyhow::Result<()> {
     let output = command.output().context("start cargo build")?;
     if !output.status.success() {
         bail!(
-            "cargo build of {name} failed: {}",
+            "cargo build failed: {}",
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    Ok(())
+    Ok(folder)
 }

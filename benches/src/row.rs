@@ -35,9 +35,10 @@ pub struct Row {
     pub gang_pods_p50: f64,
     /// 95th percentile of the same.
     pub gang_pods_p95: f64,
-    /// Write requests of all clients, creation and events included, for each pod asked for.
+    /// Write requests of all clients, events included, for each pod asked for. Without the load's
+    /// own creation of pods, jobs and PodGroups, and without what authorization turned away.
     pub writes_per_pod: f64,
-    /// The same by resource and verb, or by client too where there is an audit log; numbers of requests.
+    /// All write requests by resource and verb, or by client too where there is an audit log.
     pub writes: BTreeMap<String, u64>,
     /// Write requests in the 10 s after all was settled, without Leases; overload only.
     pub writes_after_settling: Option<u64>,
