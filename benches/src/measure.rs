@@ -184,14 +184,16 @@ fn figures(before: &Counters, after: &Counters, case: &Case) -> Row {
     }
 }
 
-/// Whether a write is part of what scheduling costs: not the load's own creation of pods, jobs and
-/// PodGroups, and not what authorization turned away (controllers of the control plane that try
-/// things which no run here is about).
+/// Whether a write is part of what scheduling costs. Left out are the load's own creation of pods,
+/// jobs and PodGroups, what authorization turned away (controllers of the control plane that try
+/// things which no run here is about), and statuses of pods that were refused as invalid: KWOK now
+/// and then writes the status of a pod that runs already once more, with another address.
 fn is_cost(kind: &WriteKind) -> bool {
     let load = kind.verb == "create"
         && kind.subresource.is_empty()
         && matches!(kind.resource.as_str(), "pods" | "pytorchjobs" | "podgroups");
-    !load && kind.code != 401 && kind.code != 403
+    let twice = kind.resource == "pods" && kind.subresource == "status" && kind.code == 422;
+    !load && !twice && kind.code != 401 && kind.code != 403
 }
 
 fn writes(

@@ -23,8 +23,10 @@ const WARM: &str = "warm";
 const WARM_MAX: Duration = Duration::from_secs(90);
 /// Pause between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Rest after the warm-up, so that late events and statuses are not counted.
-const REST: Duration = Duration::from_secs(2);
+/// Time without a write after which the cluster counts as quiet.
+const QUIET: Duration = Duration::from_secs(1);
+/// Longest wait for that; controllers have something to do on each new node.
+const QUIET_MAX: Duration = Duration::from_secs(60);
 
 /// What is the same for all runs.
 #[derive(Clone, Debug)]
@@ -186,8 +188,25 @@ impl Stage {
             !world.pods.values().any(|pod| pod.labels.contains_key(GANG))
         })
         .await?;
-        tokio::time::sleep(REST).await;
-        Ok(())
+        self.wait_quiet().await
+    }
+
+    /// Waits until nobody writes any more, Leases left out, so that what is late is not counted.
+    async fn wait_quiet(&self) -> anyhow::Result<()> {
+        let since = Instant::now();
+        let mut before = None;
+        loop {
+            let writes = self.cluster.api_writes().await?;
+            let now = writes.count(|kind| kind.resource != "leases");
+            if before == Some(now) {
+                return Ok(());
+            }
+            if since.elapsed() > QUIET_MAX {
+                bail!("waited {QUIET_MAX:?} for the cluster to be quiet");
+            }
+            before = Some(now);
+            tokio::time::sleep(QUIET).await;
+        }
     }
 
     /// Removes the gang that warmed up.
