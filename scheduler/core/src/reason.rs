@@ -299,7 +299,10 @@ impl Reason {
             Self::MembersLost { .. } => "MembersLost",
             Self::ReleasedWhole { .. } => "ReleasedWhole",
             Self::SuspendedByUser => "SuspendedByUser",
-            Self::Finished { .. } => "Finished",
+            Self::Finished {
+                leftover_pods: 0, ..
+            } => "Finished",
+            Self::Finished { .. } => "PodsLeftBehind",
             Self::UnreadableRecord(_) => "UnreadableRecord",
             Self::WriteRefused { .. } => "WriteRefused",
         }

@@ -30,6 +30,8 @@ pub struct GangRow {
     pub reason: String,
     /// The reason in words.
     pub message: String,
+    /// Node of each member, by role and index.
+    pub places: BTreeMap<String, String>,
 }
 
 /// One GPU.
@@ -111,6 +113,12 @@ impl Look {
                     "{name}: {} {} ({})",
                     gang.phase, gang.members, gang.message
                 ));
+            }
+            for (member, node) in &gang.places {
+                let was = before.and_then(|before| before.places.get(member));
+                if let Some(was) = was.filter(|was| *was != node) {
+                    news.push(format!("{name}: {member} moves from {was} to {node}"));
+                }
             }
         }
         self.gangs = gangs;
@@ -284,6 +292,14 @@ fn row(gang: &Value) -> GangRow {
         members: text(&["status", "membersBound"]),
         reason: text(&["status", "reason"]),
         message: text(&["status", "message"]),
+        places: value::items(gang, &["status", "members"])
+            .iter()
+            .map(|member| {
+                let index = value::int(member, &["index"]).unwrap_or(0);
+                let name = format!("{} {index}", value::text(member, &["role"]));
+                (name, value::text(member, &["node"]).to_owned())
+            })
+            .collect(),
     }
 }
 
