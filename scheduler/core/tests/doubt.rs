@@ -259,11 +259,15 @@ fn stamp_that_is_lost_is_repeated_before_anything_is_planned() {
 #[test]
 fn bind_that_waits_out_a_fence_does_not_call_the_engine_for_ever() {
     let mut world = World::new(1, 8);
+    world.scheduler = false;
+    world.submit("train", &[("Worker", 1, gpus(8))], Hold::Free);
+    world.settle();
     world.engine.handle(Event::LeadershipLost, world.now);
     world
         .engine
         .handle(Event::LeadershipGained(Epoch(2)), world.now);
     world.engine.decide(world.now);
+    assert!(!world.engine.view().leading, "the stamp is on its way");
     let asked = BindAsked {
         ticket: Ticket(1),
         namespace: "default".into(),

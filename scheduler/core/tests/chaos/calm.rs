@@ -51,6 +51,31 @@ impl Storm {
             || self.relists > 0
     }
 
+    /// GANG-1: past the repair deadline no gang is bound in part, whatever it still waits for.
+    pub fn check_whole(&self) {
+        for (key, job) in &self.world.jobs {
+            let running = self.world.phase(key).starts_with("Running");
+            let total = job.total().unwrap_or(0);
+            let minimum = job.minimum.filter(|least| *least > 0).unwrap_or(total);
+            let bound = self
+                .world
+                .pods
+                .values()
+                .filter(|pod| pod.membership.as_ref().is_some_and(|m| m.gang == *key))
+                .filter(|pod| pod.is_alive() && pod.node.is_some())
+                .count();
+            assert!(
+                running
+                    || job.finished.is_some()
+                    || self.ended(key) > 0
+                    || bound == 0
+                    || bound >= minimum as usize,
+                "{key} stays bound in part: {bound} of {minimum}; {}",
+                self.world.phase(key)
+            );
+        }
+    }
+
     /// Every gang runs whole, or says why it does not.
     pub fn check_settled(&self) {
         for (key, job) in &self.world.jobs {
