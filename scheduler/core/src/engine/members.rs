@@ -55,15 +55,6 @@ impl Engine {
             .as_ref()
             .is_some_and(|acked| matches!(acked.phase, Phase::Running | Phase::Repairing));
         plan.complete = plan.open && (ran || plan.bound() >= plan.minimum);
-        for (seat, slot) in plan.slots.iter_mut().filter(|(_, slot)| !slot.is_settled()) {
-            // Two plans that were recovered may count on one device: the later one was made when
-            // the earlier was given back, and the process stopped before that was written.
-            let key = gang.slot_key(seat);
-            if let Some(node) = &slot.node {
-                slot.devices
-                    .retain(|device| !self.ledger.is_promised(node, device, &key));
-            }
-        }
         if all_bound {
             // Nothing is left to be carried out: the plan stays the one that was written.
             plan.epoch = record.epoch;
@@ -202,6 +193,10 @@ impl Engine {
                 self.dirty_nodes.insert(node);
             }
             if let Some(node) = wanted.cloned() {
+                // A prediction that somebody else has made meanwhile is given up: after a restart
+                // two plans may count on one device, and a lost member's may have been given away.
+                slot.devices
+                    .retain(|device| !self.ledger.is_promised(&node, device, &key));
                 self.ledger.reserve(
                     key,
                     node.clone(),
