@@ -13,6 +13,12 @@ pub struct Role {
     pub gpus: u32,
     /// Cores of each, as a quantity.
     pub cpu: &'static str,
+    /// Memory of each, as a quantity.
+    pub memory: &'static str,
+    /// Limits of each besides GPUs, by resource name.
+    pub limits: Vec<(&'static str, u32)>,
+    /// Tolerates the taint of GPU nodes.
+    pub tolerates_gpu_taint: bool,
     /// Further lines of the pod's spec, indented as YAML by the caller's own two spaces.
     pub extra_spec: String,
 }
@@ -25,8 +31,33 @@ impl Role {
             replicas,
             gpus,
             cpu: "1",
+            memory: "1Gi",
+            limits: Vec::new(),
+            tolerates_gpu_taint: true,
             extra_spec: String::new(),
         }
+    }
+
+    /// With a limit more.
+    #[must_use]
+    pub fn limit(mut self, resource: &'static str, amount: u32) -> Self {
+        self.limits.push((resource, amount));
+        self
+    }
+
+    /// With other cores and memory.
+    #[must_use]
+    pub fn sized(mut self, cpu: &'static str, memory: &'static str) -> Self {
+        self.cpu = cpu;
+        self.memory = memory;
+        self
+    }
+
+    /// Without the toleration of GPU nodes' taint.
+    #[must_use]
+    pub fn off_gpu_nodes(mut self) -> Self {
+        self.tolerates_gpu_taint = false;
+        self
     }
 
     /// With a line of YAML more in the pod's spec.
@@ -77,6 +108,20 @@ impl Job {
         self
     }
 
+    /// With a line of `spec.runPolicy` more.
+    #[must_use]
+    pub fn policy(mut self, line: &str) -> Self {
+        self.run_policy.push(line.into());
+        self
+    }
+
+    /// With a line of `spec` more.
+    #[must_use]
+    pub fn line(mut self, line: &str) -> Self {
+        self.extra.push(line.into());
+        self
+    }
+
     /// Number of pods.
     pub fn pods(&self) -> usize {
         self.roles.iter().map(|role| role.replicas as usize).sum()
@@ -122,22 +167,26 @@ impl Job {
                 "        metadata:\n          annotations:\n            muster.dev/run-seconds: \"{seconds}\"\n"
             );
         }
-        text.push_str("        spec:\n          schedulerName: muster\n          tolerations:\n");
-        text.push_str("          - {key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}\n");
+        text.push_str("        spec:\n          schedulerName: muster\n");
+        if role.tolerates_gpu_taint {
+            text.push_str("          tolerations:\n          - {key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}\n");
+        }
         for line in role.extra_spec.lines() {
             let _ = writeln!(text, "          {line}");
         }
         let _ = write!(
             text,
-            "          containers:\n          - name: pytorch\n            image: train:1\n            resources:\n              requests: {{cpu: \"{}\", memory: 1Gi}}\n",
-            role.cpu
+            "          containers:\n          - name: pytorch\n            image: train:1\n            resources:\n              requests: {{cpu: \"{}\", memory: {}}}\n",
+            role.cpu, role.memory
         );
-        if role.gpus > 0 {
-            let _ = writeln!(
-                text,
-                "              limits: {{nvidia.com/gpu: {}}}",
-                role.gpus
-            );
+        let gpus = (role.gpus > 0).then_some(("nvidia.com/gpu", role.gpus));
+        let limits: Vec<String> = gpus
+            .iter()
+            .chain(&role.limits)
+            .map(|(name, amount)| format!("{name}: {amount}"))
+            .collect();
+        if !limits.is_empty() {
+            let _ = writeln!(text, "              limits: {{{}}}", limits.join(", "));
         }
         text
     }

@@ -13,7 +13,9 @@ use muster_control_plane::history::{GangRule, History, Recorder, World};
 use muster_control_plane::{Cluster, NodeTemplate, Program, TrainingOperatorOptions};
 use muster_kubernetes::manifests;
 
+use crate::fleet::Fleet;
 use crate::jobs::Job;
+use crate::pods::By;
 use crate::programs;
 
 /// Longest a gang may be bound in part: Muster's repair deadline and a little for the writes.
@@ -63,6 +65,8 @@ pub struct Stack {
     pub recorder: Recorder,
     /// Where Muster serves metrics.
     pub http: String,
+    /// Where Muster takes the agents' streams.
+    pub agents: String,
     options: StackOptions,
 }
 
@@ -92,13 +96,21 @@ impl Stack {
         cluster.install_job_crds().await?;
         install(&cluster, options.policies).await?;
         let recorder = record(&cluster).await?;
-        let http = start_muster(&cluster, &options).await?;
+        let (http, agents) = start_muster(&cluster, &options).await?;
         let stack = Self {
             cluster,
             recorder,
             http,
+            agents,
             options,
         };
+        if stack.options.agents {
+            let fleet = Fleet {
+                scenario: stack.options.scenario.clone(),
+                ..Fleet::of(&stack.options.pools)
+            };
+            stack.start_fleet(&fleet).await?;
+        }
         stack.wait_ready(Duration::from_secs(60)).await?;
         if stack.options.policies {
             stack.wait_policies(Duration::from_secs(60)).await?;
@@ -146,6 +158,24 @@ impl Stack {
         .await
     }
 
+    /// Waits until Muster writes a line that is as wanted, from now on.
+    pub async fn wait_log(
+        &self,
+        timeout: Duration,
+        what: &str,
+        wanted: impl Fn(&str) -> bool,
+    ) -> anyhow::Result<()> {
+        let path = self.cluster.log(&muster());
+        let read = || std::fs::read_to_string(&path).unwrap_or_default();
+        let before = read().len();
+        self.wait_until(timeout, what, async || {
+            read()
+                .get(before..)
+                .is_some_and(|text| text.lines().any(&wanted))
+        })
+        .await
+    }
+
     /// Polls until `condition` holds.
     pub async fn wait_until(
         &self,
@@ -156,12 +186,9 @@ impl Stack {
         let end = Instant::now() + timeout;
         while !condition().await {
             if Instant::now() > end {
-                let log = std::fs::read_to_string(self.cluster.log(&muster())).unwrap_or_default();
-                let tail: Vec<&str> = log.lines().rev().take(30).collect();
-                let tail: Vec<&str> = tail.into_iter().rev().collect();
                 bail!(
                     "waited {timeout:?} for {what}; Muster's last lines:\n{}",
-                    tail.join("\n")
+                    self.log_tail(30)
                 );
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -179,18 +206,7 @@ impl Stack {
         let end = Instant::now() + timeout;
         while !self.recorder.look(&wanted) {
             if Instant::now() > end {
-                let gangs = self
-                    .cluster
-                    .kubectl(&["get", "gangs,pods", "-A", "-o", "wide"])
-                    .await?;
-                let log = std::fs::read_to_string(self.cluster.log(&muster())).unwrap_or_default();
-                let tail: Vec<&str> = log.lines().rev().take(40).collect();
-                let tail: Vec<&str> = tail.into_iter().rev().collect();
-                bail!(
-                    "waited {timeout:?} for {what}\n{}\nMuster's last lines:\n{}",
-                    gangs.stdout,
-                    tail.join("\n")
-                );
+                bail!("waited {timeout:?} for {what}\n{}", self.picture().await);
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -255,11 +271,47 @@ impl Stack {
             match says {
                 Some(says) if wanted(&says) => return Ok(says),
                 other if Instant::now() > end => {
-                    bail!("waited {timeout:?} for gang {name}; it says {other:?}")
+                    bail!(
+                        "waited {timeout:?} for gang {name}; it says {other:?}\n{}",
+                        self.picture().await
+                    )
                 }
                 _ => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
+    }
+
+    /// The last lines of Muster's log.
+    fn log_tail(&self, lines: usize) -> String {
+        let log = std::fs::read_to_string(self.cluster.log(&muster())).unwrap_or_default();
+        let tail: Vec<&str> = log.lines().rev().take(lines).collect();
+        let tail: Vec<&str> = tail.into_iter().rev().collect();
+        tail.join("\n")
+    }
+
+    /// Jobs, gangs, pods and Muster's log, for the error of a wait that was in vain.
+    async fn picture(&self) -> String {
+        let show = ["get", "pytorchjobs,gangs,pods", "-A", "-o", "wide"];
+        let objects = match self.cluster.kubectl(&show).await {
+            Ok(found) => found.stdout,
+            Err(error) => error.to_string(),
+        };
+        format!("{objects}\nMuster's last lines:\n{}", self.log_tail(60))
+    }
+
+    /// Runs one step of a scenario: its name goes to standard error with the time it took, and into
+    /// its error.
+    pub async fn step<T>(
+        &self,
+        name: &str,
+        work: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<T> {
+        let since = Instant::now();
+        eprintln!("step: {name}");
+        let result = work.await.with_context(|| format!("step: {name}"));
+        let end = if result.is_ok() { "done" } else { "FAILED" };
+        eprintln!("step: {name}: {end} after {:.1?}", since.elapsed());
+        result
     }
 
     /// Kills Muster as `kill -9` does, and starts it again.
@@ -276,10 +328,24 @@ impl Stack {
         if let Some(first) = over.first() {
             bail!("{} over-commitments, the first: {first}", over.len());
         }
-        let rule = GangRule::new(PARTIAL_MAX).outages(self.cluster.outages());
-        let partial = history.partial_gangs(&rule);
-        if let Some(first) = partial.first() {
-            bail!("{} partial gangs, the first: {first}", partial.len());
+        let outages = self.cluster.outages();
+        let bare = |label: &'static str| {
+            GangRule::new(PARTIAL_MAX).group_by(move |pod| {
+                let value = pod.labels.get(label)?;
+                let key = format!("{}/{value}", pod.namespace);
+                pod.controller.is_none().then_some(key)
+            })
+        };
+        let rules = [
+            GangRule::new(PARTIAL_MAX),
+            bare(By::Label.label()),
+            bare(By::PodGroup.label()),
+        ];
+        for rule in rules {
+            let partial = history.partial_gangs(&rule.outages(outages.clone()));
+            if let Some(first) = partial.first() {
+                bail!("{} partial gangs, the first: {first}", partial.len());
+            }
         }
         Ok(history)
     }
@@ -321,8 +387,11 @@ async fn install(cluster: &Cluster, policies: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts Muster, its kube-scheduler, and the fleet. Returns the address of `/metrics`.
-async fn start_muster(cluster: &Cluster, options: &StackOptions) -> anyhow::Result<String> {
+/// Starts Muster and its kube-scheduler. Returns the addresses of `/metrics` and of the agents' door.
+async fn start_muster(
+    cluster: &Cluster,
+    options: &StackOptions,
+) -> anyhow::Result<(String, String)> {
     let (extender, agents, http) = (free_address()?, free_address()?, free_address()?);
     let folder = cluster.folder().join("muster");
     std::fs::create_dir_all(&folder)?;
@@ -394,73 +463,7 @@ async fn start_muster(cluster: &Cluster, options: &StackOptions) -> anyhow::Resu
         }),
     )?;
     cluster.start_kube_scheduler(&scheduler_config).await?;
-    if options.agents {
-        start_fleet(cluster, options, &agents, &folder).await?;
-    }
-    Ok(http)
-}
-
-/// Starts one process with a fake agent for each GPU node. Each proves its node by a token that is
-/// bound to a pod of the agent's ServiceAccount on that node, as a DaemonSet's token is.
-async fn start_fleet(
-    cluster: &Cluster,
-    options: &StackOptions,
-    agents: &str,
-    folder: &std::path::Path,
-) -> anyhow::Result<()> {
-    let tokens = folder.join("tokens");
-    std::fs::create_dir_all(&tokens)?;
-    let nodes: Vec<String> = options
-        .pools
-        .iter()
-        .filter(|pool| pool.gpus > 0)
-        .flat_map(|pool| pool.names().collect::<Vec<_>>())
-        .collect();
-    for node in &nodes {
-        let pod = format!("muster-agent-{node}");
-        cluster
-            .apply_yaml(&format!(
-                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: muster-system}}\nspec: {{nodeName: {node}, \
-                 serviceAccountName: muster-agent, containers: [{{name: agent, image: agent}}], tolerations: [{{operator: Exists}}]}}\n"
-            ))
-            .await?;
-        let token = cluster
-            .service_account_token(
-                "muster-system",
-                "muster-agent",
-                &muster_control_plane::TokenOptions {
-                    audiences: vec!["muster-scheduler".into()],
-                    pod: Some(pod),
-                    ..muster_control_plane::TokenOptions::default()
-                },
-            )
-            .await?;
-        std::fs::write(tokens.join(node), token)?;
-    }
-    let mut command = Command::new(programs::agent()?);
-    command
-        .args(["fleet", "--scheduler"])
-        .arg(format!(
-            "https://{}",
-            agents.replace("127.0.0.1", "localhost")
-        ))
-        .args([
-            "--profile",
-            "h100-8",
-            "--node-selector",
-            "nvidia.com/gpu.present=true",
-            "--kubeconfig",
-        ])
-        .arg(cluster.kubeconfig(&muster_control_plane::Identity::Admin)?)
-        .arg("--token-dir")
-        .arg(&tokens)
-        .arg("--ca-file")
-        .arg(cluster.authority().ca());
-    if let Some(scenario) = &options.scenario {
-        command.arg("--scenario").arg(scenario);
-    }
-    cluster.spawn("muster-fleet", &command).await?;
-    Ok(())
+    Ok((http, agents))
 }
 
 /// Whether a plain GET is answered with 200.

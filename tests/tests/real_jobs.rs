@@ -1,67 +1,148 @@
 //! Jobs on the real control plane: etcd, kube-apiserver, kube-controller-manager, kube-scheduler,
 //! training-operator and KWOK, with Muster under its own account.
 
-use std::time::Duration;
-
 use muster_control_plane::NodeTemplate;
+use muster_control_plane::history::GangRule;
+use muster_tests::acts::{PATIENCE, existing_at_first_bind};
 use muster_tests::jobs::{Job, Role};
-use muster_tests::stack::{Stack, StackOptions};
-
-const SOON: Duration = Duration::from_secs(60);
-
-fn train(name: &str) -> Job {
-    Job::new(
-        name,
-        vec![Role::new("Master", 1, 1), Role::new("Worker", 4, 1)],
-    )
-}
+use muster_tests::stack::{PARTIAL_MAX, Stack, StackOptions};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pytorchjob_of_one_master_and_four_workers_runs_whole_and_ends() -> anyhow::Result<()> {
-    let stack = Stack::start(StackOptions::default()).await?;
-    stack.submit(&train("train").running_for(5)).await?;
-    stack.wait_bound("train", 5, SOON).await?;
-    let says = stack
-        .wait_gang("default", "train", SOON, |says| says.phase == "Running")
+async fn jobs_start_whole_in_turn_and_one_by_one() -> anyhow::Result<()> {
+    let options = StackOptions {
+        pools: vec![
+            NodeTemplate::gpu_pool("gpu", 20),
+            NodeTemplate::cpu_pool("cpu", 1),
+        ],
+        ..StackOptions::default()
+    };
+    let stack = Stack::start(options).await?;
+    stack
+        .step("one master and four workers", one_and_four(&stack))
         .await?;
+    stack
+        .step("a master without GPUs and 4 x 8", cpu_master(&stack))
+        .await?;
+    stack
+        .step("64 workers at the operator's pace", sixty_four(&stack))
+        .await?;
+    stack
+        .step("two gangs of 60 percent", sixty_percent(&stack))
+        .await?;
+    stack
+        .step("30 gangs at one and a half of the pool", overload(&stack))
+        .await?;
+    let history = stack.judge().await?;
+    assert_eq!(
+        existing_at_first_bind(&history, "many"),
+        Some((64, 64)),
+        "pods that existed when the first was bound"
+    );
+    let rule = GangRule::new(PARTIAL_MAX);
+    let whole = history
+        .gangs(&rule)
+        .into_iter()
+        .filter(|gang| gang.name.starts_with("default/crowd-") && gang.whole.is_some());
+    assert_eq!(whole.count(), 30, "gangs of the crowd that ran whole");
+    Ok(())
+}
+
+async fn one_and_four(stack: &Stack) -> anyhow::Result<()> {
+    let roles = vec![Role::new("Master", 1, 1), Role::new("Worker", 4, 1)];
+    stack
+        .submit(&Job::new("train", roles).running_for(6))
+        .await?;
+    let says = stack.wait_running("train", 5).await?;
     assert_eq!(says.status["members"].as_array().map(Vec::len), Some(5));
     let table = stack.cluster.kubectl(&["get", "gangs"]).await?;
     assert!(table.stdout.contains("5/5"), "{}", table.stdout);
     stack
-        .wait_gang("default", "train", SOON, |says| says.phase == "Succeeded")
+        .wait_gang("default", "train", PATIENCE, |says| {
+            says.phase == "Succeeded"
+        })
         .await?;
-    stack.judge().await?;
-    Ok(())
+    stack.end_job("train").await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_gangs_of_sixty_percent_run_one_after_the_other() -> anyhow::Result<()> {
-    let options = StackOptions {
-        pools: vec![NodeTemplate::gpu_pool("gpu", 10)],
-        ..StackOptions::default()
-    };
-    let stack = Stack::start(options).await?;
-    let job = |name: &str| Job::new(name, vec![Role::new("Worker", 6, 8)]).running_for(8);
-    stack.submit(&job("first")).await?;
-    stack.submit(&job("second")).await?;
-    stack.wait_bound("first", 6, SOON).await?;
+async fn cpu_master(stack: &Stack) -> anyhow::Result<()> {
+    let roles = vec![
+        Role::new("Master", 1, 0).off_gpu_nodes(),
+        Role::new("Worker", 4, 8),
+    ];
+    stack.submit(&Job::new("mixed", roles)).await?;
+    stack.wait_running("mixed", 5).await?;
+    let nodes = stack.nodes_of("mixed");
+    assert_eq!(nodes.first().map(String::as_str), Some("cpu-0"));
+    let workers: std::collections::BTreeSet<&String> = nodes.iter().skip(1).collect();
+    assert_eq!(workers.len(), 4, "each worker has a node alone: {nodes:?}");
+    stack.end_job("mixed").await
+}
+
+async fn sixty_four(stack: &Stack) -> anyhow::Result<()> {
+    stack
+        .submit(&Job::new("many", vec![Role::new("Worker", 64, 1)]))
+        .await?;
+    stack.wait_running("many", 64).await?;
+    stack.end_job("many").await
+}
+
+async fn sixty_percent(stack: &Stack) -> anyhow::Result<()> {
+    let job = |name: &str| Job::new(name, vec![Role::new("Worker", 12, 8)]);
+    let both = format!("{}---\n{}", job("first").yaml(), job("second").yaml());
+    stack.cluster.apply_yaml(&both).await?;
+    stack.wait_running("first", 12).await?;
     let says = stack
-        .wait_gang("default", "second", SOON, |says| {
+        .wait_gang("default", "second", PATIENCE, |says| {
             says.reason == "NotEnoughFree"
         })
         .await?;
     assert!(
         says.message
-            .contains("needs room for 6 Worker with 8 nvidia.com/gpu each"),
+            .contains("needs room for 12 Worker with 8 nvidia.com/gpu each"),
         "{}",
         says.message
     );
-    assert_eq!(
-        stack.recorder.look(|world| world.pods_of("second").count()),
-        0,
-        "a gang that waits has no pods"
-    );
-    stack.wait_bound("second", 6, SOON).await?;
-    stack.judge().await?;
-    Ok(())
+    let pods = stack.recorder.look(|world| world.pods_of("second").count());
+    assert_eq!(pods, 0, "a gang that waits has no pods, so it holds no GPU");
+    stack.end_job("first").await?;
+    stack.wait_running("second", 12).await?;
+    stack.end_job("second").await
+}
+
+async fn overload(stack: &Stack) -> anyhow::Result<()> {
+    let name = |index: u32| format!("crowd-{index:02}");
+    let all: Vec<String> = (0..30)
+        .map(|index| Job::new(&name(index), vec![Role::new("Worker", 2, 4)]).yaml())
+        .collect();
+    stack.cluster.apply_yaml(&all.join("---\n")).await?;
+    let bound = |index: u32| {
+        stack
+            .recorder
+            .look(|world| world.bound_of(&name(index.min(99))))
+    };
+    stack
+        .wait_until(PATIENCE, "20 of 30 gangs to run whole", async || {
+            (0..30).filter(|index| bound(*index) == 2).count() == 20
+        })
+        .await?;
+    let held = stack.recorder.look(|world| world.held("nvidia.com/gpu"));
+    assert_eq!(held, 160, "GPUs held by the 20 gangs");
+    let pods = stack.recorder.look(|world| {
+        (0..30)
+            .map(|index| world.pods_of(&name(index)).count())
+            .sum::<usize>()
+    });
+    assert_eq!(pods, 40, "the other gangs have no pods");
+    let running: Vec<u32> = (0..30).filter(|index| bound(*index) == 2).collect();
+    for index in running.iter().take(10) {
+        let job = stack.jobs();
+        job.delete(&name(*index), &kube::api::DeleteParams::background())
+            .await?;
+    }
+    let waiting: Vec<u32> = (0..30).filter(|index| !running.contains(index)).collect();
+    stack
+        .wait_until(PATIENCE, "the other 10 gangs to run", async || {
+            waiting.iter().all(|index| bound(*index) == 2)
+        })
+        .await
 }

@@ -1,0 +1,96 @@
+//! Fake agents: one process that speaks for many nodes.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, PostParams};
+use muster_control_plane::{Identity, NodeTemplate, TokenOptions};
+use serde_json::json;
+
+use crate::programs;
+use crate::stack::Stack;
+
+/// One process of fake agents.
+#[derive(Clone, Debug)]
+pub struct Fleet {
+    /// Name of the process.
+    pub name: String,
+    /// Selector of its nodes.
+    pub selector: String,
+    /// Names of its nodes.
+    pub nodes: Vec<String>,
+    /// Scenario file.
+    pub scenario: Option<PathBuf>,
+}
+
+impl Fleet {
+    /// The fleet of all GPU nodes of these pools.
+    pub fn of(pools: &[NodeTemplate]) -> Self {
+        let gpu_pools = pools.iter().filter(|pool| pool.gpus > 0);
+        Self {
+            name: "muster-fleet".into(),
+            selector: "nvidia.com/gpu.present=true".into(),
+            nodes: gpu_pools.flat_map(NodeTemplate::names).collect(),
+            scenario: None,
+        }
+    }
+}
+
+impl Stack {
+    /// Starts one process with a fake agent for each node. Each proves its node by a token that is
+    /// bound to a pod of the agent's ServiceAccount on that node, as a DaemonSet's token is.
+    pub async fn start_fleet(&self, fleet: &Fleet) -> anyhow::Result<()> {
+        let cluster = &self.cluster;
+        let tokens = cluster.folder().join(format!("{}-tokens", fleet.name));
+        std::fs::create_dir_all(&tokens)?;
+        for node in &fleet.nodes {
+            let token = self
+                .agent_token(node)
+                .await
+                .with_context(|| format!("token of the agent on {node}"))?;
+            std::fs::write(tokens.join(node), token)?;
+        }
+        let mut command = Command::new(programs::agent()?);
+        let address = self.agents.replace("127.0.0.1", "localhost");
+        command
+            .args(["fleet", "--scheduler", &format!("https://{address}")])
+            .args(["--profile", "h100-8", "--node-selector", &fleet.selector])
+            .arg("--kubeconfig")
+            .arg(cluster.kubeconfig(&Identity::Admin)?)
+            .arg("--token-dir")
+            .arg(&tokens)
+            .arg("--ca-file")
+            .arg(cluster.authority().ca());
+        if let Some(scenario) = &fleet.scenario {
+            command.arg("--scenario").arg(scenario);
+        }
+        cluster.spawn(&fleet.name, &command).await?;
+        Ok(())
+    }
+
+    async fn agent_token(&self, node: &str) -> anyhow::Result<String> {
+        let name = format!("muster-agent-{node}");
+        let pods: Api<Pod> = Api::namespaced(self.cluster.admin(), "muster-system");
+        if pods.get_opt(&name).await?.is_none() {
+            let pod = serde_json::from_value(json!({
+                "metadata": { "name": name },
+                "spec": { "nodeName": node, "serviceAccountName": "muster-agent",
+                          "containers": [{ "name": "agent", "image": "agent" }],
+                          "tolerations": [{ "operator": "Exists" }] },
+            }))?;
+            pods.create(&PostParams::default(), &pod).await?;
+        }
+        let options = TokenOptions {
+            audiences: vec!["muster-scheduler".into()],
+            pod: Some(name),
+            ..TokenOptions::default()
+        };
+        let token = self
+            .cluster
+            .service_account_token("muster-system", "muster-agent", &options)
+            .await?;
+        Ok(token)
+    }
+}
