@@ -204,39 +204,6 @@ fn writes_that_nobody_has_fetched_are_taken_back_with_the_leadership() {
 }
 
 #[test]
-fn newer_epoch_in_a_conflict_ends_the_leadership() {
-    let mut world = World::new(1, 8);
-    world.submit("train", &[("Worker", 1, gpus(8))], Hold::Held);
-    world.engine.decide(world.now);
-    let mut writes = Vec::new();
-    while let Some(action) = world.engine.poll_action() {
-        if let Action::Write(write) = action {
-            writes.push(write);
-        }
-    }
-    for write in writes {
-        let outcome = world.perform(write.clone());
-        let WriteOutcome::Done(Some(mut record)) = outcome else {
-            continue;
-        };
-        record.plan = Ok(Some(muster_core::record::PlanRecord {
-            id: "e9-1".into(),
-            epoch: Epoch(9),
-            slots: Vec::new(),
-        }));
-        let outcome = WriteOutcome::Conflict(Some(record));
-        let id = write.id;
-        world
-            .engine
-            .handle(Event::WriteDone { id, outcome }, world.now);
-    }
-    world.engine.decide(world.now);
-    assert!(!world.engine.view().leading);
-    let action = world.engine.poll_action();
-    assert!(matches!(action, Some(Action::StepDown(_))), "{action:?}");
-}
-
-#[test]
 fn stamp_that_is_lost_is_repeated_before_anything_is_planned() {
     let mut world = World::new(1, 8);
     world.scheduler = false;

@@ -206,7 +206,6 @@ impl Storm {
             }
             Action::Announce(_) => {}
             Action::Relist => self.relists += 1,
-            Action::StepDown(why) => panic!("{why}"),
             Action::Write(write) => {
                 self.note(|| format!("write {:?} {} {:?}", write.id, write.gang, write.what));
                 self.check_durable(&write);
