@@ -114,11 +114,10 @@ impl Engine {
     ) -> &mut Gang {
         let sequence = self.next_sequence;
         self.dirty.insert(key.clone());
-        let gang = self.gangs.entry(key.clone()).or_insert_with(|| {
+        self.gangs.entry(key.clone()).or_insert_with(|| {
             self.next_sequence = sequence.saturating_add(1);
             Gang::new(key.clone(), kind, Arc::clone(name), sequence, now)
-        });
-        gang
+        })
     }
 
     /// The gang of a pod. An object says what a gang is and is called; the first of its pods can

@@ -97,6 +97,23 @@ impl Engine {
                 minimum,
             });
         };
+        let roles = self.open_roles(gang, workload, specs, &fixed);
+        Ok(Needs {
+            fixed,
+            roles,
+            pods: BTreeMap::new(),
+            minimum,
+        })
+    }
+
+    /// Members of each role that have no place yet, alike ones together.
+    fn open_roles(
+        &self,
+        gang: &Gang,
+        workload: &Workload,
+        specs: &[RoleSpec],
+        fixed: &BTreeMap<Seat, Slot>,
+    ) -> Vec<RoleRequest> {
         let own = if workload.hold == Hold::Held {
             // Suspended: its pods are about to be deleted, and born again from the template.
             BTreeMap::new()
@@ -123,12 +140,7 @@ impl Engine {
             }
             roles.extend(shapes);
         }
-        Ok(Needs {
-            fixed,
-            roles,
-            pods: BTreeMap::new(),
-            minimum,
-        })
+        roles
     }
 
     /// Shapes of members that exist and ask for something else than their template does: it was
