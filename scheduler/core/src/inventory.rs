@@ -96,6 +96,10 @@ pub struct Belief {
     pub heard: Timestamp,
 }
 
+/// Silence after which a report of another boot is taken although its instance is lower: the node
+/// has come back with its clock behind.
+const REPLACED_AFTER: Millis = Millis::from_secs(30);
+
 /// All beliefs, by node.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
@@ -110,7 +114,9 @@ impl Inventory {
     pub fn apply(&mut self, report: NodeReport, now: Timestamp) -> Result<bool, ReportRefused> {
         if let Some(belief) = self.beliefs.get_mut(&report.node) {
             let held = &belief.report.order;
-            if report.order.instance < held.instance {
+            let silent = now.since(belief.heard) > REPLACED_AFTER;
+            if report.order.instance < held.instance && !(report.order.boot != held.boot && silent)
+            {
                 return Err(ReportRefused::Replaced);
             }
             if report.order.instance == held.instance && report.order.boot == held.boot {
@@ -189,6 +195,16 @@ impl Inventory {
     /// What is believed about `node`.
     pub fn get(&self, node: &NodeName) -> Option<&Belief> {
         self.beliefs.get(node)
+    }
+
+    /// Nodes that report a UUID that `node` reports as well.
+    pub fn sharing(&self, node: &NodeName) -> Vec<NodeName> {
+        self.cloned
+            .values()
+            .filter(|nodes| nodes.contains(node))
+            .flatten()
+            .cloned()
+            .collect()
     }
 
     /// Every belief, by node name.

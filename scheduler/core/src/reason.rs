@@ -211,6 +211,11 @@ pub enum Reason {
         /// Members that must exist.
         needed: u32,
     },
+    /// The PodGroup that the members name does not exist.
+    PodGroupMissing {
+        /// Its name.
+        name: Arc<str>,
+    },
     /// No placement.
     Unplaceable(Unplaceable),
     /// A member carries a scheduling gate of somebody else.
@@ -289,6 +294,7 @@ impl Reason {
             Self::Invalid(_) => "InvalidWorkload",
             Self::MinimumTooLarge { .. } => "MinimumTooLarge",
             Self::MembersMissing { .. } => "MembersMissing",
+            Self::PodGroupMissing { .. } => "PodGroupMissing",
             Self::Unplaceable(why) => why.code(),
             Self::GatedByOthers { .. } => "GatedByOthers",
             Self::Gathering { .. } => "Gathering",
@@ -321,6 +327,9 @@ impl fmt::Display for Reason {
             }
             Self::MembersMissing { present, needed } => {
                 write!(f, "{present} of {needed} members exist")
+            }
+            Self::PodGroupMissing { name } => {
+                write!(f, "PodGroup {name} does not exist in this namespace")
             }
             Self::Unplaceable(why) => write!(f, "{why}"),
             Self::GatedByOthers { pod } => {

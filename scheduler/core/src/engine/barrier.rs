@@ -252,7 +252,7 @@ impl Engine {
             for (seat, slot) in &mut plan.slots {
                 if slot.bound {
                     if let Some(ticket) = slot.ticket.take() {
-                        self.answer(ticket, Ok(()));
+                        self.answer_bound(ticket, slot.node.as_ref());
                     }
                     continue;
                 }

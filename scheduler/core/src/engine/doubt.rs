@@ -74,7 +74,11 @@ impl Engine {
             .map(|pod| pod.resource_version.clone());
         let (kept, ended): (Vec<_>, Vec<_>) = doubts
             .into_iter()
-            .partition(|doubt| open.as_ref() == Some(&doubt.version));
+            // A Binding on its way may be sent again with a newer version: only its answer ends that.
+            .partition(|doubt| {
+                open.as_ref()
+                    .is_some_and(|version| doubt.write.is_some() || *version == doubt.version)
+            });
         for doubt in ended {
             if let Some(node) = self.ledger.release(&doubt.slot) {
                 self.touch_node(&node);

@@ -10,7 +10,7 @@ use crate::pod::PodShape;
 use crate::reason::Reason;
 use crate::record::{GangStatus, PlanRecord, SlotRecord};
 use crate::time::Timestamp;
-use crate::workload::{Hold, MemberSource, Workload, WorkloadKind};
+use crate::workload::{Hold, MemberSource, Outcome, Workload, WorkloadKind};
 
 /// One step of a conversation with the API server about one thing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -194,6 +194,8 @@ pub(crate) struct Gang {
     /// When that is done again although no other has been seen.
     pub job_again_at: Timestamp,
     pub refused_nodes: BTreeMap<NodeName, Timestamp>,
+    /// How it ended, for a gang without a job: every pod of it has ended.
+    pub ended: Option<Outcome>,
     pub failures: u32,
     pub not_before: Timestamp,
     /// Revision of the capacity at the last attempt to plan.
@@ -250,6 +252,7 @@ impl Gang {
             job_changed_at: None,
             job_again_at: Timestamp(0),
             refused_nodes: BTreeMap::new(),
+            ended: None,
             failures: 0,
             not_before: Timestamp(0),
             tried_at: None,
@@ -312,8 +315,7 @@ impl Gang {
             WorkloadKind::Label => "label-",
             WorkloadKind::Pod => "pod-",
         };
-        let full = format!("{prefix}{}", self.name);
-        Arc::from(full.get(..240).unwrap_or(&full))
+        Arc::from(dns_name(&format!("{prefix}{}", self.name), &self.key))
     }
 
     /// Whether the plan, node for node, is what the Gang object is known to say.
@@ -357,5 +359,49 @@ impl Gang {
             self.name,
             self.object_name()
         ))
+    }
+}
+
+/// A name that the API server takes for an object. Label values and long pod names are not: what
+/// they have that a name must not is replaced, and a hash of the gang's key keeps two of them apart.
+fn dns_name(wanted: &str, key: &GangKey) -> String {
+    const LONGEST: usize = 240;
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    let ends = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    if wanted.len() <= LONGEST
+        && wanted.chars().all(allowed)
+        && wanted.chars().next().is_some_and(ends)
+        && wanted.chars().next_back().is_some_and(ends)
+    {
+        return wanted.to_owned();
+    }
+    let hash = key.to_string().bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    let safe: String = wanted
+        .chars()
+        .map(|c| c.to_ascii_lowercase())
+        .map(|c| if allowed(c) { c } else { '-' })
+        .take(LONGEST)
+        .collect();
+    format!("{}-{hash:08x}", safe.trim_matches(|c| !ends(c)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_the_api_server_would_refuse_are_made_fit_and_kept_apart() {
+        let name = |wanted: &str, uid: &str| dns_name(wanted, &GangKey::new("default", uid));
+        assert_eq!(name("train-1.a", "x"), "train-1.a");
+        let (upper, lower) = (
+            name("label-Train_A", "label/Train_A"),
+            name("label-train_a", "label/train_a"),
+        );
+        assert!(upper.starts_with("label-train-a-") && lower.starts_with("label-train-a-"));
+        assert_ne!(upper, lower);
+        let long = name(&"a.".repeat(200), "x");
+        assert!(long.len() <= 253 && !long.contains(".-"), "{long}");
     }
 }

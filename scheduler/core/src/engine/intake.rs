@@ -82,6 +82,7 @@ impl Engine {
                 }
             }
             Event::LeadershipGained(epoch) => {
+                self.acting_since = now;
                 self.epoch = self.epoch.max(epoch);
                 self.lead = Lead::Fencing;
                 self.restamp.clear();
@@ -271,10 +272,16 @@ impl Engine {
     fn report(&mut self, report: NodeReport, now: Timestamp) {
         let node = report.node.clone();
         let was_fresh = self.was_fresh(&node, now);
+        // A UUID that two nodes report counts on neither, and on both again when one lets go.
+        let mut others = self.inventory.sharing(&node);
         if let Ok(changed) = self.inventory.apply(report, now) {
             self.fresh.insert(node.clone(), true);
             if changed || !was_fresh {
-                self.touch_node(&node);
+                others.extend(self.inventory.sharing(&node));
+                others.push(node);
+                for node in others {
+                    self.touch_node(&node);
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use super::gang::{Gang, Plan, Seat, Slot, Step};
 use crate::ids::{PodUid, RoleName};
 use crate::pod::{MembershipSource, Pod, PodPhase};
 use crate::record::{Phase, PlanRecord};
-use crate::time::Timestamp;
+use crate::time::{Millis, Timestamp};
 use crate::workload::MemberSource;
 
 /// Role of a member that nothing names a role for.
@@ -234,9 +234,14 @@ impl Engine {
                 && pod.phase == PodPhase::Failed
                 && let Some(node) = &pod.node
             {
-                // A node that failed a member is not where its replacement should go.
-                gang.refused_nodes
-                    .insert(node.clone(), now + self.config.refused_node_for);
+                // A node that failed a member is not where its replacement should go. Where the pod
+                // may have failed by itself, that is a wish: after a while the node will do again.
+                let span = if is_nodes_fault(pod.status_reason.as_deref()) {
+                    self.config.refused_node_for
+                } else {
+                    Millis(self.config.repair_max.0 / 3)
+                };
+                gang.refused_nodes.insert(node.clone(), now + span);
                 slot.node = None;
             }
             if slot.cited.is_some() {
@@ -284,6 +289,23 @@ impl Engine {
             .min(workload.minimum.unwrap_or(total))
             .min(total);
     }
+}
+
+/// Whether kubelet gave a reason that lies with the node and not with the pod.
+fn is_nodes_fault(reason: Option<&str>) -> bool {
+    reason.is_some_and(|reason| {
+        reason.starts_with("OutOf")
+            || matches!(
+                reason,
+                "UnexpectedAdmissionError"
+                    | "NodeAffinity"
+                    | "NodeShutdown"
+                    | "Terminated"
+                    | "NodeLost"
+                    | "Evicted"
+                    | "Preempting"
+            )
+    })
 }
 
 /// Whether a pod that has ended well is a member that this plan has bound.

@@ -138,6 +138,8 @@ pub struct Engine {
     timers: BTreeSet<(Timestamp, GangKey)>,
     fresh: BTreeMap<NodeName, bool>,
     age_checked_at: Timestamp,
+    /// When this process began to act as leader.
+    acting_since: Timestamp,
     /// Grows whenever capacity may have grown.
     revision: u64,
     snapshot: Snapshot,
@@ -183,6 +185,7 @@ impl Engine {
             timers: BTreeSet::new(),
             fresh: BTreeMap::new(),
             age_checked_at: Timestamp(0),
+            acting_since: Timestamp(0),
             revision: 1,
             snapshot: Snapshot::default(),
             lead: Lead::No,
@@ -388,6 +391,7 @@ impl Engine {
             }
         }
         for node in forgotten {
+            changed.extend(self.inventory.sharing(&node));
             self.fresh.remove(&node);
             self.inventory.remove(&node);
         }

@@ -12,7 +12,7 @@ use crate::plan::RoleRequest;
 use crate::pod::{MembershipSource, Pod, PodPhase, PodShape};
 use crate::reason::Reason;
 use crate::time::Timestamp;
-use crate::workload::{Hold, MemberSource, RoleSpec, Workload};
+use crate::workload::{Hold, MemberSource, RoleSpec, Workload, WorkloadKind};
 
 /// What a gang without a plan needs.
 pub(super) struct Needs {
@@ -184,6 +184,12 @@ impl Engine {
         if let Some(pod) = alive.iter().find(|pod| pod.gated_by_others) {
             return Err(Reason::GatedByOthers {
                 pod: Arc::clone(&pod.name),
+            });
+        }
+        if gang.kind == WorkloadKind::PodGroup && gang.workload.is_none() {
+            // How many belong together is not known: those that exist may be a part of it.
+            return Err(Reason::PodGroupMissing {
+                name: Arc::clone(&gang.name),
             });
         }
         let present = u32::try_from(alive.len()).unwrap_or(u32::MAX);

@@ -89,8 +89,11 @@ impl Engine {
             }),
             (Some(plan), Hold::Released(id)) if durable => {
                 let pins = self.pins(plan);
+                // Only a pod that is still to be born needs the template. Whoever edits it while
+                // all run, for example a GitOps tool, is let be.
+                let needed = plan.slots.values().any(|slot| !slot.is_settled());
                 let differs = *id != plan.id || !is_pinned_to(workload, &pins);
-                differs.then(|| JobChange::Repin {
+                (needed && differs).then(|| JobChange::Repin {
                     plan: plan.id.clone(),
                     pins,
                 })
@@ -207,10 +210,6 @@ impl Engine {
         let Some(mut plan) = gang.plan.take() else {
             return;
         };
-        let by_pod = !matches!(
-            gang.workload.as_ref().map(|workload| &workload.members),
-            Some(MemberSource::Roles(_))
-        );
         let held_job = matches!(gang.hold(), Some(Hold::Held | Hold::Released(_)));
         let id = plan.id.clone();
         // What the template says now is what a deleted pod's successor is born with.
@@ -259,7 +258,7 @@ impl Engine {
                 let what = WriteKind::ReleasePod { pod: target, pin };
                 slot.release =
                     Step::InFlight(self.write(&gang.key, Some(id.clone()), purpose, what));
-            } else if by_pod || !held_job || refused {
+            } else if refused {
                 slot.woken_from = refusal;
                 let what = WriteKind::WakePod {
                     pod: target,

@@ -9,10 +9,10 @@ use super::{Engine, Purpose};
 use crate::action::{JobChange, WriteKind};
 use crate::ids::NodeName;
 use crate::node::{Node, untolerated};
-use crate::pod::PodShape;
+use crate::pod::{PodPhase, PodShape};
 use crate::reason::Reason;
 use crate::time::{Millis, Timestamp};
-use crate::workload::{Hold, WorkloadKind};
+use crate::workload::{Hold, Outcome, WorkloadKind};
 
 /// Plans given back in a row after which the next one is not made at once.
 const HASTY_FAILURES: u32 = 3;
@@ -87,7 +87,13 @@ impl Engine {
     /// whether that is so.
     pub(super) fn stop_if_unwanted(&mut self, gang: &mut Gang, now: Timestamp) -> bool {
         let open = gang.plan.as_ref().is_some_and(|plan| plan.open);
+        gang.ended = if gang.is_job() {
+            None
+        } else {
+            self.ending_of(gang)
+        };
         let reason = match &gang.workload {
+            _ if gang.ended.is_some() => Some(Some(self.leftovers(gang))),
             None if gang.is_job() => Some(None),
             None => None,
             Some(workload) => match (&workload.invalid, workload.finished, &workload.hold) {
@@ -108,6 +114,26 @@ impl Engine {
             self.change_job(gang, JobChange::Strip, now);
         }
         true
+    }
+
+    /// How a gang that is known by its pods has ended, once all of them have. Pods that come after
+    /// that are another run: a gang anew, not late members of this one.
+    fn ending_of(&self, gang: &Gang) -> Option<Outcome> {
+        let mut pods = gang
+            .pods
+            .iter()
+            .filter_map(|uid| self.pods.get(uid))
+            .peekable();
+        pods.peek()?;
+        let mut outcome = Outcome::Succeeded;
+        for pod in pods {
+            match pod.phase {
+                PodPhase::Succeeded => {}
+                PodPhase::Failed => outcome = Outcome::Failed,
+                PodPhase::Pending | PodPhase::Running => return None,
+            }
+        }
+        Some(outcome)
     }
 
     fn leftovers(&self, gang: &Gang) -> Reason {
@@ -153,7 +179,7 @@ impl Engine {
             }
             if let Some(node) = &slot.node
                 && let Some(what) =
-                    self.objection(gang, slot.predecessor.is_some(), node, &slot.shape, now)
+                    self.objection(slot.predecessor.is_some(), node, &slot.shape, now)
             {
                 bad.push((seat.clone(), node.clone(), what));
             }
@@ -186,6 +212,10 @@ impl Engine {
             self.answer(ticket, Err(Arc::from(super::members::LOST_SLOT)));
         }
         self.let_go(&key, &before);
+        if let Some(slot) = gang.plan.as_mut().and_then(|plan| plan.slots.get_mut(seat)) {
+            // Its charge stays on the node it terminates on; the successor goes elsewhere.
+            slot.predecessor = None;
+        }
         gang.tried_at = None;
     }
 
@@ -242,7 +272,6 @@ impl Engine {
     /// Why a place on `node` cannot be kept, as a text that is the same for the same state.
     fn objection(
         &self,
-        gang: &Gang,
         waits_for_predecessor: bool,
         name: &NodeName,
         shape: &PodShape,
@@ -266,7 +295,10 @@ impl Engine {
         let trusted = self.config.nodes_without_agent
             == crate::config::NodesWithoutAgent::UseAllocatable
             && !known;
-        if wants_devices && !trusted {
+        // After a start agents need a while to come back. Until then their silence says nothing
+        // about a place that was promised before; nothing new is promised on it.
+        let starting = !known && now.since(self.acting_since) <= self.config.report_age_max;
+        if wants_devices && !trusted && !starting {
             let fresh = self
                 .inventory
                 .is_fresh(name, now, self.config.report_age_max);
@@ -279,7 +311,6 @@ impl Engine {
                 return Some(Arc::from("is not reported by its agent"));
             }
         }
-        let _ = gang;
         self.ledger
             .is_overcommitted(name, shape, &self.inventory, &self.config, now)
             .then(|| Arc::from("has no longer the room"))

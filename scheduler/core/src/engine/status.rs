@@ -21,6 +21,11 @@ const STATUS_PAUSE: Millis = Millis(500);
 impl Engine {
     /// Phase that the gang is in.
     fn phase(gang: &Gang) -> Phase {
+        match gang.ended {
+            Some(Outcome::Succeeded) => return Phase::Succeeded,
+            Some(Outcome::Failed) => return Phase::Failed,
+            None => {}
+        }
         if let Some(workload) = &gang.workload {
             match workload.finished {
                 Some(Outcome::Succeeded) => return Phase::Succeeded,

@@ -35,6 +35,10 @@ pub struct World {
     pub config: Config,
     pub nodes: BTreeMap<String, Node>,
     pub unhealthy: BTreeSet<String>,
+    /// UUIDs that are shown in place of a device's own.
+    pub clones: BTreeMap<String, String>,
+    /// Agents report.
+    pub reports: bool,
     pub pods: BTreeMap<PodUid, Pod>,
     pub jobs: BTreeMap<GangKey, Workload>,
     pub gangs: BTreeMap<GangKey, StoredGang>,
@@ -90,6 +94,8 @@ impl World {
             config,
             nodes: BTreeMap::new(),
             unhealthy: BTreeSet::new(),
+            clones: BTreeMap::new(),
+            reports: true,
             pods: BTreeMap::new(),
             jobs: BTreeMap::new(),
             gangs: BTreeMap::new(),
@@ -188,7 +194,14 @@ impl World {
         self.tell(event);
     }
 
+    pub fn clone_uuid(&mut self, device: &str, shown: &str) {
+        self.clones.insert(device.into(), shown.into());
+    }
+
     pub fn report_all(&mut self) {
+        if !self.reports {
+            return;
+        }
         self.generation += 1;
         for name in self.nodes.keys().cloned().collect::<Vec<_>>() {
             if let Some(report) = self.report_of(&name) {
@@ -207,7 +220,7 @@ impl World {
                     let uuid = format!("GPU-{name}-{index}");
                     let sick = self.unhealthy.contains(&uuid);
                     Device {
-                        uuid: uuid.as_str().into(),
+                        uuid: self.clones.get(&uuid).unwrap_or(&uuid).as_str().into(),
                         resource: GPU.into(),
                         health: if sick {
                             DeviceHealth::Unhealthy(Arc::from("xid-79"))

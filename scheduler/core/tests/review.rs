@@ -1,0 +1,163 @@
+//! Faults found by reading, each kept as a test with its story in the name.
+
+mod world;
+
+use std::sync::Arc;
+
+use muster_core::action::{JobChange, WriteKind};
+use muster_core::event::Event;
+use muster_core::ids::GangKey;
+use muster_core::pod::{Membership, MembershipSource, PodPhase};
+use muster_core::time::Millis;
+use muster_core::workload::{Hold, MemberSource};
+use world::{World, gpus};
+
+fn group_member(world: &mut World, name: &str, group: &str) -> muster_core::ids::PodUid {
+    let membership = Membership {
+        gang: GangKey::new("default", &format!("podgroup/{group}")),
+        source: MembershipSource::PodGroup {
+            name: Arc::from(group),
+        },
+        role: None,
+        index: None,
+    };
+    world.pod(name, Some(membership), gpus(1))
+}
+
+#[test]
+fn pods_of_a_podgroup_that_does_not_exist_are_not_taken_for_all_of_it() {
+    let mut world = World::new(2, 8);
+    for name in ["a", "b", "c"] {
+        group_member(&mut world, name, "late");
+    }
+    world.pass(Millis::from_secs(60));
+    let key = GangKey::new("default", "podgroup/late");
+    assert_eq!(world.bound(&key), 0);
+    assert_eq!(world.phase(&key), "Waiting PodGroupMissing 0/3");
+}
+
+#[test]
+fn second_run_under_the_same_label_is_a_gang_anew() {
+    let mut world = World::new(1, 8);
+    let key = GangKey::labelled("default", "train");
+    for name in ["a", "b"] {
+        world.labelled(name, "train", 2, 4, true);
+    }
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    for name in ["a", "b"] {
+        let uid = world.member(name);
+        world.change_pod(&uid, |pod| pod.phase = PodPhase::Succeeded);
+    }
+    world.settle();
+    assert!(
+        world.phase(&key).starts_with("Succeeded Finished"),
+        "{}",
+        world.phase(&key)
+    );
+    // Half of the node is taken: of a second run of two, one alone would fit.
+    let other = world.submit("other", &[("Worker", 1, gpus(4))], Hold::Held);
+    world.settle();
+    assert_eq!(world.bound(&other), 1);
+    for name in ["c", "d"] {
+        world.labelled(name, "train", 2, 4, true);
+    }
+    world.pass(Millis::from_secs(40));
+    let running = world
+        .pods
+        .values()
+        .filter(|pod| pod.node.is_some() && pod.is_alive());
+    assert_eq!(running.count(), 1, "only the other job runs");
+}
+
+#[test]
+fn single_pod_that_has_ended_says_so() {
+    let mut world = World::new(1, 8);
+    let uid = world.pod("alone", None, gpus(1));
+    let key = GangKey::new("default", uid.as_str());
+    world.change_pod(&uid, |pod| {
+        pod.membership = Some(Membership {
+            gang: key.clone(),
+            source: MembershipSource::Alone,
+            role: None,
+            index: None,
+        });
+    });
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 1/1");
+    world.change_pod(&uid, |pod| pod.phase = PodPhase::Failed);
+    world.settle();
+    assert!(
+        world.phase(&key).starts_with("Failed Finished"),
+        "{}",
+        world.phase(&key)
+    );
+}
+
+#[test]
+fn template_that_a_gitops_tool_puts_back_while_all_run_is_let_be() {
+    let mut world = World::new(2, 8);
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.settle();
+    let before = world.writes.len();
+    world.edit(&key, |job| {
+        let MemberSource::Roles(roles) = &mut job.members else {
+            return;
+        };
+        roles.iter_mut().for_each(|role| role.pinned = None);
+    });
+    world.settle();
+    let repinned = world.writes.iter().skip(before).any(|write| {
+        matches!(
+            &write.what,
+            WriteKind::ChangeJob {
+                change: JobChange::Repin { .. },
+                ..
+            }
+        )
+    });
+    assert!(!repinned);
+}
+
+#[test]
+fn cloned_uuid_takes_the_device_from_both_nodes() {
+    let mut world = World::new(2, 8);
+    world.clone_uuid("GPU-n1-0", "GPU-n0-0");
+    world.report_all();
+    world.settle();
+    let key = world.submit("train", &[("Worker", 1, gpus(8))], Hold::Held);
+    world.settle();
+    assert_eq!(
+        world.bound(&key),
+        0,
+        "neither node has eight GPUs that are surely its own"
+    );
+    world.engine.handle(Event::Tick, world.now);
+}
+
+#[test]
+fn restart_waits_for_agents_before_it_doubts_a_plan() {
+    let mut world = World::new(2, 8);
+    world.scheduler = false;
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.settle();
+    let plan = world.gangs[&key].record.plan.clone();
+    world.reports = false;
+    world.restart(2);
+    world.settle();
+    let slots = |plan: &Result<Option<muster_core::record::PlanRecord>, Arc<str>>| {
+        let plan = plan.as_ref().ok().and_then(Option::as_ref);
+        plan.map(|plan| {
+            plan.slots
+                .iter()
+                .map(|slot| slot.node.clone())
+                .collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(slots(&world.gangs[&key].record.plan), slots(&plan));
+    world.reports = true;
+    world.report_all();
+    world.scheduler = true;
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+}
