@@ -1,1 +1,29 @@
-//! Muster.
+//! Measurements on a real control plane: what a scheduler costs, against others in the same run.
+//!
+//! ```text
+//!   Case (gangs x pods x GPUs, nodes) --+
+//!   Contender (which scheduler, how) ---+--> stage: a fresh cluster, the scheduler, one gang to warm up
+//!                                              |
+//!            load: jobs -> controller -> pods  |  recorder: every change of a pod, from a watch
+//!                                              v
+//!                        measure: counters before and after --> Row --> table, JSON
+//! ```
+//! A row exists only when the scheduler bound what it should have; anything else is an error.
+//! Rows are compared within one run only: the machine's speed is part of every figure.
+
+pub mod analysis;
+pub mod case;
+pub mod cli;
+pub mod contender;
+pub mod controller;
+pub mod fleet;
+pub mod http;
+pub mod load;
+pub mod machine;
+pub mod measure;
+pub mod muster;
+pub mod objects;
+pub mod programs;
+pub mod report;
+pub mod row;
+pub mod stage;

@@ -120,6 +120,7 @@ pub enum FleetError {
 }
 
 struct Member {
+    uid: String,
     agent: NodeAgent,
     faults: mpsc::Sender<FaultEvent>,
     kubelet: watch::Sender<KubeletState>,
@@ -196,7 +197,7 @@ impl Fleet {
             boot_id: uuid_text(&format!("boot/{}/{}", node.name, node.uid)),
             instance: self.next_instance(),
             name: node.name.clone(),
-            uid: node.uid,
+            uid: node.uid.clone(),
         };
         let uplink = Uplink {
             seed: hash64(self.uplink.seed, node.name.as_bytes()),
@@ -214,6 +215,7 @@ impl Fleet {
         self.members.insert(
             node.name,
             Member {
+                uid: node.uid,
                 agent,
                 faults,
                 kubelet,
@@ -276,6 +278,11 @@ impl Fleet {
     /// The schedulable devices of a node, as its kubelet offers them.
     pub fn devices(&self, node: &str) -> Result<&[FakeDevice], FleetError> {
         Ok(&self.member(node)?.devices)
+    }
+
+    /// UID a node was added with.
+    pub fn uid(&self, node: &str) -> Result<&str, FleetError> {
+        Ok(&self.member(node)?.uid)
     }
 
     /// What a node reports, as it changes.

@@ -295,11 +295,9 @@ impl Session {
     /// Takes in a message of the replica.
     pub fn receive(&mut self, server: ServerMessage, acked: &mut Acked) -> Effect {
         match server.kind {
-            Some(server_message::Kind::Welcome(welcome)) => {
-                if welcome.heartbeat_interval_ms > 0 {
-                    let wanted = Duration::from_millis(u64::from(welcome.heartbeat_interval_ms));
-                    self.heartbeat = wanted.clamp(HEARTBEAT_RANGE.0, HEARTBEAT_RANGE.1);
-                }
+            Some(server_message::Kind::Welcome(welcome)) if welcome.heartbeat_interval_ms > 0 => {
+                let wanted = Duration::from_millis(u64::from(welcome.heartbeat_interval_ms));
+                self.heartbeat = wanted.clamp(HEARTBEAT_RANGE.0, HEARTBEAT_RANGE.1);
             }
             Some(server_message::Kind::Ack(ack)) => {
                 if self
@@ -321,8 +319,8 @@ impl Session {
                     jitter: Duration::from_millis(u64::from(backoff.jitter_ms)),
                 };
             }
-            // A newer server's message: not for us.
-            None => {}
+            // No wish for the heartbeat, or a newer server's message that is not for us.
+            Some(server_message::Kind::Welcome(_)) | None => {}
         }
         Effect::None
     }

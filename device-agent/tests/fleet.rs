@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{Server, until};
@@ -11,7 +11,9 @@ use muster_agent::connector::NoToken;
 use muster_agent::fleet::{Fleet, FleetConfig, FleetNode};
 use muster_agent::profile::Profile;
 use muster_agent::scenario::FaultEvent;
-use muster_proto::inventory::{Health, Holder};
+use muster_agent::scenario::Scenario;
+use muster_proto::inventory::server_message::Kind;
+use muster_proto::inventory::{Backoff, Health, Holder};
 
 fn config(server: &Server, nodes: usize) -> FleetConfig {
     let profile = Arc::new(Profile::load("h100-8").unwrap());
@@ -162,4 +164,101 @@ async fn a_server_that_lost_track_gets_a_snapshot_and_a_duplicate_changes_nothin
     until("the old report", || server.node("a", "gpu-2").stale == 1).await;
     assert_eq!(server.node("a", "gpu-2").lost(), 1);
     assert!(server.node("a", "gpu-2").consistent());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotated_token_is_sent_again_and_a_wrong_one_is_tried_until_it_is_right() {
+    let server = Server::start(&["a"]);
+    let token = Arc::new(Mutex::new("wrong".to_owned()));
+    let given = Arc::clone(&token);
+    let tokens = move |_: &str| Ok(Some(given.lock().unwrap().clone()));
+    let fleet = Fleet::start(FleetConfig {
+        tokens: Arc::new(tokens),
+        ..config(&server, 1)
+    })
+    .unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(server.nodes("a").is_empty());
+    *token.lock().unwrap() = "first".into();
+    until("the first report", || server.nodes("a").len() == 1).await;
+    assert_eq!(server.node("a", "gpu-0").token.as_deref(), Some("first"));
+    *token.lock().unwrap() = "second".into();
+    until("the second token", || {
+        server.node("a", "gpu-0").reauths == ["second"]
+    })
+    .await;
+    assert_eq!(server.node("a", "gpu-0").snapshots, 1);
+    assert_eq!(fleet.streams_up(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_under_load_is_left_alone_for_as_long_as_it_asks() {
+    let server = Server::start(&["a"]);
+    let _fleet = Fleet::start(config(&server, 1)).unwrap();
+    until("the first report", || server.nodes("a").len() == 1).await;
+    server.send(
+        "a",
+        "gpu-0",
+        Kind::Backoff(Backoff {
+            min_ms: 20_000,
+            jitter_ms: 5_000,
+        }),
+    );
+    let asked = tokio::time::Instant::now();
+    until("the second stream", || {
+        server.node("a", "gpu-0").snapshots == 2
+    })
+    .await;
+    assert!(
+        (20..=26).contains(&asked.elapsed().as_secs()),
+        "{:?}",
+        asked.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn scenarios_play_on_the_nodes_they_name_and_mig_nodes_report_slices() {
+    let server = Server::start(&["a"]);
+    let profile = Arc::new(Profile::load("a100-8-mig").unwrap());
+    let text = "name='s'\n[[events]]\nat_s=30\nfault='lost'\ngpu=0\nnodes=['gpu-1']\n[[events]]\nat_s=60\nfault='driver_version'\nversion='590.1'";
+    let scenario = Arc::new(Scenario::parse("s", text).unwrap());
+    let node = |n| FleetNode {
+        name: format!("gpu-{n}"),
+        uid: String::new(),
+        profile: Arc::clone(&profile),
+        scenario: Some(Arc::clone(&scenario)),
+    };
+    let config = FleetConfig {
+        nodes: (0..2).map(node).collect(),
+        ..config(&server, 0)
+    };
+    let _fleet = Fleet::start(config).unwrap();
+    until("56 devices each", || {
+        let nodes = server.nodes("a");
+        nodes.len() == 2 && nodes.values().all(|node| node.devices.len() == 56)
+    })
+    .await;
+    until("a lost gpu with its slices", || {
+        server.node("a", "gpu-1").lost() == 8
+    })
+    .await;
+    assert_eq!(server.node("a", "gpu-0").lost(), 0);
+    let driver = |name: &str| {
+        server
+            .node("a", name)
+            .facts
+            .and_then(|facts| facts.driver_version)
+    };
+    until("another driver", || {
+        driver("gpu-0").as_deref() == Some("590.1")
+    })
+    .await;
+    let kubelet = server.node("a", "gpu-0").kubelet.unwrap();
+    assert!(
+        kubelet.known
+            && kubelet
+                .allocatable
+                .iter()
+                .any(|listed| listed.resource_name == "nvidia.com/mig-3g.20gb")
+    );
 }

@@ -21,43 +21,47 @@ use tokio_stream::wrappers::TcpListenerStream;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_muster-agent");
 
-/// The fake library beside the agent's binary; built when it is missing or older than its sources.
+/// The fake library near the agent's binary, as `cargo test --workspace` or `cargo build` leave it; built
+/// here when it is missing or older than its sources.
 fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
         let directory = Path::new(AGENT).parent().unwrap();
-        let library = directory.join("libnvidia_ml.so");
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let sources =
-            ["src", "fake-nvml", "profiles", "scenarios"].map(|name| newest(&here.join(name)));
-        let built = library
-            .metadata()
-            .and_then(|metadata| metadata.modified())
-            .ok();
-        if built.is_none_or(|built| sources.iter().any(|source| *source > built)) {
-            let mut cargo = Command::new(env!("CARGO"));
-            cargo
-                .args([
-                    "build",
-                    "--offline",
-                    "-p",
-                    "muster-fake-nvml",
-                    "--target-dir",
-                ])
-                .arg(directory.parent().unwrap());
-            if directory.ends_with("release") {
-                cargo.arg("--release");
-            }
-            let built = cargo.current_dir(here).status().unwrap();
-            assert!(built.success(), "cannot build the fake library");
+            ["src", "fake-nvml/src", "profiles", "scenarios"].map(|name| newest(&here.join(name)));
+        if let Some(fresh) =
+            freshest(directory).filter(|(built, _)| sources.iter().all(|source| source <= built))
+        {
+            return fresh.1;
         }
-        assert!(
-            library.exists(),
-            "{} is not there after the build",
-            library.display()
-        );
-        library
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo
+            .args([
+                "build",
+                "--offline",
+                "-p",
+                "muster-fake-nvml",
+                "--target-dir",
+            ])
+            .arg(directory.parent().unwrap());
+        if directory.ends_with("release") {
+            cargo.arg("--release");
+        }
+        let built = cargo.current_dir(here).status().unwrap();
+        assert!(built.success(), "cannot build the fake library");
+        freshest(directory)
+            .expect("the library is not there after the build")
+            .1
     })
+}
+
+fn freshest(directory: &Path) -> Option<(SystemTime, PathBuf)> {
+    let places = ["libnvidia_ml.so", "deps/libnvidia_ml.so"].map(|name| directory.join(name));
+    let found = places
+        .into_iter()
+        .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)));
+    found.max()
 }
 
 fn newest(directory: &Path) -> SystemTime {

@@ -30,6 +30,9 @@ enum Command {
     Serve(Serve),
     /// Print what has to be installed, as YAML.
     Print(Print),
+    /// Show gangs being placed on fake GPUs, in this process.
+    #[cfg(feature = "demo")]
+    Demo(crate::demo::Demo),
     /// Check a configuration file and say what is wrong with it.
     CheckConfig {
         /// The file.
@@ -109,6 +112,8 @@ pub struct Print {
 pub async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Serve(serve) => serve.run().await,
+        #[cfg(feature = "demo")]
+        Command::Demo(demo) => demo.run().await,
         Command::Print(print) => {
             std::io::Write::write_all(&mut std::io::stdout(), print.text()?.as_bytes())?;
             Ok(())

@@ -20,6 +20,8 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod cycle;
+#[cfg(feature = "demo")]
+pub mod demo;
 pub mod extender;
 pub mod fence;
 pub mod http;

@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+// Has cargo build the library in the same run.
+use nvidia_ml as _;
+
 /// Names that the agent, nvidia-smi-like tools and device plugins use.
 const NAMES: &str = "nvmlInit_v2 nvmlInitWithFlags nvmlShutdown nvmlErrorString nvmlSystemGetDriverVersion \
     nvmlSystemGetNVMLVersion nvmlSystemGetCudaDriverVersion_v2 nvmlDeviceGetCount_v2 nvmlDeviceGetHandleByIndex_v2 \
@@ -23,10 +26,13 @@ const NAMES: &str = "nvmlInit_v2 nvmlInitWithFlags nvmlShutdown nvmlErrorString 
     nvmlDeviceGetCurrentClocksThrottleReasons nvmlDeviceGetComputeRunningProcesses_v3 nvmlDeviceGetSupportedEventTypes \
     nvmlDeviceRegisterEvents nvmlEventSetCreate nvmlEventSetWait_v2 nvmlEventSetFree";
 
-/// The library that cargo built for this test, two folders above the test's own binary.
+/// The library that cargo built for this test, beside the test's own binary.
 fn library() -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    test.parent().and_then(Path::parent).unwrap().join("libnvidia_ml.so")
+    test.parent()
+        .map(Path::to_owned)
+        .unwrap()
+        .join("libnvidia_ml.so")
 }
 
 #[test]
@@ -39,7 +45,11 @@ fn every_name_can_be_looked_up() {
         // SAFETY: the symbol is only looked up, never called.
         #[allow(unsafe_code)]
         let found = unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) };
-        assert!(found.is_ok(), "{name} is not exported by {}", path.display());
+        assert!(
+            found.is_ok(),
+            "{name} is not exported by {}",
+            path.display()
+        );
     }
     assert_eq!(NAMES.split_whitespace().count(), 68);
 }

@@ -186,7 +186,7 @@ async fn follow(fleet: &mut Fleet, plan: &Plan, listed: &mut BTreeSet<String>, e
         Event::Init => listed.clear(),
         Event::InitApply(node) => {
             listed.extend(node.metadata.name.clone());
-            add(fleet, plan, node);
+            add(fleet, plan, node).await;
         }
         Event::InitDone => {
             let gone: Vec<String> = fleet
@@ -198,7 +198,7 @@ async fn follow(fleet: &mut Fleet, plan: &Plan, listed: &mut BTreeSet<String>, e
                 remove(fleet, &name).await;
             }
         }
-        Event::Apply(node) => add(fleet, plan, node),
+        Event::Apply(node) => add(fleet, plan, node).await,
         Event::Delete(node) => {
             if let Some(name) = node.metadata.name {
                 remove(fleet, &name).await;
@@ -207,12 +207,15 @@ async fn follow(fleet: &mut Fleet, plan: &Plan, listed: &mut BTreeSet<String>, e
     }
 }
 
-fn add(fleet: &mut Fleet, plan: &Plan, node: Node) {
+async fn add(fleet: &mut Fleet, plan: &Plan, node: Node) {
     let (Some(name), uid) = (node.metadata.name, node.metadata.uid.unwrap_or_default()) else {
         return;
     };
-    if fleet.devices(&name).is_ok() {
-        return;
+    match fleet.uid(&name) {
+        Ok(held) if held == uid => return,
+        // The node was deleted and made again while nobody watched.
+        Ok(_) => remove(fleet, &name).await,
+        Err(_) => {}
     }
     if let Err(error) = fleet.add_node(plan.node(name, uid)) {
         tracing::warn!(%error, "cannot play the node");

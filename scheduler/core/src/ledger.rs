@@ -212,6 +212,16 @@ impl Ledger {
         self.slots.get(slot)
     }
 
+    /// Whether a device of a node is promised to another slot than this one.
+    pub fn is_promised(&self, node: &NodeName, device: &DeviceUuid, to: &SlotKey) -> bool {
+        self.accounts.get(node).is_some_and(|account| {
+            account
+                .reserved
+                .iter()
+                .any(|(slot, charge)| slot != to && charge.devices.contains(device))
+        })
+    }
+
     /// Node and shape of a slot's reservation.
     pub fn reservation(&self, slot: &SlotKey) -> Option<(&NodeName, &Arc<PodShape>)> {
         let node = self.slots.get(slot)?;

@@ -163,29 +163,34 @@ impl Builder<'_> {
         if shape.host_ports.is_empty() {
             return count;
         }
-        let taken = shape
-            .host_ports
-            .iter()
-            .any(|port| ports.iter().any(|other| port.conflicts(other)));
-        if taken { 0 } else { count.min(1) }
+        if conflicts(shape, ports) {
+            0
+        } else {
+            count.min(1)
+        }
     }
 
     /// Places every member of the role; the number that found a place otherwise.
     fn place_role(&mut self, role: &RoleRequest) -> Result<Vec<Placed>, u32> {
         let total = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
         let wants_devices = devices_of(&role.shape, self.config) > 0;
-        let mut rooms: Vec<(usize, u32, u64)> = Vec::new();
+        let mut rooms: Vec<Candidate> = Vec::new();
         for (at, capacity) in self.snapshot.nodes.iter().enumerate() {
             if !self.may_stand(capacity, &role.shape, wants_devices) {
                 continue;
             }
             let room = self.room(at, capacity, &role.shape, total);
             if room > 0 {
-                rooms.push((at, room, self.spare_devices(at, capacity)));
+                rooms.push(Candidate {
+                    at,
+                    room,
+                    spare: self.spare_devices(at, capacity),
+                    has_devices: offers_devices(capacity, self.config),
+                });
             }
         }
-        let sum = rooms.iter().fold(0u64, |sum, (_, room, _)| {
-            sum.saturating_add(u64::from(*room))
+        let sum = rooms.iter().fold(0u64, |sum, candidate| {
+            sum.saturating_add(u64::from(candidate.room))
         });
         if sum < u64::from(total) {
             return Err(u32::try_from(sum).unwrap_or(u32::MAX));
@@ -197,7 +202,7 @@ impl Builder<'_> {
             let Some(position) = choose(&rooms, need, wants_devices) else {
                 return Err(total.saturating_sub(need));
             };
-            let (at, room, _) = rooms.swap_remove(position);
+            let Candidate { at, room, .. } = rooms.swap_remove(position);
             let take = usize::try_from(room.min(need))
                 .unwrap_or(left.len())
                 .min(left.len());
@@ -253,6 +258,17 @@ impl Builder<'_> {
     }
 }
 
+fn conflicts(shape: &PodShape, taken: &BTreeSet<HostPort>) -> bool {
+    shape
+        .host_ports
+        .iter()
+        .any(|port| taken.iter().any(|other| port.conflicts(other)))
+}
+
+fn ports_taken(capacity: &NodeCapacity, shape: &PodShape) -> bool {
+    conflicts(shape, &capacity.ports)
+}
+
 /// How often `request` fits into `free`; `u64::MAX` for a request of nothing.
 fn times(free: &Resources, request: &Resources) -> u64 {
     let per = |have: u64, each: u64| have.checked_div(each).unwrap_or(u64::MAX);
@@ -266,29 +282,47 @@ fn times(free: &Resources, request: &Resources) -> u64 {
     count
 }
 
-/// The next node to fill, as a position in `rooms` (node, room for members, spare devices).
+/// A node that has room for members of a role.
+struct Candidate {
+    at: usize,
+    /// Members that it has room for.
+    room: u32,
+    /// Free devices of every kind.
+    spare: u64,
+    /// It offers devices at all, free or not.
+    has_devices: bool,
+}
+
+fn offers_devices(capacity: &NodeCapacity, config: &Config) -> bool {
+    capacity
+        .node
+        .allocatable
+        .extended
+        .keys()
+        .any(|name| config.is_device(name))
+}
+
+/// The next node to fill, as a position in `rooms`.
 ///
 /// While some node can be filled by what is still needed, the one that takes most; then, for the
-/// rest, the one with the fewest spare devices. A role without devices looks for nodes with the
-/// fewest spare devices first, which are those that have none.
-fn choose(rooms: &[(usize, u32, u64)], need: u32, wants_devices: bool) -> Option<usize> {
+/// rest, the one with the fewest spare devices. A role without devices looks for nodes that offer
+/// none first, then for those with the fewest to spare.
+fn choose(rooms: &[Candidate], need: u32, wants_devices: bool) -> Option<usize> {
     let candidates = rooms.iter().enumerate();
-    if !wants_devices {
-        return candidates
-            .min_by_key(|(_, (at, room, spare))| {
-                (*spare, std::cmp::Reverse((*room).min(need)), *at)
-            })
-            .map(|(position, _)| position);
-    }
-    if rooms.iter().any(|(_, room, _)| *room >= need) {
-        return candidates
-            .filter(|(_, (_, room, _))| *room >= need)
-            .min_by_key(|(_, (at, _, spare))| (*spare, *at))
-            .map(|(position, _)| position);
-    }
-    candidates
-        .min_by_key(|(_, (at, room, spare))| (std::cmp::Reverse(*room), *spare, *at))
-        .map(|(position, _)| position)
+    let last = |a: &Candidate| (a.spare, a.at);
+    let chosen = if !wants_devices {
+        candidates.min_by_key(|(_, a)| {
+            let filled = std::cmp::Reverse(a.room.min(need));
+            (a.has_devices, a.spare, filled, a.at)
+        })
+    } else if rooms.iter().any(|a| a.room >= need) {
+        candidates
+            .filter(|(_, a)| a.room >= need)
+            .min_by_key(|(_, a)| last(a))
+    } else {
+        candidates.min_by_key(|(_, a)| (std::cmp::Reverse(a.room), last(a)))
+    };
+    chosen.map(|(position, _)| position)
 }
 
 /// Takes `amount` devices of a resource out of `free`: from one NUMA node where one has enough, the
@@ -434,17 +468,32 @@ fn scarce(candidates: &[&NodeCapacity], role: &RoleRequest, config: &Config) -> 
             *counts.entry(short).or_insert(0) += 1;
         }
     }
-    let device = role
+    if let Some((short, _)) = counts.into_iter().max_by_key(|(_, count)| *count) {
+        return short;
+    }
+    // Each node has room for one: what there is the fewest times of, devices where it is even.
+    let device = |name: &ResourceName| config.is_device(name);
+    let mut asked: Vec<(bool, Shortage)> = role
         .shape
         .requests
         .extended
         .keys()
-        .find(|name| config.is_device(name));
-    counts
+        .map(|name| (!device(name), Shortage::Extended(name.clone())))
+        .chain([(true, Shortage::Cpu), (true, Shortage::Memory)])
+        .filter(|(_, what)| amount(&role.shape.requests, what) > 0)
+        .collect();
+    asked.sort_by_key(|(last, what)| {
+        let each = amount(&role.shape.requests, what);
+        let sum = candidates.iter().fold(0u64, |sum, capacity| {
+            let times = amount(&capacity.free, what).checked_div(each).unwrap_or(0);
+            sum.saturating_add(times)
+        });
+        (sum, *last)
+    });
+    asked
         .into_iter()
-        .max_by_key(|(_, count)| *count)
-        .map(|(short, _)| short)
-        .unwrap_or_else(|| device.map_or(Shortage::Cpu, |name| Shortage::Extended(name.clone())))
+        .next()
+        .map_or(Shortage::Cpu, |(_, what)| what)
 }
 
 /// Members of `role` that the empty cluster could take, when that or the whole gang is too much
@@ -546,6 +595,7 @@ fn cause<'a>(
         return &mut tally.refused;
     }
     match capacity.free.shortage(requests) {
+        None if ports_taken(capacity, &role.shape) => &mut tally.ports,
         None => &mut tally.fits,
         Some(Shortage::Extended(_)) if capacity.well.shortage(requests).is_none() => {
             &mut tally.unhealthy

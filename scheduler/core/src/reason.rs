@@ -33,6 +33,8 @@ pub struct NodeTally {
     pub small: u32,
     /// Too little free CPU, memory, storage or pods, though devices are enough.
     pub other: u32,
+    /// A port of the node that the role asks for is taken, though there is room.
+    pub ports: u32,
     /// Has room for at least one member of the role.
     pub fits: u32,
 }
@@ -51,6 +53,7 @@ impl fmt::Display for NodeTally {
             ("too small", self.small),
             ("too few free", self.busy),
             ("CPU or memory", self.other),
+            ("host port", self.ports),
             ("with room", self.fits),
         ];
         let mut first = true;
@@ -296,7 +299,10 @@ impl Reason {
             Self::MembersLost { .. } => "MembersLost",
             Self::ReleasedWhole { .. } => "ReleasedWhole",
             Self::SuspendedByUser => "SuspendedByUser",
-            Self::Finished { .. } => "Finished",
+            Self::Finished {
+                leftover_pods: 0, ..
+            } => "Finished",
+            Self::Finished { .. } => "PodsLeftBehind",
             Self::UnreadableRecord(_) => "UnreadableRecord",
             Self::WriteRefused { .. } => "WriteRefused",
         }

@@ -1,5 +1,6 @@
 //! The engine from job to bound pods, and what can go wrong on the way.
 
+#[allow(dead_code)]
 mod world;
 
 use std::sync::Arc;

@@ -680,3 +680,76 @@ async fn the_extender_protocol_goes_over_tcp_on_real_time() {
     serving.abort();
     Arc::into_inner(cluster).unwrap().stop().await;
 }
+
+#[test]
+fn agents_and_kubelets_speak_of_the_same_devices() {
+    use muster_agent::scenario::FaultEvent;
+    use muster_embedded::standins::agents::{Agents, AgentsConfig};
+    run_paused(async {
+        let cluster = EmbeddedCluster::builder()
+            .nodes(NodePool::new("gpu", 2, 8))
+            .nodes(NodePool::new("cpu", 1, 0))
+            .start()
+            .unwrap();
+        let agents = Agents::start(
+            &cluster,
+            AgentsConfig {
+                // Nobody listens there: this is about the nodes' side.
+                connector: Arc::new(
+                    muster_agent::connector::NetConnector::new("http://127.0.0.1:1", None).unwrap(),
+                ),
+                profile: Arc::new(muster_agent::profile::Profile::load("h100-8").unwrap()),
+                start_spread: Duration::ZERO,
+                seed: 1,
+            },
+        )
+        .unwrap();
+        let first = agents
+            .with(|f| f.devices("gpu-000").unwrap()[0].uuid.clone())
+            .unwrap();
+        assert_eq!(
+            agents.with(|f| f.nodes().count()),
+            Some(2),
+            "a node without GPUs has no agent"
+        );
+        cluster
+            .create(pod("p", 1, json!({"spec": {"nodeName": "gpu-000"}})))
+            .unwrap();
+        cluster
+            .wait_for("runs", MINUTE, |c| phase(c, "p") == "Running")
+            .await
+            .unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let view = agents
+            .with(|f| f.view("gpu-000").unwrap().borrow().clone())
+            .unwrap();
+        let text = format!("{view:?}");
+        assert!(text.contains(&first), "the report names the device: {text}");
+        assert!(text.contains("pod: \"p\""), "and its holder: {text}");
+        agents
+            .inject("gpu-000", FaultEvent::Xid { gpu: 3, code: 79 })
+            .unwrap();
+        let allocatable = |c: &EmbeddedCluster| {
+            c.get(("", "nodes"), "", "gpu-000")
+                .map(|n| value::text(&n, &["status", "allocatable", "nvidia.com/gpu"]).to_owned())
+        };
+        cluster
+            .wait_for("one less", MINUTE, |c| {
+                allocatable(c).as_deref() == Some("7")
+            })
+            .await
+            .unwrap();
+        agents
+            .inject("gpu-000", FaultEvent::Back { gpu: Some(3) })
+            .unwrap();
+        cluster
+            .wait_for("all back", MINUTE, |c| {
+                allocatable(c).as_deref() == Some("8")
+            })
+            .await
+            .unwrap();
+        agents.stop().await;
+        cluster.stop().await;
+    })
+    .unwrap();
+}

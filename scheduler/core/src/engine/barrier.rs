@@ -39,7 +39,7 @@ impl Engine {
             .iter()
             .map(|(ticket, until)| (*ticket, *until))
             .collect();
-        let mut arrived: Vec<(GangKey, BindAsked)> = Vec::new();
+        let mut arrived: BTreeMap<GangKey, Vec<BindAsked>> = BTreeMap::new();
         for (ticket, until) in strays {
             let Some(asked) = self.tickets.get(&ticket).cloned() else {
                 self.strays.remove(&ticket);
@@ -58,52 +58,63 @@ impl Engine {
             self.strays.remove(&ticket);
             match self.gang_key_of(&asked.pod) {
                 None => self.bind_loose(&asked, now),
-                Some(key) => arrived.push((key, asked)),
+                Some(key) => arrived.entry(key).or_default().push(asked),
             }
         }
         // One round for each gang, however many of its members have come.
-        let gangs: BTreeSet<GangKey> = arrived.iter().map(|(key, _)| key.clone()).collect();
-        for key in &gangs {
+        for (key, asked) in &arrived {
             self.advance(key, now);
             self.dirty.insert(key.clone());
+            self.arrive(key, asked, now);
         }
-        for (key, asked) in arrived {
-            self.arrive(&key, &asked, now);
-        }
-        gangs
+        arrived.into_keys().collect()
     }
 
-    /// A Bind of a gang's member has come.
-    fn arrive(&mut self, key: &GangKey, asked: &BindAsked, now: Timestamp) {
-        let answer = self
-            .with_gang(key, |_, gang| {
-                let durable = gang.is_durable();
-                let refusal = gang.refusal();
-                let Some(plan) = gang.plan.as_mut() else {
-                    return Some((asked.ticket, Err(refusal)));
+    /// Binds of a gang's members have come.
+    fn arrive(&mut self, key: &GangKey, arrived: &[BindAsked], now: Timestamp) {
+        let lost = || Err(Arc::from(LOST_SLOT));
+        let answers = self.with_gang(key, |_, gang| {
+            let durable = gang.is_durable();
+            let refusal = gang.refusal();
+            let Some(plan) = gang.plan.as_mut() else {
+                let refuse = |asked: &BindAsked| (asked.ticket, Err(Arc::clone(&refusal)));
+                return arrived.iter().map(refuse).collect();
+            };
+            let seats: BTreeMap<PodUid, Seat> = plan
+                .slots
+                .iter()
+                .filter_map(|(seat, slot)| Some((slot.pod.clone()?, seat.clone())))
+                .collect();
+            let mut answers: Vec<(Ticket, Result<(), Arc<str>>)> = Vec::new();
+            for asked in arrived {
+                let slot = seats
+                    .get(&asked.pod)
+                    .and_then(|seat| plan.slots.get_mut(seat))
+                    .filter(|slot| {
+                        // Never "fix up" a Bind to another node: refuse, and let it come again.
+                        durable
+                            && slot.node.as_ref() == Some(&asked.node)
+                            && slot.predecessor.is_none()
+                    });
+                let Some(slot) = slot else {
+                    answers.push((asked.ticket, Err(Arc::clone(&refusal))));
+                    continue;
                 };
-                let Some(slot) = plan
-                    .slots
-                    .values_mut()
-                    .find(|slot| slot.pod.as_ref() == Some(&asked.pod))
-                else {
-                    return Some((asked.ticket, Err(refusal)));
-                };
-                if slot.node.as_ref() != Some(&asked.node) || !durable || slot.predecessor.is_some()
-                {
-                    // Never "fix up" a Bind to another node: refuse, and let it be scheduled again.
-                    return Some((asked.ticket, Err(refusal)));
-                }
                 let before = slot.ticket.replace(asked.ticket);
                 slot.refused_since = None;
                 plan.progress_at = now;
                 plan.first_held_at.get_or_insert(now);
-                before
-                    .filter(|before| *before != asked.ticket)
-                    .map(|before| (before, Err(Arc::from(SUPERSEDED))))
-            })
-            .unwrap_or_else(|| Some((asked.ticket, Err(Arc::from(LOST_SLOT)))));
-        if let Some((ticket, answer)) = answer {
+                if let Some(before) = before.filter(|before| *before != asked.ticket) {
+                    answers.push((before, Err(Arc::from(SUPERSEDED))));
+                }
+            }
+            answers
+        });
+        let answers = answers.unwrap_or_else(|| {
+            let refuse = |asked: &BindAsked| (asked.ticket, lost());
+            arrived.iter().map(refuse).collect()
+        });
+        for (ticket, answer) in answers {
             self.answer(ticket, answer);
         }
     }

@@ -40,6 +40,10 @@ pub(crate) struct Slot {
     pub done: bool,
     /// Taking our gate off the pod, or waking it.
     pub release: Step,
+    /// Until when the release is left alone, after it failed.
+    pub release_after: Timestamp,
+    /// Our own refusal that the pod was last woken from.
+    pub woken_from: Option<Arc<str>>,
     /// The pod's predecessor, which still terminates and holds the room.
     pub predecessor: Option<PodUid>,
     /// Since when kube-scheduler has been turning the pod down on its planned node.
@@ -62,6 +66,8 @@ impl Slot {
             bound: false,
             done: false,
             release: Step::NotYet,
+            release_after: Timestamp(0),
+            woken_from: None,
             predecessor: None,
             refused_since: None,
             said_before: None,
@@ -88,6 +94,8 @@ pub(crate) struct Plan {
     pub minimum: u32,
     /// The barrier has been passed: members bind as they come.
     pub open: bool,
+    /// It was durable at the last look: what was refused meanwhile has been woken.
+    pub was_durable: bool,
     /// The minimum was bound at some time.
     pub complete: bool,
     /// Last time that something moved: the plan became durable, the job was released, a pod
@@ -183,6 +191,8 @@ pub(crate) struct Gang {
     /// resourceVersion of the job that the last change was made from: until another is seen, the
     /// change is not repeated.
     pub job_changed_at: Option<ResourceVersion>,
+    /// When that is done again although no other has been seen.
+    pub job_again_at: Timestamp,
     pub refused_nodes: BTreeMap<NodeName, Timestamp>,
     pub failures: u32,
     pub not_before: Timestamp,
@@ -238,6 +248,7 @@ impl Gang {
             status_write: None,
             job_write: None,
             job_changed_at: None,
+            job_again_at: Timestamp(0),
             refused_nodes: BTreeMap::new(),
             failures: 0,
             not_before: Timestamp(0),

@@ -114,11 +114,10 @@ impl Engine {
     ) -> &mut Gang {
         let sequence = self.next_sequence;
         self.dirty.insert(key.clone());
-        let gang = self.gangs.entry(key.clone()).or_insert_with(|| {
+        self.gangs.entry(key.clone()).or_insert_with(|| {
             self.next_sequence = sequence.saturating_add(1);
             Gang::new(key.clone(), kind, Arc::clone(name), sequence, now)
-        });
-        gang
+        })
     }
 
     /// The gang of a pod. An object says what a gang is and is called; the first of its pods can
@@ -340,7 +339,7 @@ impl Engine {
                 self.stamp(&uid);
             }
         }
-        if self.stamps.is_empty() {
+        if self.epoch <= Epoch(1) {
             self.lead = Lead::Yes;
         }
     }
@@ -379,7 +378,7 @@ impl Engine {
     }
 
     fn close_fence(&mut self, now: Timestamp) {
-        if self.stamps.is_empty() && self.restamp.is_empty() {
+        if self.lead == Lead::Fencing && self.stamps.is_empty() && self.restamp.is_empty() {
             self.lead = Lead::Relisting;
             self.fence_at = now + RELIST_AGAIN;
             self.actions.push_back(Action::Relist);
@@ -388,17 +387,20 @@ impl Engine {
 
     /// Repeats stamps that failed, and asks again for a LIST that does not come.
     pub(super) fn tend_fence(&mut self, now: Timestamp) {
-        if now < self.fence_at || !self.synced {
+        if !self.synced {
             return;
         }
+        let due = now >= self.fence_at;
         match self.lead {
-            Lead::Fencing if !self.restamp.is_empty() => {
-                for uid in std::mem::take(&mut self.restamp) {
-                    self.stamp(&uid);
+            Lead::Fencing => {
+                if due {
+                    for uid in std::mem::take(&mut self.restamp) {
+                        self.stamp(&uid);
+                    }
                 }
                 self.close_fence(now);
             }
-            Lead::Relisting => {
+            Lead::Relisting if due => {
                 self.fence_at = now + RELIST_AGAIN;
                 self.actions.push_back(Action::Relist);
             }

@@ -7,7 +7,7 @@ use super::Engine;
 use super::gang::{Gang, Plan, Seat, Slot, Step};
 use crate::ids::{PodUid, RoleName};
 use crate::pod::{MembershipSource, Pod, PodPhase};
-use crate::record::PlanRecord;
+use crate::record::{Phase, PlanRecord};
 use crate::time::Timestamp;
 use crate::workload::MemberSource;
 
@@ -36,6 +36,7 @@ impl Engine {
             slots: self.slots_of(gang, &record),
             minimum: stated.unwrap_or(promised).min(promised),
             open: false,
+            was_durable: false,
             complete: false,
             progress_at: now,
             first_held_at: None,
@@ -49,7 +50,11 @@ impl Engine {
         }
         let all_bound = plan.slots.values().all(Slot::is_settled);
         plan.open = plan.bound() > 0;
-        plan.complete = plan.open && plan.bound() >= plan.minimum;
+        let ran = gang
+            .acked
+            .as_ref()
+            .is_some_and(|acked| matches!(acked.phase, Phase::Running | Phase::Repairing));
+        plan.complete = plan.open && (ran || plan.bound() >= plan.minimum);
         if all_bound {
             // Nothing is left to be carried out: the plan stays the one that was written.
             plan.epoch = record.epoch;
@@ -122,12 +127,33 @@ impl Engine {
             (a.created_seconds, &a.name, &a.uid).cmp(&(b.created_seconds, &b.name, &b.uid))
         });
         for pod in unclaimed.into_iter().cloned().collect::<Vec<_>>() {
-            if let Some(seat) = find_seat(&plan, &pod) {
+            let seat = find_seat(&plan, &pod).or_else(|| self.reopen_seat(&mut plan, &pod));
+            if let Some(seat) = seat {
                 seat_pod(&mut plan, &seat, &pod, now);
             }
         }
         self.follow_claimed(gang, &mut plan);
         gang.plan = Some(plan);
+    }
+
+    /// The slot of a member that had ended well, whose pod somebody has deleted, and that its
+    /// controller has made again: it needs a place once more.
+    fn reopen_seat(&self, plan: &mut Plan, pod: &Pod) -> Option<Seat> {
+        if !pod.is_alive() {
+            return None;
+        }
+        let membership = pod.membership.as_ref()?;
+        let own = membership.role.clone().zip(membership.index);
+        let (seat, slot) = plan.slots.iter_mut().find(|(seat, slot)| {
+            let gone = slot
+                .pod
+                .as_ref()
+                .is_none_or(|uid| !self.pods.contains_key(uid));
+            let alike = slot.shape.requests == pod.shape.requests;
+            slot.done && gone && own.as_ref().map_or(alike, |own| own == *seat)
+        })?;
+        *slot = Slot::new(None, Vec::new(), Arc::clone(&slot.shape));
+        Some(seat.clone())
     }
 
     /// Follows what the watch says of pods that have a slot, and keeps for each slot exactly the
@@ -167,6 +193,10 @@ impl Engine {
                 self.dirty_nodes.insert(node);
             }
             if let Some(node) = wanted.cloned() {
+                // A prediction that somebody else has made meanwhile is given up: after a restart
+                // two plans may count on one device, and a lost member's may have been given away.
+                slot.devices
+                    .retain(|device| !self.ledger.is_promised(&node, device, &key));
                 self.ledger.reserve(
                     key,
                     node.clone(),

@@ -20,6 +20,7 @@ mod doubt;
 mod gang;
 mod intake;
 mod members;
+mod needs;
 mod planning;
 mod publish;
 mod release;
@@ -38,7 +39,7 @@ use crate::ids::{Epoch, GangKey, NodeName, PlanId, PodUid, ResourceVersion};
 use crate::inventory::Inventory;
 use crate::ledger::Ledger;
 use crate::pod::Pod;
-use crate::snapshot::{NodeCapacity, Snapshot};
+use crate::snapshot::{Eligibility, NodeCapacity, Snapshot};
 use crate::time::{Millis, Timestamp};
 use crate::view::View;
 
@@ -153,6 +154,8 @@ pub struct Engine {
     next_sequence: u64,
     actions: VecDeque<Action>,
     view: Arc<View>,
+    /// What found no place in the pass that is going on.
+    unplaceable: BTreeMap<planning::Question, crate::reason::Unplaceable>,
     view_dirty: BTreeSet<GangKey>,
     /// Members that are gone since the view was published.
     view_gone: Vec<PodUid>,
@@ -193,6 +196,7 @@ impl Engine {
             next_sequence: 1,
             actions: VecDeque::new(),
             view: Arc::default(),
+            unplaceable: BTreeMap::new(),
             view_dirty: BTreeSet::new(),
             view_gone: Vec::new(),
         }
@@ -461,7 +465,7 @@ impl Engine {
             return true;
         };
         self.snapshot.nodes.get(at).is_none_or(|before| {
-            before.eligibility != now.eligibility
+            (before.eligibility != now.eligibility && now.eligibility == Eligibility::Eligible)
                 || before.reported != now.reported
                 || before.node.labels != now.node.labels
                 || before.node.taints != now.node.taints

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::gang::{Gang, Plan, Seat, Slot};
-use super::members::default_role;
-use crate::ids::{GangKey, RoleName};
+use super::needs::{Needs, free_seat};
+use crate::ids::{GangKey, NodeName, RoleName};
 use crate::plan::{GangRequest, Placement, RoleRequest, plan};
-use crate::pod::{MembershipSource, Pod, PodShape};
+use crate::pod::PodShape;
 use crate::reason::{Reason, Unplaceable};
 use crate::time::Timestamp;
-use crate::workload::{Hold, MemberSource, Workload};
+use crate::workload::MemberSource;
 
 /// Place in the queue; the larger goes first. Total: no two gangs have the same.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,12 +23,12 @@ pub(super) struct Rank {
     sequence: Reverse<u64>,
 }
 
-/// What a gang without a plan needs.
-struct Needs {
-    fixed: BTreeMap<Seat, Slot>,
-    roles: Vec<RoleRequest>,
-    /// Pod of each seat, where the pods say who the members are.
-    pods: BTreeMap<Seat, crate::ids::PodUid>,
+/// What the planner is asked for a whole gang, for the gangs of one pass that ask the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Question {
+    roles: Vec<(RoleName, Arc<PodShape>, usize)>,
+    avoid: BTreeSet<NodeName>,
+    fixed: u32,
     minimum: u32,
 }
 
@@ -67,41 +67,40 @@ impl Engine {
         }
     }
 
-    /// One pass over the queue. Returns the gangs that were looked at.
+    /// One pass over the queue, in its order. Returns the gangs that were looked at.
     pub(super) fn plan_waiting(&mut self, now: Timestamp) -> Vec<GangKey> {
-        let mut looked_at = Vec::new();
-        let mut later: Vec<(GangKey, Rank)> = Vec::new();
-        while let Some((key, rank)) = self.queue.pop() {
-            let revision = self.revision;
-            let ready = self.gangs.get(&key).is_some_and(|gang| {
+        let is_ready = |engine: &Self, key: &GangKey| {
+            engine.gangs.get(key).is_some_and(|gang| {
                 gang.not_before <= now
-                    && gang.tried_at != Some(revision)
+                    && gang.tried_at != Some(engine.revision)
                     && !gang.unready
                     && gang.recovered.is_none()
-            });
-            if !ready {
-                if self.gangs.contains_key(&key) {
-                    later.push((key, rank));
-                }
-                continue;
-            }
+            })
+        };
+        let mut ready: Vec<(Rank, GangKey)> = self
+            .queue
+            .iter()
+            .filter(|(key, _)| is_ready(self, key))
+            .map(|(key, rank)| (rank.clone(), key.clone()))
+            .collect();
+        ready.sort_by(|a, b| b.cmp(a));
+        self.unplaceable.clear();
+        let mut looked_at = Vec::with_capacity(ready.len());
+        for (_, key) in ready {
             let still_waits = self
                 .with_gang(&key, |engine, gang| {
-                    gang.tried_at = Some(revision);
+                    gang.tried_at = Some(engine.revision);
                     engine.try_gang(gang, now);
                     gang.plan
                         .as_ref()
                         .is_none_or(|plan| !engine.missing_seats(gang, plan).is_empty())
                 })
                 .unwrap_or(false);
-            if still_waits {
-                later.push((key.clone(), rank));
+            if !still_waits {
+                self.queue.remove(&key);
             }
             looked_at.push(key);
             self.refresh_capacity(now);
-        }
-        for (key, rank) in later {
-            self.queue.push(key, rank);
         }
         looked_at
     }
@@ -127,190 +126,27 @@ impl Engine {
         }
     }
 
-    /// What is to be planned; a reason when it cannot be planned at all; `None` when it must wait
-    /// without a reason of its own.
-    fn needs(&self, gang: &Gang, now: Timestamp) -> Result<Option<Needs>, Reason> {
-        let bound: Vec<&Pod> = self.bound_alive(gang).collect();
-        if gang.releasing {
-            return Ok(None);
-        }
-        if gang.is_job() {
-            let Some(workload) = &gang.workload else {
-                return Ok(None);
-            };
-            if matches!(workload.hold, Hold::Released(_)) && bound.is_empty() {
-                // Released by a plan that is no more: it is held again first.
-                return Ok(None);
-            }
-            if workload.hold == Hold::Held && !bound.is_empty() {
-                // Suspended: its controller is about to delete them.
-                return Ok(None);
-            }
-            return self.needs_of_job(gang, workload, &bound).map(Some);
-        }
-        self.needs_of_pods(gang, &bound, now)
-    }
-
-    pub(super) fn alive<'a>(&'a self, gang: &'a Gang) -> impl Iterator<Item = &'a Pod> {
-        gang.pods
-            .iter()
-            .filter_map(|uid| self.pods.get(uid))
-            .filter(|pod| pod.is_alive())
-    }
-
-    fn needs_of_job(
-        &self,
-        gang: &Gang,
-        workload: &Workload,
-        bound: &[&Pod],
-    ) -> Result<Needs, Reason> {
-        if let Some(pod) = self.alive(gang).find(|pod| pod.gated_by_others) {
-            return Err(Reason::GatedByOthers {
-                pod: Arc::clone(&pod.name),
-            });
-        }
-        let total = workload.total().unwrap_or(0);
-        let minimum = workload
-            .minimum
-            .filter(|minimum| *minimum > 0)
-            .unwrap_or(total);
-        if minimum > total {
-            return Err(Reason::MinimumTooLarge { minimum, total });
-        }
-        let mut fixed = BTreeMap::new();
-        for pod in bound {
-            let membership = pod.membership.as_ref();
-            if let Some((role, index)) =
-                membership.and_then(|membership| membership.role.clone().zip(membership.index))
-            {
-                fixed.insert((role, index), fixed_slot(pod));
-            }
-        }
-        let MemberSource::Roles(specs) = &workload.members else {
-            return Ok(Needs {
-                fixed,
-                roles: Vec::new(),
-                pods: BTreeMap::new(),
-                minimum,
-            });
-        };
-        let roles = specs
-            .iter()
-            .map(|spec| RoleRequest {
-                role: spec.name.clone(),
-                indices: (0..spec.count)
-                    .filter(|index| !fixed.contains_key(&(spec.name.clone(), *index)))
-                    .collect(),
-                shape: Arc::clone(&spec.shape),
-            })
-            .filter(|role| !role.indices.is_empty())
-            .collect();
-        Ok(Needs {
-            fixed,
-            roles,
-            pods: BTreeMap::new(),
-            minimum,
-        })
-    }
-
-    fn needs_of_pods(
-        &self,
-        gang: &Gang,
-        bound: &[&Pod],
-        now: Timestamp,
-    ) -> Result<Option<Needs>, Reason> {
-        let mut alive: Vec<&Pod> = self.alive(gang).collect();
-        alive.sort_by(|a, b| {
-            (a.created_seconds, &a.name, &a.uid).cmp(&(b.created_seconds, &b.name, &b.uid))
-        });
-        if let Some(pod) = alive.iter().find(|pod| pod.gated_by_others) {
-            return Err(Reason::GatedByOthers {
-                pod: Arc::clone(&pod.name),
-            });
-        }
-        let present = u32::try_from(alive.len()).unwrap_or(u32::MAX);
-        let minimum = match self.stated_minimum(gang, &alive)? {
-            Some(minimum) => minimum,
-            None if now.since(gang.last_pod_at) < self.config.settle => return Ok(None),
-            None => present,
-        };
-        if present < minimum || present == 0 {
-            return Err(Reason::MembersMissing {
-                present,
-                needed: minimum.max(1),
-            });
-        }
-        if bound.len() == alive.len() && gang.acked.is_none() {
-            // Everything of it runs already, and was never ours to promise.
-            return Ok(None);
-        }
-        let mut needs = Needs {
-            fixed: BTreeMap::new(),
-            roles: Vec::new(),
-            pods: BTreeMap::new(),
-            minimum,
-        };
-        let mut next: BTreeMap<RoleName, u32> = BTreeMap::new();
-        let mut shapes: Vec<(RoleName, Arc<PodShape>, Vec<u32>)> = Vec::new();
-        for pod in alive {
-            let role = role_of(pod);
-            let seat = free_seat(pod, &mut next, |seat| needs.pods.contains_key(seat));
-            let (_, index) = seat;
-            needs.pods.insert(seat.clone(), pod.uid.clone());
-            if pod.node.is_some() {
-                needs.fixed.insert(seat, fixed_slot(pod));
-            } else if let Some((_, _, indices)) = shapes
-                .iter_mut()
-                .find(|(name, shape, _)| *name == role && **shape == *pod.shape)
-            {
-                indices.push(index);
-            } else {
-                shapes.push((role, Arc::clone(&pod.shape), vec![index]));
-            }
-        }
-        needs.roles = shapes
-            .into_iter()
-            .map(|(role, shape, indices)| RoleRequest {
-                role,
-                indices,
-                shape,
-            })
-            .collect();
-        Ok(Some(needs))
-    }
-
-    /// The minimum that a PodGroup or a label states; `None` when nothing states one.
-    pub(super) fn stated_minimum(
-        &self,
-        gang: &Gang,
-        alive: &[&Pod],
-    ) -> Result<Option<u32>, Reason> {
-        if let Some(workload) = &gang.workload {
-            return Ok(workload.minimum.filter(|minimum| *minimum > 0));
-        }
-        let mut stated = None;
-        for pod in alive {
-            match pod.membership.as_ref().map(|membership| &membership.source) {
-                Some(MembershipSource::Alone) => stated = Some(1),
-                Some(MembershipSource::Label { size: Ok(size), .. }) => {
-                    stated = Some(stated.unwrap_or(0).max(*size));
-                }
-                Some(MembershipSource::Label { size: Err(why), .. }) => {
-                    return Err(Reason::Invalid(crate::workload::InvalidWorkload {
-                        field: Arc::from("metadata.annotations[muster.dev/gang-size]"),
-                        value: Arc::from(pod.name.as_ref()),
-                        limit: Arc::clone(why),
-                    }));
-                }
-                _ => {}
-            }
-        }
-        Ok(stated)
-    }
-
     fn plan_whole(&mut self, gang: &mut Gang, needs: Needs, now: Timestamp) {
         let avoid: BTreeSet<_> = gang.refused_nodes.keys().cloned().collect();
         let fixed = u32::try_from(needs.fixed.len()).unwrap_or(u32::MAX);
+        // Within one pass room only shrinks: what found no place a moment ago finds none now.
+        let question = Question {
+            roles: needs
+                .roles
+                .iter()
+                .map(|role| {
+                    let shape = Arc::clone(&role.shape);
+                    (role.role.clone(), shape, role.indices.len())
+                })
+                .collect(),
+            avoid: avoid.clone(),
+            fixed,
+            minimum: needs.minimum,
+        };
+        if let Some(why) = self.unplaceable.get(&question) {
+            gang.reason = Some(Reason::Unplaceable(why.clone()));
+            return;
+        }
         match self.plan_elastic(&needs, fixed, &avoid) {
             Ok(placement) => {
                 let plan = self.new_plan(gang, needs, placement, now);
@@ -320,7 +156,10 @@ impl Engine {
                 });
                 gang.plan = Some(plan);
             }
-            Err(why) => gang.reason = Some(Reason::Unplaceable(why)),
+            Err(why) => {
+                self.unplaceable.insert(question, why.clone());
+                gang.reason = Some(Reason::Unplaceable(why));
+            }
         }
     }
 
@@ -329,7 +168,7 @@ impl Engine {
         &self,
         needs: &Needs,
         fixed: u32,
-        avoid: &BTreeSet<crate::ids::NodeName>,
+        avoid: &BTreeSet<NodeName>,
     ) -> Result<Placement, Unplaceable> {
         let mut request = GangRequest {
             roles: needs.roles.clone(),
@@ -397,6 +236,7 @@ impl Engine {
             slots,
             minimum: needs.minimum,
             open: resumed,
+            was_durable: false,
             complete: false,
             progress_at: now,
             first_held_at: None,
@@ -501,41 +341,6 @@ impl Engine {
     }
 }
 
-fn role_of(pod: &Pod) -> RoleName {
-    pod.membership
-        .as_ref()
-        .and_then(|membership| membership.role.clone())
-        .unwrap_or_else(default_role)
-}
-
-/// A seat for a pod that says its own place, or not: the place it says unless another one has it,
-/// else the next that is free in its role. Two pods may well say the same, for example the first
-/// pods of two Jobs in one group.
-fn free_seat(
-    pod: &Pod,
-    next: &mut BTreeMap<RoleName, u32>,
-    is_taken: impl Fn(&Seat) -> bool,
-) -> Seat {
-    let role = role_of(pod);
-    let said = pod
-        .membership
-        .as_ref()
-        .and_then(|membership| membership.index)
-        .map(|index| (role.clone(), index))
-        .filter(|seat| !is_taken(seat));
-    if let Some(seat) = said {
-        return seat;
-    }
-    let counter = next.entry(role.clone()).or_insert(0);
-    loop {
-        let seat = (role.clone(), *counter);
-        *counter = counter.saturating_add(1);
-        if !is_taken(&seat) || *counter == u32::MAX {
-            return seat;
-        }
-    }
-}
-
 /// The roles with `dropped` members fewer: always the highest index of the role with most members,
 /// so that the master stays.
 fn without(roles: &[RoleRequest], dropped: u32) -> Vec<RoleRequest> {
@@ -547,16 +352,4 @@ fn without(roles: &[RoleRequest], dropped: u32) -> Vec<RoleRequest> {
     }
     roles.retain(|role| !role.indices.is_empty());
     roles
-}
-
-fn fixed_slot(pod: &Pod) -> Slot {
-    let devices = pod
-        .record
-        .as_ref()
-        .map(|record| record.devices.clone())
-        .unwrap_or_default();
-    let mut slot = Slot::new(pod.node.clone(), devices, Arc::clone(&pod.shape));
-    slot.pod = Some(pod.uid.clone());
-    slot.bound = true;
-    slot
 }

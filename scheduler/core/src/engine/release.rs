@@ -32,7 +32,17 @@ impl Engine {
         if gang.releasing {
             self.go_on_releasing(gang, now);
         }
-        if gang.is_durable() {
+        let durable = gang.is_durable();
+        if let Some(plan) = &mut gang.plan {
+            if durable && !plan.was_durable {
+                // Filter refused its members while it was not: they are woken again.
+                for slot in plan.slots.values_mut() {
+                    slot.woken_from = None;
+                }
+            }
+            plan.was_durable = durable;
+        }
+        if durable {
             self.release_pods(gang, now);
         }
     }
@@ -89,7 +99,7 @@ impl Engine {
                 let bound = self.bound_alive(gang).next().is_some();
                 (gang.releasing || !bound).then_some(JobChange::Hold)
             }
-            (None, Hold::Free) => has_pins(workload).then_some(JobChange::Strip),
+            (_, Hold::Free) => has_pins(workload).then_some(JobChange::Strip),
             _ => None,
         };
         if let Some(change) = change {
@@ -123,7 +133,8 @@ impl Engine {
             return;
         };
         if gang.job_write.is_some()
-            || gang.job_changed_at.as_ref() == Some(&workload.resource_version)
+            || (gang.job_changed_at.as_ref() == Some(&workload.resource_version)
+                && now < gang.job_again_at)
             || now < gang.blocked_until
         {
             return;
@@ -136,6 +147,7 @@ impl Engine {
             resource_version: workload.resource_version.clone(),
         };
         gang.job_changed_at = Some(workload.resource_version.clone());
+        gang.job_again_at = Timestamp(u64::MAX);
         let plan = gang.plan.as_ref().map(|plan| plan.id.clone());
         let purpose = Purpose::ChangeJob(gang.key.clone());
         gang.job_write = Some(self.write(
@@ -161,13 +173,15 @@ impl Engine {
             return;
         }
         gang.job_write = None;
+        gang.job_again_at = now + REFUSED_RETRY;
         match outcome {
             WriteOutcome::Done(_) => {
                 if let Some(plan) = &mut gang.plan {
                     plan.progress_at = now;
                 }
             }
-            // The watch brings the job as it is now; until then nothing is repeated.
+            // The watch brings the job as it is now; until then, or for a good while, nothing is
+            // repeated.
             WriteOutcome::Conflict(_) | WriteOutcome::Gone => {}
             WriteOutcome::Unknown(_) => {
                 gang.job_changed_at = None;
@@ -199,10 +213,28 @@ impl Engine {
         );
         let held_job = matches!(gang.hold(), Some(Hold::Held | Hold::Released(_)));
         let id = plan.id.clone();
+        // What the template says now is what a deleted pod's successor is born with.
+        let template_is_right = gang.workload.as_ref().is_none_or(|workload| {
+            if held_job {
+                is_pinned_to(workload, &self.pins(&plan))
+            } else {
+                !has_pins(workload)
+            }
+        });
         for (seat, slot) in &mut plan.slots {
-            if slot.is_settled() || slot.release != Step::NotYet {
+            let refusal = slot
+                .pod
+                .as_ref()
+                .and_then(|uid| self.pods.get(uid))
+                .and_then(|pod| pod.unschedulable.as_ref())
+                .filter(|said| said.contains("muster:"));
+            let refused = refusal.is_some() && refusal != slot.woken_from.as_ref();
+            let due = slot.release == Step::NotYet
+                || (slot.release == Step::Done && refused && slot.ticket.is_none());
+            if slot.is_settled() || !due || now < slot.release_after {
                 continue;
             }
+            let refusal = refusal.cloned();
             let Some(node) = slot.node.clone() else {
                 continue;
             };
@@ -217,6 +249,9 @@ impl Engine {
             let purpose = Purpose::ReleasePod(gang.key.clone(), seat.clone());
             if strayed && pod.controlled && pod.shape.is_pinned() {
                 // It was born confined to other nodes, which cannot be changed any more.
+                if !template_is_right {
+                    continue;
+                }
                 let uid = pod.uid.clone();
                 self.delete_pod(&gang.key, &uid, Some(id.clone()), now);
             } else if pod.gated {
@@ -224,7 +259,8 @@ impl Engine {
                 let what = WriteKind::ReleasePod { pod: target, pin };
                 slot.release =
                     Step::InFlight(self.write(&gang.key, Some(id.clone()), purpose, what));
-            } else if by_pod || !held_job {
+            } else if by_pod || !held_job || refused {
+                slot.woken_from = refusal;
                 let what = WriteKind::WakePod {
                     pod: target,
                     plan: id.clone(),
@@ -247,26 +283,25 @@ impl Engine {
         now: Timestamp,
     ) {
         self.dirty.insert(key.clone());
-        let failed = matches!(
-            outcome,
-            WriteOutcome::Conflict(_) | WriteOutcome::Unknown(_)
-        );
-        if failed && let Some(gang) = self.gangs.get_mut(key) {
-            gang.blocked_until = gang.blocked_until.max(now + RELEASE_RETRY);
-        }
         let slot = self
             .gangs
             .get_mut(key)
             .and_then(|gang| gang.plan.as_mut())
             .and_then(|plan| plan.slots.get_mut(seat))
             .filter(|slot| slot.release == Step::InFlight(id));
-        if let Some(slot) = slot {
-            slot.release = match outcome {
-                // A refusal will not change by repeating it: the barrier's deadline deals with it.
-                WriteOutcome::Done(_) | WriteOutcome::Gone | WriteOutcome::Refused(_) => Step::Done,
-                WriteOutcome::Conflict(_) | WriteOutcome::Unknown(_) => Step::NotYet,
-            };
-        }
+        let Some(slot) = slot else { return };
+        let pause = match outcome {
+            WriteOutcome::Done(_) | WriteOutcome::Gone => {
+                slot.release = Step::Done;
+                return;
+            }
+            WriteOutcome::Conflict(_) | WriteOutcome::Unknown(_) => RELEASE_RETRY,
+            // Whatever refuses it may stop doing so. Nobody else would ever let the pod go.
+            WriteOutcome::Refused(_) => REFUSED_RETRY,
+        };
+        slot.release = Step::NotYet;
+        slot.woken_from = None;
+        slot.release_after = now + pause;
     }
 }
 

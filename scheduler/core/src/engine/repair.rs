@@ -435,6 +435,7 @@ impl Engine {
                 plan.partial_since
                     .map(|since| since + self.config.repair_max),
             );
+            at.extend(plan.slots.values().map(|slot| slot.release_after));
             at.extend(
                 plan.slots
                     .values()
@@ -451,6 +452,7 @@ impl Engine {
         }
         at.extend(gang.refused_nodes.values().copied());
         at.push(gang.status_after);
+        at.extend((gang.job_again_at < Timestamp(u64::MAX)).then_some(gang.job_again_at));
         at.push(gang.blocked_until);
         let next = at.into_iter().filter(|at| *at > now).min();
         if next == gang.deadline {

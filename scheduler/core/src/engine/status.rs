@@ -224,6 +224,9 @@ impl Engine {
             }
             WriteOutcome::Conflict(Some(record)) => {
                 // Somebody wrote in between. What is there now is what counts; ours comes on top.
+                // An answer is never a late echo, whatever the watch has said before.
+                gang.past_versions
+                    .retain(|past| *past != record.resource_version);
                 gang.acked = Some(GangStatus::default());
                 take_record(gang, record);
                 let again = gang.status_failures > 0;

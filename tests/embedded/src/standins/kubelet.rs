@@ -83,12 +83,23 @@ impl Default for KubeletConfig {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Wishes {
+    on_holders: Option<OnHolders>,
+    retell: bool,
     unhealthy: BTreeMap<String, BTreeSet<String>>,
     ids: BTreeMap<String, Vec<String>>,
     silent: BTreeSet<String>,
     changed: BTreeSet<String>,
+}
+
+impl std::fmt::Debug for Wishes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wishes")
+            .field("unhealthy", &self.unhealthy)
+            .field("silent", &self.silent)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The handle by which tests break devices and nodes.
@@ -106,6 +117,20 @@ impl KubeletControl {
         drop(wishes);
         self.wake.notify_one();
         result
+    }
+
+    /// Looks at or changes the wishes without waking the kubelets.
+    fn with_quietly<T>(&self, f: impl FnOnce(&mut Wishes) -> T) -> T {
+        f(&mut self.wishes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Is told who holds what from now on, besides the callback of the configuration; starts with every node.
+    pub fn set_on_holders(&self, callback: OnHolders) {
+        let mut wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
+        wishes.on_holders = Some(callback);
+        wishes.retell = true;
+        drop(wishes);
+        self.wake.notify_one();
     }
 
     /// Names the devices of a node; without it they are called `GPU-<node>-<index>`.
@@ -253,6 +278,9 @@ impl Kubelet {
         for node in changed {
             self.apply_health(&node);
             self.retry(&node);
+        }
+        if self.control.with_quietly(|w| std::mem::take(&mut w.retell)) {
+            self.nodes.keys().for_each(|node| self.tell(node));
         }
         match self.pods.poll() {
             Some(Batch::Resync(all)) => {
@@ -478,13 +506,15 @@ impl Kubelet {
     }
 
     fn tell(&self, node: &str) {
-        if let (Some(callback), Some(state)) = (&self.config.on_holders, self.nodes.get(node)) {
-            let holders: Vec<Holder> = state
-                .admitted
-                .values()
-                .flat_map(|a| a.holders.clone())
-                .collect();
-            callback(node, &holders);
+        let Some(state) = self.nodes.get(node) else {
+            return;
+        };
+        let later = self.control.with_quietly(|w| w.on_holders.clone());
+        let mut callbacks = self.config.on_holders.iter().chain(&later).peekable();
+        if callbacks.peek().is_some() {
+            let admitted = state.admitted.values();
+            let holders: Vec<Holder> = admitted.flat_map(|a| a.holders.clone()).collect();
+            callbacks.for_each(|callback| callback(node, &holders));
         }
     }
 

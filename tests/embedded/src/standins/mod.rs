@@ -7,6 +7,7 @@
 //! Each is one task that owns its state and reads through informers, so a cluster on the paused clock in one thread
 //! does the same things in the same order for the same seed.
 
+pub mod agents;
 pub mod extender;
 pub mod fit;
 pub mod kubelet;

@@ -1,0 +1,49 @@
+//! A job controller without a rate limit: makes the pods of every PyTorchJob that is not suspended,
+//! and writes nothing else. It stands in for training-operator, whose default limits make about ten
+//! pods a second.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context as _;
+use futures::StreamExt as _;
+use kube::Client;
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
+use kube::runtime::watcher::{self, watcher};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use crate::load::Step;
+use crate::objects::{self, NAMESPACE};
+
+/// Watches jobs and hands the pods of each, once it is free to run, to the maker of objects. Runs
+/// until the receiver is gone.
+pub async fn run(client: Client, steps: mpsc::Sender<Step>) -> anyhow::Result<()> {
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("kubeflow.org", "v1", "PyTorchJob"));
+    let api: Api<DynamicObject> = Api::namespaced_with(client, NAMESPACE, &kind);
+    let mut started = BTreeSet::new();
+    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()));
+    while let Some(event) = events.next().await {
+        let job = match event.context("watch jobs")? {
+            watcher::Event::Apply(job) | watcher::Event::InitApply(job) => job,
+            watcher::Event::Init | watcher::Event::InitDone | watcher::Event::Delete(_) => continue,
+        };
+        let suspended = job
+            .data
+            .pointer("/spec/runPolicy/suspend")
+            .and_then(Value::as_bool)
+            .unwrap_or(false);
+        let uid = job.metadata.uid.clone().unwrap_or_default();
+        if suspended || !started.insert(uid) {
+            continue;
+        }
+        let job = serde_json::to_value(&job).context("encode a job")?;
+        let step = Step {
+            head: Vec::new(),
+            pods: objects::pods_of_job(&job)?,
+        };
+        if steps.send(step).await.is_err() {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the watch of jobs ended")
+}

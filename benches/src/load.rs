@@ -1,0 +1,257 @@
+//! Creates the load as fast as the API server takes it, in the same way for every contender.
+//!
+//! ```text
+//!   gangs that are submitted ---------------------------> steps --(64 requests in flight)--> API server
+//!   jobs that are submitted -> API server -> controller --^
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::{StreamExt as _, TryStreamExt as _};
+use jiff::Timestamp;
+use kube::Client;
+use kube::api::PostParams;
+use kube::core::Request;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::contender::Contender;
+use crate::controller;
+use crate::objects::{self, Gang, Object};
+
+/// Requests in flight: more make the API server no faster on a few cores.
+const IN_FLIGHT: usize = 64;
+/// Jobs or PodGroups in flight.
+const HEADS_IN_FLIGHT: usize = 8;
+/// Steps that wait for the maker; the submitter then waits as well.
+const STEPS_MAX: usize = 1_024;
+/// Longest wait for the answer to one request.
+const REQUEST_MAX: Duration = Duration::from_secs(60);
+
+/// Objects to create: first these, then those.
+#[derive(Clone, Debug, Default)]
+pub struct Step {
+    /// Created first, such as PodGroups.
+    pub head: Vec<Object>,
+    /// Created then, in order, many at once.
+    pub pods: Vec<Object>,
+}
+
+/// What has been created, and when.
+#[derive(Clone, Debug, Default)]
+pub struct Created {
+    /// When each gang was submitted: just before the request for its first object, or when it was
+    /// handed to the maker of pods.
+    pub submitted: BTreeMap<String, Timestamp>,
+    /// When the last pod was answered.
+    pub last_pod: Option<Timestamp>,
+    /// Pods created.
+    pub pods: usize,
+}
+
+/// The load on its way. Dropping it stops what is still to be created.
+#[derive(Debug)]
+pub struct Load {
+    created: Arc<Mutex<Created>>,
+    tasks: JoinSet<anyhow::Result<()>>,
+}
+
+impl Load {
+    /// Submits all gangs at once.
+    pub fn start(
+        client: &Client,
+        gangs: Vec<Gang>,
+        contender: Contender,
+        interleaved: bool,
+    ) -> Load {
+        let created: Arc<Mutex<Created>> = Arc::default();
+        let (sender, receiver) = mpsc::channel(STEPS_MAX);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(make(client.clone(), receiver, Arc::clone(&created)));
+        if contender == Contender::MusterJob {
+            tasks.spawn(controller::run(client.clone(), sender));
+            tasks.spawn(submit_jobs(
+                client.clone(),
+                gangs,
+                contender,
+                Arc::clone(&created),
+            ));
+        } else {
+            tasks.spawn(submit_pods(
+                sender,
+                gangs,
+                contender,
+                interleaved,
+                Arc::clone(&created),
+            ));
+        }
+        Load { created, tasks }
+    }
+
+    /// What has been created so far.
+    pub fn created(&self) -> Created {
+        locked(&self.created).clone()
+    }
+
+    /// Fails when something could not be created.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        while let Some(ended) = self.tasks.try_join_next() {
+            ended.context("a task of the load")??;
+        }
+        Ok(())
+    }
+}
+
+fn locked(created: &Mutex<Created>) -> std::sync::MutexGuard<'_, Created> {
+    created.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn submit_pods(
+    steps: mpsc::Sender<Step>,
+    gangs: Vec<Gang>,
+    contender: Contender,
+    interleaved: bool,
+    created: Arc<Mutex<Created>>,
+) -> anyhow::Result<()> {
+    let mut all = Vec::new();
+    for gang in &gangs {
+        let head = if contender == Contender::Native {
+            vec![objects::pod_group(gang)?]
+        } else {
+            Vec::new()
+        };
+        all.push(Step {
+            head,
+            pods: objects::pods(gang, contender)?,
+        });
+    }
+    if interleaved {
+        all = vec![interleave(all)];
+    }
+    let now = Timestamp::now();
+    locked(&created).submitted = gangs.into_iter().map(|gang| (gang.name, now)).collect();
+    for step in all {
+        if steps.send(step).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// One step out of many: all heads, then the first pod of each, the second of each, and so on.
+fn interleave(steps: Vec<Step>) -> Step {
+    let mut one = Step::default();
+    let mut queues: Vec<_> = Vec::new();
+    for step in steps {
+        one.head.extend(step.head);
+        queues.push(step.pods.into_iter());
+    }
+    loop {
+        let round: Vec<Object> = queues.iter_mut().filter_map(Iterator::next).collect();
+        if round.is_empty() {
+            return one;
+        }
+        one.pods.extend(round);
+    }
+}
+
+async fn submit_jobs(
+    client: Client,
+    gangs: Vec<Gang>,
+    contender: Contender,
+    created: Arc<Mutex<Created>>,
+) -> anyhow::Result<()> {
+    let mut jobs = Vec::new();
+    for gang in &gangs {
+        jobs.push((gang.name.clone(), objects::job(gang, contender)?));
+    }
+    futures::stream::iter(jobs)
+        .map(|(name, job)| {
+            let (client, created) = (client.clone(), Arc::clone(&created));
+            async move {
+                locked(&created).submitted.insert(name, Timestamp::now());
+                create(&client, job).await
+            }
+        })
+        .buffered(HEADS_IN_FLIGHT)
+        .try_for_each(|()| async { Ok(()) })
+        .await
+}
+
+/// Creates what comes, step by step, until nothing more comes.
+async fn make(
+    client: Client,
+    steps: mpsc::Receiver<Step>,
+    created: Arc<Mutex<Created>>,
+) -> anyhow::Result<()> {
+    let steps = futures::stream::unfold(steps, |mut steps| async move {
+        let step = steps.recv().await?;
+        Some((step, steps))
+    });
+    let heads = steps
+        .map(|step| {
+            let client = client.clone();
+            async move {
+                for object in step.head {
+                    create(&client, object).await?;
+                }
+                anyhow::Ok(step.pods)
+            }
+        })
+        .buffered(HEADS_IN_FLIGHT);
+    heads
+        .map_ok(|pods| futures::stream::iter(pods).map(anyhow::Ok))
+        .try_flatten()
+        .map_ok(|pod| {
+            let (client, created) = (client.clone(), Arc::clone(&created));
+            async move {
+                create(&client, pod).await?;
+                let mut created = locked(&created);
+                created.pods = created.pods.saturating_add(1);
+                created.last_pod = Some(Timestamp::now());
+                anyhow::Ok(())
+            }
+        })
+        .try_buffer_unordered(IN_FLIGHT)
+        .try_for_each(|()| async { Ok(()) })
+        .await
+}
+
+async fn create(client: &Client, object: Object) -> anyhow::Result<()> {
+    let path = object.path.clone();
+    let request = Request::new(object.path)
+        .create(&PostParams::default(), object.body)
+        .with_context(|| format!("a request for {path}"))?;
+    tokio::time::timeout(REQUEST_MAX, client.request_text(request))
+        .await
+        .with_context(|| format!("POST {path}: no answer within {REQUEST_MAX:?}"))?
+        .with_context(|| format!("POST {path}"))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(name: &str) -> Object {
+        Object {
+            path: name.into(),
+            body: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn members_of_all_gangs_take_turns() {
+        let step = |names: &[&str]| Step {
+            head: vec![object("head")],
+            pods: names.iter().map(|name| object(name)).collect(),
+        };
+        let one = interleave(vec![step(&["a0", "a1", "a2"]), step(&["b0", "b1"])]);
+        let names: Vec<&str> = one.pods.iter().map(|pod| pod.path.as_str()).collect();
+        assert_eq!(names, ["a0", "b0", "a1", "b1", "a2"]);
+        assert_eq!(one.head.len(), 2);
+    }
+}

@@ -1,0 +1,316 @@
+//! What a gang without a plan needs: which members, of what shape, and how many of them at least.
+//! The job says it, or the pods do; what is bound already keeps its place.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Engine;
+use super::gang::{Gang, Seat, Slot};
+use super::members::default_role;
+use crate::ids::{PodUid, RoleName};
+use crate::plan::RoleRequest;
+use crate::pod::{MembershipSource, Pod, PodPhase, PodShape};
+use crate::reason::Reason;
+use crate::time::Timestamp;
+use crate::workload::{Hold, MemberSource, RoleSpec, Workload};
+
+/// What a gang without a plan needs.
+pub(super) struct Needs {
+    pub fixed: BTreeMap<Seat, Slot>,
+    pub roles: Vec<RoleRequest>,
+    /// Pod of each seat, where the pods say who the members are.
+    pub pods: BTreeMap<Seat, PodUid>,
+    pub minimum: u32,
+}
+
+impl Engine {
+    /// What is to be planned; a reason when it cannot be planned at all; `None` when it must wait
+    /// without a reason of its own.
+    pub(super) fn needs(&self, gang: &Gang, now: Timestamp) -> Result<Option<Needs>, Reason> {
+        let bound: Vec<&Pod> = self.bound_alive(gang).collect();
+        if gang.releasing {
+            return Ok(None);
+        }
+        if gang.is_job() {
+            let Some(workload) = &gang.workload else {
+                return Ok(None);
+            };
+            if matches!(workload.hold, Hold::Released(_)) && bound.is_empty() {
+                // Released by a plan that is no more: it is held again first.
+                return Ok(None);
+            }
+            if workload.hold == Hold::Held && !bound.is_empty() {
+                // Suspended: its controller is about to delete them.
+                return Ok(None);
+            }
+            return self.needs_of_job(gang, workload, &bound).map(Some);
+        }
+        self.needs_of_pods(gang, &bound, now)
+    }
+
+    pub(super) fn alive<'a>(&'a self, gang: &'a Gang) -> impl Iterator<Item = &'a Pod> {
+        gang.pods
+            .iter()
+            .filter_map(|uid| self.pods.get(uid))
+            .filter(|pod| pod.is_alive())
+    }
+
+    fn needs_of_job(
+        &self,
+        gang: &Gang,
+        workload: &Workload,
+        bound: &[&Pod],
+    ) -> Result<Needs, Reason> {
+        if let Some(pod) = self.alive(gang).find(|pod| pod.gated_by_others) {
+            return Err(Reason::GatedByOthers {
+                pod: Arc::clone(&pod.name),
+            });
+        }
+        let total = workload.total().unwrap_or(0);
+        let minimum = workload
+            .minimum
+            .filter(|minimum| *minimum > 0)
+            .unwrap_or(total);
+        if minimum > total {
+            return Err(Reason::MinimumTooLarge { minimum, total });
+        }
+        let mut fixed = BTreeMap::new();
+        // A member that has ended well is not made again: nobody would come to its place.
+        let ended = gang
+            .pods
+            .iter()
+            .filter_map(|uid| self.pods.get(uid))
+            .filter(|pod| pod.phase == PodPhase::Succeeded);
+        for pod in bound.iter().copied().chain(ended) {
+            let membership = pod.membership.as_ref();
+            if let Some((role, index)) =
+                membership.and_then(|membership| membership.role.clone().zip(membership.index))
+            {
+                fixed.insert((role, index), fixed_slot(pod));
+            }
+        }
+        let MemberSource::Roles(specs) = &workload.members else {
+            return Ok(Needs {
+                fixed,
+                roles: Vec::new(),
+                pods: BTreeMap::new(),
+                minimum,
+            });
+        };
+        let roles = self.open_roles(gang, workload, specs, &fixed);
+        Ok(Needs {
+            fixed,
+            roles,
+            pods: BTreeMap::new(),
+            minimum,
+        })
+    }
+
+    /// Members of each role that have no place yet, alike ones together.
+    fn open_roles(
+        &self,
+        gang: &Gang,
+        workload: &Workload,
+        specs: &[RoleSpec],
+        fixed: &BTreeMap<Seat, Slot>,
+    ) -> Vec<RoleRequest> {
+        let own = if workload.hold == Hold::Held {
+            // Suspended: its pods are about to be deleted, and born again from the template.
+            BTreeMap::new()
+        } else {
+            self.own_shapes(gang, specs)
+        };
+        let mut roles = Vec::new();
+        for spec in specs {
+            let mut shapes: Vec<RoleRequest> = Vec::new();
+            for index in 0..spec.count {
+                let seat = (spec.name.clone(), index);
+                if fixed.contains_key(&seat) {
+                    continue;
+                }
+                let shape = own.get(&seat).unwrap_or(&spec.shape);
+                match shapes.iter_mut().find(|other| other.shape == *shape) {
+                    Some(other) => other.indices.push(index),
+                    None => shapes.push(RoleRequest {
+                        role: spec.name.clone(),
+                        indices: vec![index],
+                        shape: Arc::clone(shape),
+                    }),
+                }
+            }
+            roles.extend(shapes);
+        }
+        roles
+    }
+
+    /// Shapes of members that exist and ask for something else than their template does: it was
+    /// edited since, or something was put into the pod at its birth. Nobody makes them again for
+    /// that. Nodes that we confined a pod to are not its own wish.
+    fn own_shapes(&self, gang: &Gang, specs: &[RoleSpec]) -> BTreeMap<Seat, Arc<PodShape>> {
+        let mut own = BTreeMap::new();
+        for pod in self.alive(gang).filter(|pod| pod.node.is_none()) {
+            let Some(membership) = &pod.membership else {
+                continue;
+            };
+            let Some((role, index)) = membership.role.clone().zip(membership.index) else {
+                continue;
+            };
+            let Some(spec) = specs.iter().find(|spec| spec.name == role) else {
+                continue;
+            };
+            let mut shape = (*pod.shape).clone();
+            if pod.shape.is_pinned() {
+                shape
+                    .required_affinity
+                    .clone_from(&spec.shape.required_affinity);
+            }
+            if shape != *spec.shape {
+                own.insert((role, index), Arc::new(shape));
+            }
+        }
+        own
+    }
+
+    fn needs_of_pods(
+        &self,
+        gang: &Gang,
+        bound: &[&Pod],
+        now: Timestamp,
+    ) -> Result<Option<Needs>, Reason> {
+        let mut alive: Vec<&Pod> = self.alive(gang).collect();
+        alive.sort_by(|a, b| {
+            (a.created_seconds, &a.name, &a.uid).cmp(&(b.created_seconds, &b.name, &b.uid))
+        });
+        if let Some(pod) = alive.iter().find(|pod| pod.gated_by_others) {
+            return Err(Reason::GatedByOthers {
+                pod: Arc::clone(&pod.name),
+            });
+        }
+        let present = u32::try_from(alive.len()).unwrap_or(u32::MAX);
+        let minimum = match self.stated_minimum(gang, &alive)? {
+            Some(minimum) => minimum,
+            None if now.since(gang.last_pod_at) < self.config.settle => return Ok(None),
+            None => present,
+        };
+        if present < minimum || present == 0 {
+            return Err(Reason::MembersMissing {
+                present,
+                needed: minimum.max(1),
+            });
+        }
+        if bound.len() == alive.len() && gang.acked.is_none() {
+            // Everything of it runs already, and was never ours to promise.
+            return Ok(None);
+        }
+        let mut needs = Needs {
+            fixed: BTreeMap::new(),
+            roles: Vec::new(),
+            pods: BTreeMap::new(),
+            minimum,
+        };
+        let mut next: BTreeMap<RoleName, u32> = BTreeMap::new();
+        let mut shapes: Vec<(RoleName, Arc<PodShape>, Vec<u32>)> = Vec::new();
+        for pod in alive {
+            let role = role_of(pod);
+            let seat = free_seat(pod, &mut next, |seat| needs.pods.contains_key(seat));
+            let (_, index) = seat;
+            needs.pods.insert(seat.clone(), pod.uid.clone());
+            if pod.node.is_some() {
+                needs.fixed.insert(seat, fixed_slot(pod));
+            } else if let Some((_, _, indices)) = shapes
+                .iter_mut()
+                .find(|(name, shape, _)| *name == role && **shape == *pod.shape)
+            {
+                indices.push(index);
+            } else {
+                shapes.push((role, Arc::clone(&pod.shape), vec![index]));
+            }
+        }
+        needs.roles = shapes
+            .into_iter()
+            .map(|(role, shape, indices)| RoleRequest {
+                role,
+                indices,
+                shape,
+            })
+            .collect();
+        Ok(Some(needs))
+    }
+
+    /// The minimum that a PodGroup or a label states; `None` when nothing states one.
+    pub(super) fn stated_minimum(
+        &self,
+        gang: &Gang,
+        alive: &[&Pod],
+    ) -> Result<Option<u32>, Reason> {
+        if let Some(workload) = &gang.workload {
+            return Ok(workload.minimum.filter(|minimum| *minimum > 0));
+        }
+        let mut stated = None;
+        for pod in alive {
+            match pod.membership.as_ref().map(|membership| &membership.source) {
+                Some(MembershipSource::Alone) => stated = Some(1),
+                Some(MembershipSource::Label { size: Ok(size), .. }) => {
+                    stated = Some(stated.unwrap_or(0).max(*size));
+                }
+                Some(MembershipSource::Label { size: Err(why), .. }) => {
+                    return Err(Reason::Invalid(crate::workload::InvalidWorkload {
+                        field: Arc::from("metadata.annotations[muster.dev/gang-size]"),
+                        value: Arc::from(pod.name.as_ref()),
+                        limit: Arc::clone(why),
+                    }));
+                }
+                _ => {}
+            }
+        }
+        Ok(stated)
+    }
+}
+
+fn role_of(pod: &Pod) -> RoleName {
+    pod.membership
+        .as_ref()
+        .and_then(|membership| membership.role.clone())
+        .unwrap_or_else(default_role)
+}
+
+/// A seat for a pod that says its own place, or not: the place it says unless another one has it,
+/// else the next that is free in its role. Two pods may well say the same, for example the first
+/// pods of two Jobs in one group.
+pub(super) fn free_seat(
+    pod: &Pod,
+    next: &mut BTreeMap<RoleName, u32>,
+    is_taken: impl Fn(&Seat) -> bool,
+) -> Seat {
+    let role = role_of(pod);
+    let said = pod
+        .membership
+        .as_ref()
+        .and_then(|membership| membership.index)
+        .map(|index| (role.clone(), index))
+        .filter(|seat| !is_taken(seat));
+    if let Some(seat) = said {
+        return seat;
+    }
+    let counter = next.entry(role.clone()).or_insert(0);
+    loop {
+        let seat = (role.clone(), *counter);
+        *counter = counter.saturating_add(1);
+        if !is_taken(&seat) || *counter == u32::MAX {
+            return seat;
+        }
+    }
+}
+
+fn fixed_slot(pod: &Pod) -> Slot {
+    let devices = pod
+        .record
+        .as_ref()
+        .map(|record| record.devices.clone())
+        .unwrap_or_default();
+    let mut slot = Slot::new(pod.node.clone(), devices, Arc::clone(&pod.shape));
+    slot.pod = Some(pod.uid.clone());
+    slot.bound = true;
+    slot.done = pod.phase == PodPhase::Succeeded;
+    slot
+}

@@ -1,0 +1,630 @@
+//! One door to the planner: nodes and a gang as lines of text, the answer as text.
+//!
+//! ```text
+//! node NAME [gpu=N] [used=N] [sick=N] [cpu=N] [has=RESOURCE:N] [taint=KEY] [label=KEY:VALUE]
+//!           [port=N] [numa=N,N..] [cordoned] [notready] [silent]
+//! role NAME COUNTxGPUS [cpu=N] [has=RESOURCE:N] [tolerate=KEY] [select=KEY:VALUE] [port=N]
+//! avoid NAME
+//! ```
+//! `used` GPUs are held by somebody, `sick` ones are free and unhealthy; `numa` names the NUMA node
+//! of each free GPU. Every GPU node has the taint `gpu`, which every role with GPUs tolerates.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use muster_core::config::Config;
+use muster_core::ids::NodeName;
+use muster_core::inventory::{Device, DeviceHealth};
+use muster_core::node::{HostPort, Node, Taint, TaintEffect, Toleration, TolerationOperator};
+use muster_core::plan::{GangRequest, Placement, RoleRequest, plan};
+use muster_core::pod::PodShape;
+use muster_core::reason::Unplaceable;
+use muster_core::resources::Resources;
+use muster_core::snapshot::{Eligibility, NodeCapacity, Snapshot};
+
+const GPU: &str = "nvidia.com/gpu";
+
+fn pair(text: &str) -> (&str, &str) {
+    text.split_once(':').unwrap_or((text, ""))
+}
+
+fn port(text: &str) -> HostPort {
+    HostPort {
+        protocol: Arc::from("TCP"),
+        address: Arc::from("0.0.0.0"),
+        port: text.parse().unwrap(),
+    }
+}
+
+fn taint(key: &str) -> Taint {
+    Taint {
+        key: Arc::from(key),
+        value: Arc::from(""),
+        effect: TaintEffect::NoSchedule,
+    }
+}
+
+fn node(words: &[&str]) -> NodeCapacity {
+    let name = words[0];
+    let mut offered = Resources {
+        milli_cpu: 64_000,
+        memory_bytes: 1 << 40,
+        ephemeral_bytes: 1 << 40,
+        pods: 110,
+        ..Resources::default()
+    };
+    let (mut labels, mut taints, mut ports) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
+    let (mut eligibility, mut reported) = (Eligibility::Eligible, true);
+    let (mut used, mut sick, mut numa) = (0u64, 0u64, Vec::new());
+    for word in &words[1..] {
+        match word.split_once('=') {
+            Some(("gpu", count)) => {
+                offered.extended.insert(GPU.into(), count.parse().unwrap());
+                taints.push(taint("gpu"));
+            }
+            Some(("used", count)) => used = count.parse().unwrap(),
+            Some(("sick", count)) => sick = count.parse().unwrap(),
+            Some(("cpu", count)) => offered.milli_cpu = 1000 * count.parse::<u64>().unwrap(),
+            Some(("has", what)) => {
+                let (resource, count) = pair(what);
+                let count = count.parse().unwrap();
+                offered.extended.insert(resource.into(), count);
+            }
+            Some(("taint", key)) => taints.push(taint(key)),
+            Some(("label", label)) => {
+                let (key, value) = pair(label);
+                labels.insert(Arc::from(key), Arc::from(value));
+            }
+            Some(("port", number)) => {
+                ports.insert(port(number));
+            }
+            Some(("numa", list)) => {
+                numa = list.split(',').map(|home| home.parse().unwrap()).collect();
+            }
+            None if *word == "cordoned" => eligibility = Eligibility::Cordoned,
+            None if *word == "notready" => eligibility = Eligibility::NotReady,
+            None if *word == "silent" => reported = false,
+            _ => panic!("unknown word {word}"),
+        }
+    }
+    let gpus = offered.extended(GPU);
+    let mut well = offered.clone();
+    set(&mut well, gpus - used);
+    let mut free = well.clone();
+    set(&mut free, if reported { gpus - used - sick } else { 0 });
+    let devices = (0..free.extended(GPU))
+        .map(|index| device(name, index, numa.get(index as usize).copied()))
+        .collect();
+    NodeCapacity {
+        node: Arc::new(Node {
+            name: name.into(),
+            uid: Arc::from(name),
+            labels,
+            taints,
+            unschedulable: eligibility == Eligibility::Cordoned,
+            ready: eligibility != Eligibility::NotReady,
+            terminating: false,
+            allocatable: offered,
+        }),
+        eligibility,
+        free,
+        well,
+        reported,
+        ports,
+        devices,
+    }
+}
+
+fn set(resources: &mut Resources, gpus: u64) {
+    if gpus == 0 {
+        resources.extended.remove(GPU);
+    } else {
+        resources.extended.insert(GPU.into(), gpus);
+    }
+}
+
+fn device(node: &str, index: u64, numa: Option<u32>) -> Device {
+    Device {
+        uuid: format!("{node}{index}").as_str().into(),
+        resource: GPU.into(),
+        health: DeviceHealth::Healthy,
+        leaked: false,
+        holders: Vec::new(),
+        model: None,
+        index: index as u32,
+        numa,
+        parent: None,
+        memory_bytes: None,
+    }
+}
+
+fn role(words: &[&str]) -> RoleRequest {
+    let (count, gpus) = words[1].split_once('x').unwrap();
+    let (count, gpus): (u32, u64) = (count.parse().unwrap(), gpus.parse().unwrap());
+    let mut shape = PodShape::default();
+    shape.requests.milli_cpu = 1000;
+    shape.requests.pods = 1;
+    set(&mut shape.requests, gpus);
+    let mut tolerated = if gpus > 0 { vec!["gpu"] } else { Vec::new() };
+    for word in &words[2..] {
+        match word.split_once('=') {
+            Some(("cpu", count)) => shape.requests.milli_cpu = 1000 * count.parse::<u64>().unwrap(),
+            Some(("has", what)) => {
+                let (resource, count) = pair(what);
+                let count = count.parse().unwrap();
+                shape.requests.extended.insert(resource.into(), count);
+            }
+            Some(("tolerate", key)) => tolerated.push(key),
+            Some(("select", label)) => {
+                let (key, value) = pair(label);
+                shape.node_selector.insert(Arc::from(key), Arc::from(value));
+            }
+            Some(("port", number)) => {
+                shape.host_ports.insert(port(number));
+            }
+            _ => panic!("unknown word {word}"),
+        }
+    }
+    shape.tolerations = tolerated
+        .into_iter()
+        .map(|key| Toleration {
+            key: Some(Arc::from(key)),
+            operator: TolerationOperator::Exists,
+            effect: None,
+        })
+        .collect();
+    RoleRequest {
+        role: words[0].into(),
+        indices: (0..count).collect(),
+        shape: Arc::new(shape),
+    }
+}
+
+fn read(text: &str) -> (Snapshot, GangRequest) {
+    let (mut nodes, mut gang) = (Vec::new(), GangRequest::default());
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.first() {
+            None => {}
+            Some(&"node") => nodes.push(Arc::new(node(&words[1..]))),
+            Some(&"role") => gang.roles.push(role(&words[1..])),
+            Some(&"avoid") => {
+                gang.avoid.insert(NodeName::from(words[1]));
+            }
+            Some(word) => panic!("unknown line {word}"),
+        }
+    }
+    nodes.sort_by(|a, b| a.node.name.cmp(&b.node.name));
+    (Snapshot { nodes }, gang)
+}
+
+/// `worker a a b`: the nodes of each role in order of index.
+fn describe(answer: &Result<Placement, Unplaceable>, devices: bool) -> String {
+    match answer {
+        Err(why) => format!("{}: {why}", why.code()),
+        Ok(placement) => {
+            let mut roles: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            for member in &placement.members {
+                let mut place = member.node.to_string();
+                if devices {
+                    let uuids: Vec<&str> = member.devices.iter().map(|d| d.as_str()).collect();
+                    place = uuids.join("+");
+                }
+                roles
+                    .entry(member.role.to_string())
+                    .or_default()
+                    .push(place);
+            }
+            let lines = roles
+                .into_iter()
+                .map(|(role, places)| format!("{role} {}", places.join(" ")));
+            lines.collect::<Vec<_>>().join("; ")
+        }
+    }
+}
+
+#[track_caller]
+fn check_plan(text: &str, expected: &str) {
+    let (snapshot, gang) = read(text);
+    let answer = plan(&snapshot, &gang, &Config::default());
+    assert_eq!(describe(&answer, false), expected);
+}
+
+#[track_caller]
+fn check_devices(text: &str, expected: &str) {
+    let (snapshot, gang) = read(text);
+    let answer = plan(&snapshot, &gang, &Config::default());
+    assert_eq!(describe(&answer, true), expected);
+}
+
+#[test]
+fn fullest_node_that_takes_all_is_preferred() {
+    check_plan(
+        "node a gpu=8
+         node b gpu=8 used=4
+         role worker 2x2",
+        "worker b b",
+    );
+}
+
+#[test]
+fn role_goes_on_as_few_nodes_as_it_needs() {
+    check_plan(
+        "node a gpu=8 used=6
+         node b gpu=8
+         node c gpu=8 used=6
+         role worker 5x2",
+        "worker b b b b a",
+    );
+}
+
+#[test]
+fn cpu_only_master_keeps_off_gpu_nodes_while_others_have_room() {
+    let nodes = "node a gpu=8\nnode z\n";
+    check_plan(
+        &format!("{nodes} role master 1x0 tolerate=gpu\n role worker 1x8"),
+        "master z; worker a",
+    );
+}
+
+#[test]
+fn cpu_only_master_goes_to_a_gpu_node_when_it_tolerates_and_nothing_else_has_room() {
+    check_plan(
+        "node a gpu=8
+         node z cpu=1
+         role master 1x0 cpu=4 tolerate=gpu
+         role worker 1x8",
+        "master a; worker a",
+    );
+}
+
+#[test]
+fn taint_that_is_not_tolerated_keeps_every_member_away() {
+    check_plan(
+        "node a gpu=8 taint=infra
+         node b gpu=8
+         role worker 2x8",
+        "NeverFits: needs 2 worker with 8 nvidia.com/gpu each; even when empty the cluster has room \
+         for 1, the largest node offers 8. Nodes 2: taint 1, with room 1",
+    );
+}
+
+#[test]
+fn taint_that_is_tolerated_does_not() {
+    check_plan(
+        "node a gpu=8 taint=infra
+         node b gpu=8
+         role worker 2x8 tolerate=infra",
+        "worker a b",
+    );
+}
+
+#[test]
+fn selector_confines() {
+    check_plan(
+        "node a gpu=8 label=zone:x
+         node b gpu=8 label=zone:y
+         role worker 1x1 select=zone:y",
+        "worker b",
+    );
+}
+
+#[test]
+fn selector_that_no_node_has() {
+    check_plan(
+        "node a gpu=8
+         node b gpu=8 taint=infra
+         role worker 1x1 select=zone:y",
+        "NoMatchingNode: no node may take worker. Nodes 2: selector 2",
+    );
+}
+
+#[test]
+fn host_port_puts_members_on_nodes_of_their_own() {
+    check_plan(
+        "node a gpu=8
+         node b gpu=8
+         node c gpu=8 port=23456
+         role worker 2x1 port=23456",
+        "worker a b",
+    );
+}
+
+#[test]
+fn host_port_that_is_taken_everywhere_but_once() {
+    check_plan(
+        "node a gpu=8
+         node b gpu=8 port=23456
+         role worker 2x1 port=23456",
+        "NotEnoughFree: needs room for 2 worker with 1 nvidia.com/gpu each; found room for 1, 16 \
+         free in all. Nodes 2: host port 1, with room 1",
+    );
+}
+
+#[test]
+fn more_members_with_a_host_port_than_nodes_never_fit() {
+    check_plan(
+        "node a gpu=8
+         node b gpu=8
+         role worker 3x1 port=23456",
+        "NeverFits: needs 3 worker with 1 nvidia.com/gpu each; even when empty the cluster has room \
+         for 2, the largest node offers 8. Nodes 2: with room 2",
+    );
+}
+
+#[test]
+fn busy_now_is_not_never() {
+    check_plan(
+        "node a gpu=8 used=6
+         node b gpu=8 used=8
+         role worker 2x8",
+        "NotEnoughFree: needs room for 2 worker with 8 nvidia.com/gpu each; found room for 0, 2 \
+         free in all. Nodes 2: too few free 2",
+    );
+}
+
+#[test]
+fn larger_than_any_node_is_never() {
+    check_plan(
+        "node a gpu=8
+         node b gpu=4
+         role worker 1x16",
+        "NeverFits: needs 1 worker with 16 nvidia.com/gpu each; even when empty the cluster has \
+         room for 0, the largest node offers 8. Nodes 2: too small 2",
+    );
+}
+
+#[test]
+fn resource_that_nobody_offers() {
+    check_plan(
+        "node a gpu=8
+         role worker 1x0 has=amd.com/gpu:1",
+        "NoSuchResource: worker asks for amd.com/gpu, which no node offers",
+    );
+}
+
+#[test]
+fn resource_of_a_slightly_wrong_name() {
+    check_plan(
+        "node a has=nvidia.com/mig-1g.10gb:7
+         role worker 1x0 has=nvidia.com/mig-1g.5gb:1",
+        "NoSuchResource: worker asks for nvidia.com/mig-1g.5gb, which no node offers; did you mean \
+         nvidia.com/mig-1g.10gb",
+    );
+}
+
+#[test]
+fn mig_slices_are_devices_of_their_own() {
+    check_plan(
+        "node a has=nvidia.com/mig-1g.10gb:7
+         node b has=nvidia.com/mig-3g.40gb:2
+         role worker 3x0 has=nvidia.com/mig-3g.40gb:1",
+        "NeverFits: needs 3 worker with 1 nvidia.com/mig-3g.40gb each; even when empty the cluster \
+         has room for 2, the largest node offers 2. Nodes 2: too small 1, with room 1",
+    );
+}
+
+#[test]
+fn every_extended_resource_counts() {
+    check_plan(
+        "node a gpu=8 has=rdma/hca:1
+         node b gpu=8 has=rdma/hca:4
+         role worker 3x2 has=rdma/hca:1",
+        "worker b b b",
+    );
+}
+
+#[test]
+fn second_extended_resource_may_be_the_scarce_one() {
+    check_plan(
+        "node a gpu=8 has=rdma/hca:1
+         node b gpu=8 has=rdma/hca:1
+         role worker 3x2 has=rdma/hca:1",
+        "NeverFits: needs 3 worker with 1 rdma/hca each; even when empty the cluster has room for 2, \
+         the largest node offers 1. Nodes 2: with room 2",
+    );
+}
+
+#[test]
+fn cpu_may_be_the_scarce_one() {
+    check_plan(
+        "node a gpu=8 cpu=4
+         node b gpu=8 cpu=4
+         role worker 2x1 cpu=8",
+        "NeverFits: needs 2 worker with 8000 milli-CPU each; even when empty the cluster has room \
+         for 0, the largest node offers 4000. Nodes 2: too small 2",
+    );
+}
+
+#[test]
+fn unhealthy_devices_are_named_as_the_cause() {
+    check_plan(
+        "node a gpu=8 sick=1
+         node b gpu=8 used=1
+         role worker 1x8",
+        "NotEnoughFree: needs room for 1 worker with 8 nvidia.com/gpu each; found room for 0, 14 \
+         free in all. Nodes 2: unhealthy GPU 1, too few free 1",
+    );
+}
+
+#[test]
+fn silent_agents_cordons_and_readiness_are_counted_apart() {
+    check_plan(
+        "node a gpu=8 silent
+         node b gpu=8 cordoned
+         node c gpu=8 notready
+         node d gpu=8 used=8
+         role worker 1x8",
+        "NotEnoughFree: needs room for 1 worker with 8 nvidia.com/gpu each; found room for 0, 0 \
+         free in all. Nodes 4: cordoned 1, not ready 1, no agent report 1, too few free 1",
+    );
+}
+
+#[test]
+fn silent_agent_does_not_keep_a_role_without_devices_away() {
+    check_plan(
+        "node a gpu=8 silent
+         role master 1x0 tolerate=gpu",
+        "master a",
+    );
+}
+
+#[test]
+fn node_that_refused_is_avoided_and_said_so() {
+    check_plan(
+        "node a gpu=8
+         node b gpu=8 used=8
+         avoid a
+         role worker 1x8",
+        "NotEnoughFree: needs room for 1 worker with 8 nvidia.com/gpu each; found room for 0, 8 \
+         free in all. Nodes 2: refused before 1, too few free 1",
+    );
+}
+
+#[test]
+fn small_role_does_not_take_what_the_large_one_needs() {
+    check_plan(
+        "node a gpu=8
+         node b gpu=8 used=6
+         role master 1x2
+         role worker 1x8",
+        "master b; worker a",
+    );
+}
+
+#[test]
+fn roles_that_fit_alone_and_not_together_never_fit() {
+    check_plan(
+        "node a gpu=8
+         node b gpu=8
+         role master 1x2
+         role worker 2x8",
+        "NeverFits: needs 1 master with 2 nvidia.com/gpu each; even when empty the cluster has room \
+         for 0, the largest node offers 8. Nodes 2: with room 2",
+    );
+}
+
+#[test]
+fn no_nodes_at_all() {
+    check_plan(
+        "role worker 1x0",
+        "NoMatchingNode: no node may take worker. Nodes 0: none",
+    );
+}
+
+#[test]
+fn devices_of_one_numa_node_are_predicted_together() {
+    check_devices(
+        "node a gpu=6 numa=0,0,0,0,1,1
+         role worker 1x2",
+        "worker a4+a5",
+    );
+    check_devices(
+        "node a gpu=6 numa=0,0,0,0,1,1
+         role worker 2x3",
+        "worker a0+a1+a2 a3+a4+a5",
+    );
+}
+
+#[test]
+fn devices_are_never_predicted_twice() {
+    check_devices(
+        "node a gpu=4
+         role master 1x1
+         role worker 3x1",
+        "master a0; worker a1 a2 a3",
+    );
+}
+
+/// A small generator (splitmix64).
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit
+    }
+}
+
+/// Whether members of two sizes find room, by trying every share of every node.
+fn fits(free: &[u64], first: (u64, u64), second: (u64, u64)) -> bool {
+    let Some((node, rest)) = free.split_first() else {
+        return first.0 == 0 && second.0 == 0;
+    };
+    let most = (node / first.1).min(first.0);
+    (0..=most).any(|here| {
+        let also = ((node - here * first.1) / second.1).min(second.0);
+        fits(rest, (first.0 - here, first.1), (second.0 - also, second.1))
+    })
+}
+
+/// What is placed is complete, and no node carries more than it has.
+fn assert_sound(free: &[u64], gang: &GangRequest, placement: &Placement) {
+    let wanted: usize = gang.roles.iter().map(|role| role.indices.len()).sum();
+    assert_eq!(placement.members.len(), wanted);
+    let mut used: BTreeMap<&NodeName, u64> = BTreeMap::new();
+    for member in &placement.members {
+        let each = member.shape.requests.extended(GPU);
+        assert_eq!(member.devices.len() as u64, each);
+        *used.entry(&member.node).or_default() += each;
+    }
+    for (node, used) in used {
+        let at: usize = node.as_str()[1..].parse().unwrap();
+        assert!(used <= free[at], "{node} carries {used} of {}", free[at]);
+    }
+    let mut seen = BTreeSet::new();
+    for uuid in placement.members.iter().flat_map(|member| &member.devices) {
+        assert!(seen.insert(uuid), "{uuid} is predicted twice");
+    }
+}
+
+/// Share of random clusters, in thousandths, in which the planner says the same as trying
+/// everything: with one role, and with two.
+fn agreement(seed: u64, rounds: u64, roles: u64) -> u64 {
+    let mut rng = Rng(seed);
+    let mut agreed = 0;
+    for _ in 0..rounds {
+        let free: Vec<u64> = (0..1 + rng.below(5)).map(|_| rng.below(9)).collect();
+        let first = (1 + rng.below(5), 1 + rng.below(5));
+        let second = if roles == 2 {
+            (1 + rng.below(5), 1 + rng.below(5))
+        } else {
+            (0, 1)
+        };
+        let mut text = String::new();
+        for (at, free) in free.iter().enumerate() {
+            text += &format!("node n{at} gpu=8 used={}\n", 8 - free);
+        }
+        text += &format!("role worker {}x{}\n", first.0, first.1);
+        if roles == 2 {
+            text += &format!("role extra {}x{}\n", second.0, second.1);
+        }
+        let (snapshot, gang) = read(&text);
+        let answer = plan(&snapshot, &gang, &Config::default());
+        if let Ok(placement) = &answer {
+            assert_sound(&free, &gang, placement);
+        }
+        let possible = fits(&free, first, second);
+        assert!(
+            possible || answer.is_err(),
+            "{text} cannot fit and is placed"
+        );
+        agreed += u64::from(answer.is_ok() == possible);
+    }
+    agreed * 1000 / rounds
+}
+
+#[test]
+fn one_role_is_placed_exactly_when_it_can_be() {
+    assert_eq!(agreement(1, 4000, 1), 1000);
+}
+
+#[test]
+fn two_roles_are_placed_nearly_always_when_they_can_be() {
+    let share = agreement(2, 4000, 2);
+    println!("two roles: {share} of 1000 answers agree with trying everything");
+    assert!(share >= 970, "{share} of 1000");
+}

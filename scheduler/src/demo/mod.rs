@@ -1,0 +1,133 @@
+//! `muster-scheduler demo`: a whole cluster in this process, with fake GPUs, to watch.
+//!
+//! ```text
+//!   laptop: the embedded API server, stand-ins for kube-scheduler, training-operator and kubelets,
+//!           a fleet of fake agents over real gRPC, and this scheduler, unchanged
+//!   story:  what is submitted and what goes wrong, second by second
+//!   look:   the API's objects, read twice a second: picture, changes, and what must always hold
+//! ```
+//!
+//! The scheduler that runs here is the one that runs in production: it knows nothing of the demo.
+
+mod laptop;
+mod look;
+mod screen;
+mod story;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use clap::Args;
+use tokio::time::Instant;
+
+use laptop::Laptop;
+use look::Look;
+use story::Story;
+
+/// How often the picture is drawn.
+const FRAME: Duration = Duration::from_millis(500);
+
+/// Show gangs being placed on fake GPUs, in this process, for about 45 seconds.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Keep the cluster up after the story, until Ctrl-C, for kubectl.
+    #[arg(long)]
+    hold: bool,
+    /// GPU nodes, with 8 fake H100s each, in two tainted pools.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(30..=2000))]
+    nodes: u16,
+    /// Print a line per change instead of the picture. The default where the output is no terminal.
+    #[arg(long)]
+    plain: bool,
+}
+
+impl Demo {
+    /// Runs the story. An error when something that must always hold did not, or the story did not
+    /// end as it should.
+    pub async fn run(self) -> anyhow::Result<()> {
+        crate::cli::install_provider();
+        if std::env::var_os("RUST_LOG").is_some() {
+            crate::logs::start();
+        }
+        let plain = self.plain || !std::io::stdout().is_terminal();
+        let mut out = std::io::stdout();
+        let mut laptop = Laptop::start(usize::from(self.nodes)).await?;
+        writeln!(
+            out,
+            "A cluster of {} nodes with 8 fake H100s each runs in this process. Look at it with:",
+            self.nodes
+        )?;
+        writeln!(
+            out,
+            "  export KUBECONFIG={}\n  kubectl get gangs\n",
+            laptop.kubeconfig.display()
+        )?;
+        let started = Instant::now();
+        let mut look = Look::new(started);
+        let mut story = Story::new();
+        loop {
+            let said = story.tell(&laptop, started.elapsed())?;
+            look.note(said);
+            look.take(&laptop);
+            if plain {
+                look.print_changes(&mut out)?;
+            } else {
+                screen::draw(&mut out, &look, started.elapsed())?;
+            }
+            if story.is_over(started.elapsed()) {
+                break;
+            }
+            tokio::select! {
+                biased;
+                ended = laptop.scheduler.ended() => anyhow::bail!("the scheduler ended: {ended}"),
+                signal = tokio::signal::ctrl_c(), if !self.hold => {
+                    signal?;
+                    break;
+                }
+                () = tokio::time::sleep(FRAME) => {}
+            }
+        }
+        look.summary(&mut out)?;
+        let broken = look.broken(&laptop);
+        let ended = story.missing(&look);
+        if self.hold {
+            self.hold(&mut laptop, &mut look, &mut out).await?;
+        }
+        laptop.stop().await;
+        if let Some(first) = broken.first() {
+            anyhow::bail!("{} invariants broke, the first: {first}", broken.len());
+        }
+        if let Some(what) = ended {
+            anyhow::bail!("the story did not end as it should: {what}");
+        }
+        Ok(())
+    }
+
+    /// Keeps the cluster up and prints what changes, until Ctrl-C.
+    async fn hold(
+        &self,
+        laptop: &mut Laptop,
+        look: &mut Look,
+        out: &mut impl std::io::Write,
+    ) -> anyhow::Result<()> {
+        writeln!(
+            out,
+            "\nThe cluster stays up until Ctrl-C. Try your own job:"
+        )?;
+        writeln!(
+            out,
+            "  export KUBECONFIG={}\n  kubectl apply -f my-pytorchjob.yaml\n  kubectl get gangs -w\n",
+            laptop.kubeconfig.display()
+        )?;
+        loop {
+            tokio::select! {
+                biased;
+                signal = tokio::signal::ctrl_c() => return Ok(signal?),
+                ended = laptop.scheduler.ended() => anyhow::bail!("the scheduler ended: {ended}"),
+                () = tokio::time::sleep(FRAME) => {}
+            }
+            look.take(laptop);
+            look.print_changes(out)?;
+        }
+    }
+}

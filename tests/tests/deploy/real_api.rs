@@ -1,0 +1,196 @@
+//! A real API server accepts every object, with unknown fields refused.
+
+use muster_control_plane::{Cluster, Identity};
+use serde_json::Value;
+
+use crate::files::{documents, id, read, with_ending};
+use crate::programs::{KUBE_VERSION, kustomize, template};
+
+fn as_list(objects: &[Value]) -> String {
+    serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()
+}
+
+/// Applies objects in a dry run: the API server validates and admits them and keeps nothing. Gives
+/// the lines of its warnings.
+async fn dry_run(cluster: &Cluster, objects: &[Value], from: &str) -> Vec<String> {
+    let args = [
+        "apply",
+        "--server-side",
+        "--dry-run=server",
+        "--validate=strict",
+        "--force-conflicts",
+        "--output=name",
+        "-f",
+        "-",
+    ];
+    let output = cluster
+        .kubectl_as(&Identity::Admin, &args, &as_list(objects))
+        .await
+        .unwrap();
+    assert!(output.success, "{from}: {}", output.stderr);
+    assert_eq!(
+        output.stdout.lines().count(),
+        objects.len(),
+        "{from}: {}",
+        output.stdout
+    );
+    output.stderr.lines().map(str::to_owned).collect()
+}
+
+/// The namespace warns of every pod template that is not `restricted`: the agent's host folder and
+/// its root user are the one exception, and the scheduler is none.
+fn check_warnings(warnings: &[String], from: &str) {
+    let [warning] = warnings else {
+        panic!("{from}: {warnings:?}");
+    };
+    let parts = [
+        "would violate PodSecurity \"restricted:latest\": restricted volume types (volume \"pod-resources\"",
+        "runAsNonRoot != true (pod or container \"muster-agent\"",
+    ];
+    for part in parts {
+        assert!(warning.contains(part), "{from}: {warning}");
+    }
+    for word in [
+        "privileged",
+        "capabilities",
+        "seccomp",
+        "allowPrivilegeEscalation",
+        "kube-scheduler",
+    ] {
+        assert!(!warning.contains(word), "{from}: {warning}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_api_server_accepts_both_installations_and_the_examples() {
+    let cluster = Cluster::builder().with_kwok(false).start().await.unwrap();
+    let base = kustomize("kustomize/base");
+    let lasting = |object: &&Value| {
+        ["Namespace", "CustomResourceDefinition"].contains(&object["kind"].as_str().unwrap())
+    };
+    let first: Vec<Value> = base.iter().filter(lasting).cloned().collect();
+    assert_eq!(first.len(), 2, "the namespace and Gang");
+    cluster.apply_yaml(&as_list(&first)).await.unwrap();
+    for crd in [
+        cluster.binaries().pytorchjobs_crd(),
+        cluster.binaries().pod_groups_crd(),
+    ] {
+        cluster.apply_file(&crd).await.unwrap();
+    }
+    let crds = [
+        "gangs.muster.dev",
+        "pytorchjobs.kubeflow.org",
+        "podgroups.scheduling.x-k8s.io",
+    ];
+    cluster.wait_for_crds(&crds).await.unwrap();
+
+    check_warnings(
+        &dry_run(&cluster, &base, "kustomize base").await,
+        "kustomize base",
+    );
+    let chart = template("muster-system", KUBE_VERSION, "");
+    check_warnings(&dry_run(&cluster, &chart, "chart").await, "chart");
+    for path in with_ending("yaml") {
+        if path.starts_with("examples/") {
+            let warnings = dry_run(&cluster, &documents(&read(&path)), &path).await;
+            assert_eq!(warnings, Vec::<String>::new(), "{path}");
+        }
+    }
+
+    check_rights(&cluster, &base).await;
+
+    // The check itself finds what it is for.
+    let mut wrong = base
+        .iter()
+        .find(|object| id(object).starts_with("DaemonSet"))
+        .unwrap()
+        .clone();
+    wrong["spec"]["template"]["spec"]["runtimeClass"] = "nvidia".into();
+    let args = [
+        "apply",
+        "--server-side",
+        "--dry-run=server",
+        "--validate=strict",
+        "-f",
+        "-",
+    ];
+    let output = cluster
+        .kubectl_as(&Identity::Admin, &args, &wrong.to_string())
+        .await
+        .unwrap();
+    assert!(
+        !output.success && output.stderr.contains("runtimeClass"),
+        "{}",
+        output.stderr
+    );
+}
+
+/// Account, what `kubectl auth can-i` is asked, and the answer.
+const RIGHTS: [(&str, &str, bool); 16] = [
+    (
+        "muster-scheduler",
+        "create pods --subresource=binding",
+        true,
+    ),
+    ("muster-scheduler", "patch pods --subresource=status", true),
+    ("muster-scheduler", "list persistentvolumes", true),
+    (
+        "muster-scheduler",
+        "watch storageclasses.storage.k8s.io",
+        true,
+    ),
+    (
+        "muster-scheduler",
+        "create tokenreviews.authentication.k8s.io",
+        true,
+    ),
+    ("muster-scheduler", "patch pytorchjobs.kubeflow.org", true),
+    (
+        "muster-scheduler",
+        "update gangs.muster.dev --subresource=status",
+        true,
+    ),
+    (
+        "muster-scheduler",
+        "get configmap/extension-apiserver-authentication -n kube-system",
+        true,
+    ),
+    (
+        "muster-scheduler",
+        "update leases.coordination.k8s.io/muster-scheduler -n muster-system",
+        true,
+    ),
+    ("muster-scheduler", "list secrets", false),
+    ("muster-scheduler", "create pods", false),
+    ("muster-scheduler", "delete nodes", false),
+    ("muster-scheduler", "create pods --subresource=exec", false),
+    ("muster-agent", "list pods", false),
+    ("muster-agent", "get nodes", false),
+    ("muster-agent", "list secrets -n muster-system", false),
+];
+
+/// The pod's account may do what Muster and kube-scheduler do, and the agent's account nothing.
+async fn check_rights(cluster: &Cluster, base: &[Value]) {
+    let rights: Vec<Value> = base
+        .iter()
+        .filter(|object| {
+            let kind = object["kind"].as_str().unwrap();
+            kind == "ServiceAccount" || kind.contains("Role")
+        })
+        .cloned()
+        .collect();
+    cluster.apply_yaml(&as_list(&rights)).await.unwrap();
+    for (account, action, allowed) in RIGHTS {
+        let user = format!("--as=system:serviceaccount:muster-system:{account}");
+        let mut args = vec!["auth", "can-i", &user];
+        args.extend(action.split(' '));
+        let output = cluster.kubectl(&args).await.unwrap();
+        let wanted = if allowed { "yes" } else { "no" };
+        assert_eq!(
+            output.stdout.trim(),
+            wanted,
+            "{account}: {action}: {}",
+            output.stderr
+        );
+    }
+}

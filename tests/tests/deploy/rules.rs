@@ -1,0 +1,252 @@
+//! Rules of hardening that every object of an installation holds to.
+
+use clap::Parser;
+use muster_scheduler::cli::Cli;
+use muster_scheduler::config::Config;
+use serde_json::{Value, json};
+
+use crate::files::{documents, id, read, text};
+use crate::programs::{KUBE_VERSION, kustomize, template};
+
+/// Objects of both ways to install.
+fn installations() -> Vec<Value> {
+    let mut objects = kustomize("kustomize/base");
+    objects.extend(template("muster-system", KUBE_VERSION, ""));
+    objects
+}
+
+fn pod_specs(objects: &[Value]) -> Vec<(String, &Value)> {
+    let specs: Vec<_> = objects
+        .iter()
+        .filter_map(|object| Some((id(object), object.pointer("/spec/template/spec")?)))
+        .collect();
+    assert_eq!(
+        specs.len(),
+        4,
+        "one Deployment and one DaemonSet of each way"
+    );
+    specs
+}
+
+fn items<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> {
+    value
+        .pointer(pointer)
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+}
+
+#[test]
+fn no_pod_has_more_than_it_needs() {
+    let objects = installations();
+    for (id, spec) in pod_specs(&objects) {
+        for host in ["hostPID", "hostIPC", "hostNetwork"] {
+            assert!(spec.get(host).is_none(), "{id} has {host}");
+        }
+        assert_eq!(
+            spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault",
+            "{id}"
+        );
+        assert!(
+            text(spec, "/priorityClassName").starts_with("system-"),
+            "{id}"
+        );
+        for container in items(spec, "/containers") {
+            let name = format!("{id} {}", text(container, "/name"));
+            let context = &container["securityContext"];
+            assert_ne!(context["privileged"], true, "{name}");
+            assert_eq!(context["allowPrivilegeEscalation"], false, "{name}");
+            assert_eq!(context["readOnlyRootFilesystem"], true, "{name}");
+            assert_eq!(context["capabilities"], json!({"drop": ["ALL"]}), "{name}");
+            assert!(
+                container["resources"]["requests"]["memory"].is_string(),
+                "{name}"
+            );
+            assert!(
+                container["resources"]["limits"]["memory"].is_string(),
+                "{name}"
+            );
+            for mount in items(container, "/volumeMounts") {
+                assert_eq!(mount["readOnly"], true, "{name} {mount}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_scheduler_pod_holds_to_pod_security_restricted() {
+    let objects = installations();
+    for (id, spec) in pod_specs(&objects) {
+        if !id.starts_with("Deployment") {
+            continue;
+        }
+        assert_eq!(spec["securityContext"]["runAsNonRoot"], true, "{id}");
+        assert_ne!(spec["securityContext"]["runAsUser"], 0, "{id}");
+        let volumes: Vec<&Value> = items(spec, "/volumes").collect();
+        assert_eq!(volumes.len(), 4, "{id}");
+        for volume in volumes {
+            assert!(
+                volume.get("configMap").or(volume.get("secret")).is_some(),
+                "{id} {volume}"
+            );
+        }
+        for container in items(spec, "/containers") {
+            for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+                assert!(
+                    container[probe]["httpGet"].is_object(),
+                    "{id} has no {probe}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_agent_has_a_token_for_muster_alone_and_one_host_folder() {
+    let objects = installations();
+    for (id, spec) in pod_specs(&objects) {
+        if !id.starts_with("DaemonSet") {
+            continue;
+        }
+        assert_eq!(spec["automountServiceAccountToken"], false, "{id}");
+        assert_eq!(spec["tolerations"], json!([{"operator": "Exists"}]), "{id}");
+        let token = items(spec, "/volumes").find_map(|volume| volume.pointer("/projected/sources"));
+        let wanted = json!([{"serviceAccountToken":
+            {"path": "token", "audience": "muster-scheduler", "expirationSeconds": 3600}}]);
+        assert_eq!(token, Some(&wanted), "{id}");
+        let host: Vec<&str> = items(spec, "/volumes")
+            .filter_map(|volume| volume.pointer("/hostPath/path")?.as_str())
+            .collect();
+        assert_eq!(host, ["/var/lib/kubelet/pod-resources"], "{id}");
+        let resources = &spec["containers"][0]["resources"];
+        let wanted = json!({"requests": {"cpu": "50m", "memory": "64Mi"},
+            "limits": {"cpu": "200m", "memory": "256Mi"}});
+        assert_eq!(resources, &wanted, "{id} asks for no GPU");
+        let secrets = items(spec, "/volumes").filter(|volume| volume.get("secret").is_some());
+        assert_eq!(
+            secrets.count(),
+            0,
+            "{id}: the server's key stays away from GPU nodes"
+        );
+    }
+}
+
+#[test]
+fn no_right_has_a_wildcard_and_none_reads_secrets() {
+    let mut rules = 0;
+    for object in installations() {
+        for rule in items(&object, "/rules") {
+            rules += 1;
+            for list in ["apiGroups", "resources", "verbs"] {
+                for entry in items(rule, &format!("/{list}")) {
+                    assert_ne!(entry, "*", "{}: {rule}", id(&object));
+                    assert_ne!(entry, "secrets", "{}: {rule}", id(&object));
+                }
+            }
+            assert!(
+                rule.get("nonResourceURLs").is_none(),
+                "{}: {rule}",
+                id(&object)
+            );
+        }
+        assert_ne!(
+            text(&object, "/roleRef/name"),
+            "cluster-admin",
+            "{}",
+            id(&object)
+        );
+    }
+    assert!(rules > 10, "only {rules} rules");
+}
+
+#[test]
+fn every_name_that_a_pod_refers_to_is_there() {
+    let objects = kustomize("kustomize/base");
+    let has = |kind: &str, name: &str| {
+        let found = |object: &Value| {
+            text(object, "/kind") == kind && text(object, "/metadata/name") == name
+        };
+        objects.iter().any(found)
+    };
+    for object in &objects {
+        let Some(spec) = object.pointer("/spec/template/spec") else {
+            continue;
+        };
+        assert!(
+            has("ServiceAccount", text(spec, "/serviceAccountName")),
+            "{}",
+            id(object)
+        );
+        for volume in items(spec, "/volumes") {
+            let name = text(volume, "/configMap/name");
+            // The certificates' objects come from make-certs.sh.
+            assert!(
+                ["", "muster-ca"].contains(&name) || has("ConfigMap", name),
+                "{volume}"
+            );
+        }
+        let mounted: Vec<&Value> = items(spec, "/containers")
+            .flat_map(|container| items(container, "/volumeMounts"))
+            .map(|mount| &mount["name"])
+            .collect();
+        for volume in items(spec, "/volumes") {
+            assert!(
+                mounted.contains(&&volume["name"]),
+                "{volume} is mounted nowhere"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_configuration_is_one_that_muster_takes() {
+    let objects = installations();
+    let files: Vec<&str> = objects
+        .iter()
+        .filter_map(|object| object.pointer("/data/muster.yaml")?.as_str())
+        .collect();
+    assert_eq!(files.len(), 2);
+    let extenders = &documents(&read("kube-scheduler/config.yaml"))[0]["extenders"];
+    for file in files {
+        let config = Config::parse(file).unwrap_or_else(|error| panic!("{error}\n{file}"));
+        assert_eq!(config.lease.namespace, "muster-system");
+        let other = text(&extenders[1], "/httpTimeout");
+        let other = Config::parse(&format!("extender: {{bindTimeout: {other}}}")).unwrap();
+        let both = (config.extender.bind_timeout, other.extender.bind_timeout);
+        assert_eq!(
+            both.0, both.1,
+            "Muster and kube-scheduler give a Bind equally long"
+        );
+    }
+}
+
+#[test]
+fn the_scheduler_takes_its_arguments() {
+    let objects = installations();
+    let mut checked = 0;
+    for (id, spec) in pod_specs(&objects) {
+        let container = &spec["containers"][0];
+        if container["name"] != "muster-scheduler" {
+            continue;
+        }
+        let args: Vec<&str> = items(container, "/args")
+            .filter_map(Value::as_str)
+            .collect();
+        let parsed = Cli::try_parse_from(["muster-scheduler"].iter().chain(&args));
+        assert!(parsed.is_ok(), "{id}: {}", parsed.unwrap_err());
+        assert!(
+            !args.iter().any(|arg| arg.contains("insecure")),
+            "{id}: {args:?}"
+        );
+        let extender = args
+            .iter()
+            .find_map(|arg| arg.strip_prefix("--extender-listen="));
+        assert_eq!(
+            extender,
+            Some("127.0.0.1:8443"),
+            "{id}: the extender is on loopback alone"
+        );
+        checked += 1;
+    }
+    assert_eq!(checked, 2);
+}
