@@ -21,6 +21,9 @@ use crate::programs;
 /// Longest a gang may be bound in part: Muster's repair deadline and a little for the writes.
 pub const PARTIAL_MAX: Duration = Duration::from_secs(40);
 
+/// A loaded machine may stand still for longer than a leader of production may.
+const LEASE: &str = "lease: {duration: 60s, renewDeadline: 45s, retryPeriod: 2s}\n";
+
 /// How the stack is put together.
 #[derive(Clone, Debug)]
 pub struct StackOptions {
@@ -158,7 +161,7 @@ impl Stack {
         .await
     }
 
-    /// Waits until Muster writes a line that is as wanted, from now on.
+    /// Waits until Muster's log has a line that is as wanted.
     pub async fn wait_log(
         &self,
         timeout: Duration,
@@ -166,12 +169,8 @@ impl Stack {
         wanted: impl Fn(&str) -> bool,
     ) -> anyhow::Result<()> {
         let path = self.cluster.log(&muster());
-        let read = || std::fs::read_to_string(&path).unwrap_or_default();
-        let before = read().len();
         self.wait_until(timeout, what, async || {
-            read()
-                .get(before..)
-                .is_some_and(|text| text.lines().any(&wanted))
+            std::fs::read_to_string(&path).is_ok_and(|text| text.lines().any(&wanted))
         })
         .await
     }
@@ -314,9 +313,18 @@ impl Stack {
         result
     }
 
-    /// Kills Muster as `kill -9` does, and starts it again.
-    pub async fn restart_muster(&self) -> anyhow::Result<()> {
-        self.cluster.kill(&muster())?;
+    /// Starts Muster after it was killed. Its Lease is taken away, as an administrator would who does
+    /// not want to wait until it expires.
+    pub async fn start_muster_again(&self) -> anyhow::Result<()> {
+        let delete = [
+            "delete",
+            "lease",
+            "muster-scheduler",
+            "-n",
+            "muster-system",
+            "--ignore-not-found",
+        ];
+        self.cluster.kubectl(&delete).await?;
         self.cluster.start(&muster()).await?;
         Ok(())
     }
@@ -424,7 +432,7 @@ async fn start_muster(
     std::fs::write(
         &config,
         format!(
-            "inventory:\n  nodesWithoutAgent: {policy}\n{}",
+            "inventory:\n  nodesWithoutAgent: {policy}\n{LEASE}{}",
             options.config
         ),
     )?;

@@ -1,0 +1,320 @@
+//! Muster dies between every two steps of starting a gang, on the real control plane.
+//!
+//! Before each step something is withheld from whoever takes it (a right, a quota, the processor),
+//! so that the cluster stands still right there, by all that survives a crash. Then Muster is killed,
+//! what was withheld is given back, and Muster starts again.
+
+use std::time::Duration;
+
+use muster_control_plane::history::World;
+use muster_control_plane::{NodeTemplate, Program};
+use muster_tests::acts::PATIENCE;
+use muster_tests::jobs::{Job, Role};
+use muster_tests::pods::{By, PodGang};
+use muster_tests::rights::Without;
+use muster_tests::stack::{Stack, StackOptions, muster};
+
+/// Members of each gang.
+const SIZE: usize = 3;
+
+/// The place of a crash: what has not happened yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    GangCreated,
+    Committed,
+    Released,
+    PodsBorn,
+    LastPodBorn,
+    Accepted,
+    FirstBound,
+    LastBound,
+    BoundReported,
+}
+
+const ALL: &[Before] = &[
+    Before::GangCreated,
+    Before::Committed,
+    Before::Released,
+    Before::PodsBorn,
+    Before::LastPodBorn,
+    Before::Accepted,
+    Before::FirstBound,
+    Before::LastBound,
+    Before::BoundReported,
+];
+
+/// Two gangs that start together: a job, and pods without one.
+struct Pair {
+    job: Job,
+    pods: PodGang,
+}
+
+impl Pair {
+    fn new(at: Before) -> Self {
+        let name = format!("{at:?}").to_lowercase();
+        let workers = u32::try_from(SIZE).unwrap_or(0);
+        Self {
+            job: Job::new(&name, vec![Role::new("Worker", workers, 8)]),
+            pods: PodGang::new(&format!("p-{name}"), By::Label, workers, 8),
+        }
+    }
+
+    /// Whether this place has pods that are withheld by a quota, which only a controller waits out.
+    fn has_pods(at: Before) -> bool {
+        !matches!(at, Before::PodsBorn | Before::LastPodBorn)
+    }
+
+    async fn submit(&self, stack: &Stack, at: Before) -> anyhow::Result<()> {
+        stack.submit(&self.job).await?;
+        if Self::has_pods(at) {
+            stack.cluster.apply_yaml(&self.pods.yaml()).await?;
+        }
+        Ok(())
+    }
+
+    fn bound(&self, world: &World) -> usize {
+        world.bound_of(&self.job.name) + self.pods.bound(world)
+    }
+
+    fn born(&self, world: &World) -> usize {
+        world.pods_of(&self.job.name).count() + self.pods.members(world).count()
+    }
+
+    async fn wait_plans(&self, stack: &Stack) -> anyhow::Result<()> {
+        stack.wait_planned(&self.job.name).await?;
+        stack.wait_planned(&self.pods.object()).await?;
+        Ok(())
+    }
+
+    async fn end(&self, stack: &Stack, at: Before) -> anyhow::Result<()> {
+        stack.end_job(&self.job.name).await?;
+        if Self::has_pods(at) {
+            stack.end_pods(&self.pods).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn quota(stack: &Stack, pods: usize) -> anyhow::Result<()> {
+    let yaml = format!(
+        "apiVersion: v1\nkind: ResourceQuota\nmetadata: {{name: few, namespace: default}}\nspec: {{hard: {{pods: \"{pods}\"}}}}\n"
+    );
+    stack.cluster.apply_yaml(&yaml).await?;
+    let show = [
+        "get",
+        "resourcequota",
+        "few",
+        "-o",
+        "jsonpath={.status.hard.pods}",
+    ];
+    let wanted = pods.to_string();
+    stack
+        .wait_until(PATIENCE, "the quota to count", async || {
+            let found = stack.cluster.kubectl(&show).await;
+            found.is_ok_and(|found| found.stdout == wanted)
+        })
+        .await
+}
+
+/// Withholds what the step after this place needs.
+async fn withhold(stack: &Stack, at: Before, pair: &Pair) -> anyhow::Result<()> {
+    match at {
+        Before::GangCreated => stack.take_rights(&[Without::Creating]).await,
+        Before::Committed => stack.take_rights(&[Without::Committing]).await,
+        Before::Released => {
+            let release = [Without::ReleasingJobs, Without::ReleasingPods];
+            stack.take_rights(&release).await
+        }
+        Before::PodsBorn => quota(stack, 0).await,
+        Before::LastPodBorn => quota(stack, SIZE - 1).await,
+        Before::Accepted | Before::BoundReported => {
+            Ok(stack.cluster.pause(&Program::KubeScheduler)?)
+        }
+        Before::FirstBound => stack.take_rights(&[Without::BindingBut(Vec::new())]).await,
+        Before::LastBound => {
+            let some = vec![
+                format!("{}-worker-0", pair.job.name),
+                format!("{}-0", pair.pods.name),
+            ];
+            stack.take_rights(&[Without::BindingBut(some)]).await
+        }
+    }
+}
+
+/// Waits until all has happened that comes before this place. `gated`: pods without a job are not
+/// seen by kube-scheduler before they are released.
+async fn wait_for_place(stack: &Stack, at: Before, pair: &Pair) -> anyhow::Result<()> {
+    let born = |count: usize| move |world: &World| pair.born(world) == count;
+    match at {
+        Before::GangCreated => {
+            let gang = stack.gang("default", &pair.job.name).await?;
+            anyhow::ensure!(gang.is_none(), "a Gang without the right: {gang:?}");
+            Ok(())
+        }
+        Before::Committed => {
+            for object in [pair.job.name.clone(), pair.pods.object()] {
+                let says = stack
+                    .wait_gang("default", &object, PATIENCE, |_| true)
+                    .await?;
+                anyhow::ensure!(says.plan().is_empty(), "a plan without the right: {says:?}");
+            }
+            Ok(())
+        }
+        Before::Released => pair.wait_plans(stack).await,
+        Before::PodsBorn => stack.wait_planned(&pair.job.name).await.map(drop),
+        Before::LastPodBorn => {
+            stack
+                .wait_world(PATIENCE, "all pods but one", born(SIZE - 1))
+                .await
+        }
+        Before::Accepted => {
+            pair.wait_plans(stack).await?;
+            stack
+                .wait_world(PATIENCE, "all pods, gates off", |world| {
+                    pair.born(world) == 2 * SIZE
+                        && pair.pods.members(world).all(|pod| pod.gates.is_empty())
+                })
+                .await
+        }
+        Before::FirstBound => {
+            stack
+                .wait_log(PATIENCE, "a Binding that was refused", |line| {
+                    line.contains("\"Bind\"") && line.contains("\"Refused\"")
+                })
+                .await
+        }
+        Before::LastBound => {
+            stack
+                .wait_world(PATIENCE, "one member of each bound", |world| {
+                    pair.bound(world) == 2
+                })
+                .await
+        }
+        Before::BoundReported => {
+            pair.wait_plans(stack).await?;
+            stack
+                .wait_world(PATIENCE, "all pods", born(2 * SIZE))
+                .await?;
+            stack.take_rights(&[Without::Committing]).await?;
+            stack.cluster.resume(&Program::KubeScheduler).await?;
+            stack
+                .wait_world(PATIENCE, "all bound", |world| pair.bound(world) == 2 * SIZE)
+                .await
+        }
+    }
+}
+
+async fn give_back(stack: &Stack, at: Before) -> anyhow::Result<()> {
+    match at {
+        Before::PodsBorn | Before::LastPodBorn => {
+            stack
+                .cluster
+                .kubectl(&["delete", "resourcequota", "few"])
+                .await?;
+            Ok(())
+        }
+        Before::Accepted => Ok(stack.cluster.resume(&Program::KubeScheduler).await?),
+        _ => stack.give_rights().await,
+    }
+}
+
+async fn crash(stack: &Stack, at: Before) -> anyhow::Result<()> {
+    let pair = Pair::new(at);
+    withhold(stack, at, &pair).await?;
+    pair.submit(stack, at).await?;
+    wait_for_place(stack, at, &pair).await?;
+    stack.cluster.kill(&muster())?;
+    give_back(stack, at).await?;
+    stack.start_muster_again().await?;
+    let members = if Pair::has_pods(at) { 2 * SIZE } else { SIZE };
+    stack
+        .wait_world(2 * PATIENCE, "both gangs to be whole", |world| {
+            pair.bound(world) == members
+        })
+        .await?;
+    stack
+        .wait_gang("default", &pair.job.name, PATIENCE, |says| {
+            says.phase == "Running"
+        })
+        .await?;
+    pair.end(stack, at).await
+}
+
+fn options(policies: bool) -> StackOptions {
+    StackOptions {
+        pools: vec![NodeTemplate::gpu_pool(
+            "gpu",
+            2 * u32::try_from(SIZE).unwrap_or(0),
+        )],
+        policies,
+        ..StackOptions::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn held_jobs_and_gated_pods_start_whole_wherever_muster_dies() -> anyhow::Result<()> {
+    let stack = Stack::start(options(true)).await?;
+    for at in ALL {
+        stack
+            .step(&format!("Muster dies before {at:?}"), crash(&stack, *at))
+            .await?;
+    }
+    stack
+        .step("kube-scheduler dies at the barrier", scheduler_dies(&stack))
+        .await?;
+    stack
+        .step("the API server is away at the barrier", api_away(&stack))
+        .await?;
+    stack.judge().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ungated_pods_start_whole_wherever_muster_dies() -> anyhow::Result<()> {
+    let stack = Stack::start(options(false)).await?;
+    for at in ALL {
+        stack
+            .step(
+                &format!("without policies, Muster dies before {at:?}"),
+                crash(&stack, *at),
+            )
+            .await?;
+    }
+    stack.judge().await?;
+    Ok(())
+}
+
+async fn scheduler_dies(stack: &Stack) -> anyhow::Result<()> {
+    quota(stack, SIZE - 1).await?;
+    let workers = u32::try_from(SIZE)?;
+    let job = Job::new("unscheduled", vec![Role::new("Worker", workers, 8)]);
+    stack.submit(&job).await?;
+    stack
+        .wait_world(PATIENCE, "all pods but one", |world| {
+            world.pods_of("unscheduled").count() == SIZE - 1
+        })
+        .await?;
+    stack.cluster.kill(&Program::KubeScheduler)?;
+    give_back(stack, Before::LastPodBorn).await?;
+    stack.cluster.start(&Program::KubeScheduler).await?;
+    stack.wait_running("unscheduled", SIZE).await?;
+    stack.end_job("unscheduled").await
+}
+
+async fn api_away(stack: &Stack) -> anyhow::Result<()> {
+    let pair = Pair::new(Before::Accepted);
+    stack.cluster.pause(&Program::KubeScheduler)?;
+    pair.submit(stack, Before::Accepted).await?;
+    wait_for_place(stack, Before::Accepted, &pair).await?;
+    stack
+        .cluster
+        .stop_api_server_for(Duration::from_secs(20))
+        .await?;
+    stack.cluster.resume(&Program::KubeScheduler).await?;
+    stack
+        .wait_world(2 * PATIENCE, "both gangs to be whole", |world| {
+            pair.bound(world) == 2 * SIZE
+        })
+        .await?;
+    pair.end(stack, Before::Accepted).await
+}

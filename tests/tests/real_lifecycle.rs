@@ -1,0 +1,255 @@
+//! What users do to their jobs, on the real control plane.
+
+use muster_control_plane::{NodeTemplate, TrainingOperatorOptions};
+use muster_tests::acts::PATIENCE;
+use muster_tests::jobs::{Job, Role};
+use muster_tests::stack::{Stack, StackOptions};
+use serde_json::{Value, json};
+
+fn workers(name: &str, count: u32) -> Job {
+    Job::new(name, vec![Role::new("Worker", count, 8)])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_are_followed_through_what_their_users_do() -> anyhow::Result<()> {
+    let options = StackOptions {
+        pools: vec![NodeTemplate::gpu_pool("gpu", 4)],
+        // Slow enough to act between the first pod and the last.
+        operator: Some(TrainingOperatorOptions {
+            qps: 8,
+            burst: 4,
+            ..TrainingOperatorOptions::default()
+        }),
+        ..StackOptions::default()
+    };
+    let stack = Stack::start(options).await?;
+    stack
+        .step("a worker is deleted and comes back", replaced(&stack))
+        .await?;
+    stack
+        .step("a job is deleted at the barrier", deleted(&stack))
+        .await?;
+    stack
+        .step("a job is suspended and resumed", suspended(&stack))
+        .await?;
+    stack
+        .step("a suspended job is left alone", born_suspended(&stack))
+        .await?;
+    stack.step("a job is scaled", scaled(&stack)).await?;
+    stack
+        .step("a queued job says why, and is edited", edited(&stack))
+        .await?;
+    stack
+        .step("a job that ended is clean", ended(&stack))
+        .await?;
+    stack.judge().await?;
+    Ok(())
+}
+
+/// The whole job waits behind it for the room, and does not get the place of the deleted member.
+async fn replaced(stack: &Stack) -> anyhow::Result<()> {
+    stack.submit(&workers("team", 4)).await?;
+    stack.wait_running("team", 4).await?;
+    stack.submit(&workers("rival", 1)).await?;
+    stack
+        .wait_gang("default", "rival", PATIENCE, |says| {
+            says.reason == "NotEnoughFree"
+        })
+        .await?;
+    let uids = |stack: &Stack| -> Vec<(String, String)> {
+        stack.recorder.look(|world| {
+            let mut pods: Vec<_> = world
+                .pods_of("team")
+                .filter(|pod| pod.is_bound_and_live())
+                .map(|pod| (pod.name.clone(), pod.uid.clone()))
+                .collect();
+            pods.sort();
+            pods
+        })
+    };
+    let before = uids(stack);
+    stack.delete_pod("team-worker-1").await?;
+    stack
+        .wait_until(PATIENCE, "a new team-worker-1", async || {
+            let now = uids(stack);
+            now.len() == 4 && now[1].1 != before[1].1
+        })
+        .await?;
+    let after = uids(stack);
+    for index in [0, 2, 3] {
+        assert_eq!(after[index], before[index], "the other members stay");
+    }
+    let pods = stack.recorder.look(|world| world.pods_of("rival").count());
+    assert_eq!(pods, 0, "the rival did not get the place");
+    stack.end_job("team").await?;
+    stack.wait_running("rival", 1).await?;
+    stack.end_job("rival").await
+}
+
+async fn deleted(stack: &Stack) -> anyhow::Result<()> {
+    let small = Job::new("fleeting", vec![Role::new("Worker", 24, 1)]);
+    stack.submit(&small).await?;
+    stack
+        .wait_world(PATIENCE, "some of 24 pods", |world| {
+            world.pods_of("fleeting").count() >= 3
+        })
+        .await?;
+    stack.end_job("fleeting").await?;
+    let bound = stack
+        .recorder
+        .history()
+        .binds()
+        .iter()
+        .filter(|(_, pod)| pod.name.starts_with("fleeting-"))
+        .count();
+    assert_eq!(bound, 0, "no member of it was bound");
+    stack.submit(&workers("next", 4)).await?;
+    stack.wait_running("next", 4).await?;
+    stack.end_job("next").await
+}
+
+/// What Muster may have left in a job: its annotations, and nodes named in a template.
+fn marks(job: &Value) -> Vec<String> {
+    let annotations = job["metadata"]["annotations"].as_object();
+    let mut found: Vec<String> = annotations
+        .into_iter()
+        .flatten()
+        .filter(|(key, _)| key.starts_with("muster.dev/"))
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    for (role, spec) in job["spec"]["pytorchReplicaSpecs"]
+        .as_object()
+        .into_iter()
+        .flatten()
+    {
+        if spec["template"]["spec"].get("affinity").is_some() {
+            found.push(format!("affinity in {role}"));
+        }
+    }
+    found
+}
+
+async fn wait_clean(stack: &Stack, name: &str) -> anyhow::Result<()> {
+    stack
+        .wait_until(PATIENCE, &format!("no marks in {name}"), async || {
+            stack
+                .job(name)
+                .await
+                .is_ok_and(|job| marks(&job).is_empty())
+        })
+        .await
+}
+
+async fn suspended(stack: &Stack) -> anyhow::Result<()> {
+    stack.submit(&workers("pausing", 3)).await?;
+    stack.wait_running("pausing", 3).await?;
+    let pinned = marks(&stack.job("pausing").await?);
+    assert!(
+        pinned.iter().any(|mark| mark == "affinity in Worker"),
+        "planned nodes are in the template: {pinned:?}"
+    );
+    stack.suspend_job("pausing", true).await?;
+    stack
+        .wait_gang("default", "pausing", PATIENCE, |says| {
+            says.phase == "Suspended"
+        })
+        .await?;
+    stack
+        .wait_world(PATIENCE, "its pods to go", |world| {
+            world.pods_of("pausing").count() == 0
+        })
+        .await?;
+    wait_clean(stack, "pausing").await?;
+    stack.submit(&workers("guest", 4)).await?;
+    stack.wait_running("guest", 4).await?;
+    let job = stack.job("pausing").await?;
+    assert_eq!(
+        job["spec"]["runPolicy"]["suspend"],
+        json!(true),
+        "it stays suspended"
+    );
+    stack.end_job("guest").await?;
+    stack.suspend_job("pausing", false).await?;
+    stack.wait_running("pausing", 3).await?;
+    stack.end_job("pausing").await
+}
+
+async fn born_suspended(stack: &Stack) -> anyhow::Result<()> {
+    stack
+        .submit(&workers("sleeper", 2).policy("suspend: true"))
+        .await?;
+    stack.submit(&workers("busy", 4)).await?;
+    stack.wait_running("busy", 4).await?;
+    let job = stack.job("sleeper").await?;
+    assert_eq!(job["spec"]["runPolicy"]["suspend"], json!(true));
+    assert_eq!(marks(&job), Vec::<String>::new());
+    let pods = stack
+        .recorder
+        .look(|world| world.pods_of("sleeper").count());
+    assert_eq!(pods, 0);
+    stack.end_job("busy").await?;
+    stack.end_job("sleeper").await
+}
+
+fn replicas(count: u32) -> Value {
+    json!({ "spec": { "pytorchReplicaSpecs": { "Worker": { "replicas": count } } } })
+}
+
+async fn scaled(stack: &Stack) -> anyhow::Result<()> {
+    stack.submit(&workers("growing", 2)).await?;
+    stack.wait_running("growing", 2).await?;
+    stack.patch_job("growing", &replicas(4)).await?;
+    stack.wait_running("growing", 4).await?;
+    stack.patch_job("growing", &replicas(1)).await?;
+    stack.wait_running("growing", 1).await?;
+    stack.end_job("growing").await
+}
+
+async fn edited(stack: &Stack) -> anyhow::Result<()> {
+    stack.submit(&workers("dreamer", 5)).await?;
+    let says = stack
+        .wait_gang("default", "dreamer", PATIENCE, |says| {
+            says.reason == "NeverFits"
+        })
+        .await?;
+    assert!(
+        says.message
+            .contains("needs 5 Worker with 8 nvidia.com/gpu each"),
+        "{}",
+        says.message
+    );
+    let job = stack.job("dreamer").await?;
+    assert_eq!(
+        job["metadata"]["annotations"]["muster.dev/hold"],
+        json!("queued")
+    );
+    let events = [
+        "get",
+        "events",
+        "--field-selector",
+        "involvedObject.name=dreamer",
+    ];
+    stack
+        .wait_until(PATIENCE, "an Event that says why", async || {
+            stack
+                .cluster
+                .kubectl(&events)
+                .await
+                .is_ok_and(|found| found.stdout.contains("NeverFits"))
+        })
+        .await?;
+    stack.patch_job("dreamer", &replicas(3)).await?;
+    stack.wait_running("dreamer", 3).await?;
+    stack.end_job("dreamer").await
+}
+
+async fn ended(stack: &Stack) -> anyhow::Result<()> {
+    stack.submit(&workers("brief", 2).running_for(2)).await?;
+    stack
+        .wait_gang("default", "brief", PATIENCE, |says| {
+            says.phase == "Succeeded"
+        })
+        .await?;
+    wait_clean(stack, "brief").await?;
+    stack.end_job("brief").await
+}

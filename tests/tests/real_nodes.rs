@@ -1,0 +1,205 @@
+//! Nodes that change between plan and bind, and after it, on the real control plane.
+//!
+//! kube-scheduler is halted while a gang is planned and its pods are born, so that nothing can be
+//! bound before the node has changed.
+
+use muster_control_plane::{NodeTemplate, Program};
+use muster_tests::acts::PATIENCE;
+use muster_tests::fleet::Fleet;
+use muster_tests::jobs::{Job, Role};
+use muster_tests::stack::{Stack, StackOptions};
+
+/// Two workers with all GPUs of a node each.
+fn pair(name: &str) -> Job {
+    Job::new(name, vec![Role::new("Worker", 2, 8)])
+}
+
+/// Plans and releases a gang of two while nothing can be bound, lets `change` happen to one of its
+/// nodes, and expects the gang to run elsewhere. `moves` is false for a change that takes no node out.
+async fn changed_before_bind(
+    stack: &Stack,
+    job: &Job,
+    change: impl AsyncFnOnce(String) -> anyhow::Result<()>,
+) -> anyhow::Result<String> {
+    let name = job.name.as_str();
+    stack.cluster.pause(&Program::KubeScheduler)?;
+    stack.submit(job).await?;
+    let planned = stack.wait_planned(name).await?;
+    stack
+        .wait_world(PATIENCE, "two pods of the job", |world| {
+            world.pods_of(name).count() == 2
+        })
+        .await?;
+    let node = planned.nodes().first().cloned().unwrap_or_default();
+    anyhow::ensure!(!node.is_empty(), "no node in {planned:?}");
+    change(node.clone()).await?;
+    stack
+        .wait_gang("default", name, PATIENCE, |says| {
+            !says.plan().is_empty() && !says.nodes().contains(&node)
+        })
+        .await?;
+    stack.cluster.resume(&Program::KubeScheduler).await?;
+    stack.wait_running(name, 2).await?;
+    let nodes = stack.nodes_of(name);
+    assert!(
+        !nodes.contains(&node),
+        "{name} stands on {nodes:?}, not {node}"
+    );
+    Ok(node)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gangs_leave_nodes_that_change_before_bind_and_stay_on_those_that_change_after()
+-> anyhow::Result<()> {
+    let options = StackOptions {
+        pools: vec![NodeTemplate::gpu_pool("gpu", 4)],
+        ..StackOptions::default()
+    };
+    let stack = Stack::start(options).await?;
+    stack.step("cordoned before bind", cordoned(&stack)).await?;
+    stack.step("tainted before bind", tainted(&stack)).await?;
+    stack
+        .step("not ready before bind", not_ready(&stack))
+        .await?;
+    stack
+        .step("room stolen before bind", stolen(&stack))
+        .await?;
+    stack
+        .step("GPU fails before bind", gpu_fails(&stack))
+        .await?;
+    stack
+        .step("cordoned and tainted after bind", after_bind(&stack))
+        .await?;
+    stack.step("deleted before bind", deleted(&stack)).await?;
+    stack
+        .step("deleted after bind", deleted_after_bind(&stack))
+        .await?;
+    stack.judge().await?;
+    Ok(())
+}
+
+async fn cordoned(stack: &Stack) -> anyhow::Result<()> {
+    let node = changed_before_bind(stack, &pair("cordoned"), async |node| {
+        stack.cordon(&node, true).await
+    })
+    .await?;
+    stack.cordon(&node, false).await?;
+    stack.end_job("cordoned").await
+}
+
+async fn tainted(stack: &Stack) -> anyhow::Result<()> {
+    let node = changed_before_bind(stack, &pair("tainted"), async |node| {
+        stack.taint(&node, Some("NoSchedule")).await
+    })
+    .await?;
+    stack.taint(&node, None).await?;
+    stack.end_job("tainted").await
+}
+
+async fn not_ready(stack: &Stack) -> anyhow::Result<()> {
+    let node = changed_before_bind(stack, &pair("unready"), async |node| {
+        Ok(stack.cluster.set_node_ready(&node, false).await?)
+    })
+    .await?;
+    stack.cluster.set_node_ready(&node, true).await?;
+    stack.end_job("unready").await
+}
+
+async fn stolen(stack: &Stack) -> anyhow::Result<()> {
+    changed_before_bind(stack, &pair("robbed"), async |node| {
+        stack.intrude("intruder", &node, 1).await
+    })
+    .await?;
+    stack.delete_pod("intruder").await?;
+    stack.end_job("robbed").await
+}
+
+async fn deleted(stack: &Stack) -> anyhow::Result<()> {
+    changed_before_bind(stack, &pair("homeless"), async |node| {
+        stack.delete_node(&node).await
+    })
+    .await?;
+    stack.end_job("homeless").await
+}
+
+/// A pool of its own, with a fleet of its own, of which one GPU falls off the bus.
+async fn gpu_fails(stack: &Stack) -> anyhow::Result<()> {
+    let mut pool = NodeTemplate::gpu_pool("frail", 3);
+    pool.labels = [("pool".to_owned(), "frail".to_owned())].into();
+    stack.cluster.add_nodes(&pool).await?;
+    let healthy = Fleet {
+        name: "frail-fleet".into(),
+        selector: "pool=frail".into(),
+        nodes: pool.names().collect(),
+        scenario: None,
+    };
+    stack.start_fleet(&healthy).await?;
+    let frail = Role::new("Worker", 2, 8).with("nodeSelector: {pool: frail}");
+    let job = Job::new("unlucky", vec![frail]);
+    changed_before_bind(stack, &job, async |node| {
+        let file = stack.cluster.folder().join("xid.toml");
+        std::fs::write(
+            &file,
+            format!("name = \"xid\"\n[[events]]\nat_s = 1\nfault = \"xid\"\ngpu = 3\ncode = 79\nnodes = [\"{node}\"]\n"),
+        )?;
+        stack
+            .cluster
+            .kill(&Program::Other(healthy.name.clone()))?;
+        let failing = Fleet {
+            scenario: Some(file),
+            ..healthy.clone()
+        };
+        stack.start_fleet(&failing).await
+    })
+    .await?;
+    stack.end_job("unlucky").await
+}
+
+/// Administrators empty nodes by cordoning: what runs goes on. A NoExecute taint evicts, and the
+/// member comes back elsewhere while the other stays.
+async fn after_bind(stack: &Stack) -> anyhow::Result<()> {
+    stack.submit(&pair("steady")).await?;
+    stack.wait_running("steady", 2).await?;
+    let before = stack.nodes_of("steady");
+    let (first, second) = (before[0].clone(), before[1].clone());
+    stack.cordon(&first, true).await?;
+    stack.cluster.set_node_ready(&second, false).await?;
+    stack.submit(&pair("witness")).await?;
+    stack.wait_running("witness", 2).await?;
+    assert_eq!(stack.nodes_of("steady"), before, "running members stay");
+    stack.end_job("witness").await?;
+    stack.cordon(&first, false).await?;
+    stack.cluster.set_node_ready(&second, true).await?;
+    stack.taint(&first, Some("NoExecute")).await?;
+    stack
+        .wait_world(PATIENCE, "the evicted member elsewhere", |world| {
+            let nodes: Vec<&String> = world
+                .pods_of("steady")
+                .filter(|pod| pod.is_bound_and_live())
+                .filter_map(|pod| pod.node.as_ref())
+                .collect();
+            nodes.len() == 2 && nodes.contains(&&second) && !nodes.contains(&&first)
+        })
+        .await?;
+    stack.taint(&first, None).await?;
+    stack.end_job("steady").await
+}
+
+/// The garbage collector takes the pods of a node that is gone; their successors run elsewhere.
+async fn deleted_after_bind(stack: &Stack) -> anyhow::Result<()> {
+    stack
+        .submit(&Job::new("bereft", vec![Role::new("Worker", 2, 4)]))
+        .await?;
+    stack.wait_running("bereft", 2).await?;
+    let node = stack.nodes_of("bereft")[0].clone();
+    stack.delete_node(&node).await?;
+    for index in 0..2 {
+        // The collector itself waits for more than a minute.
+        let name = format!("bereft-worker-{index}");
+        let force = ["delete", "pod", &name, "--force", "--grace-period=0"];
+        stack.cluster.kubectl(&force).await?;
+    }
+    stack.wait_running("bereft", 2).await?;
+    assert!(!stack.nodes_of("bereft").contains(&node));
+    stack.end_job("bereft").await
+}
