@@ -3,4 +3,5 @@
 
 pub mod jobs;
 pub mod programs;
+pub mod sim;
 pub mod stack;
