@@ -7,4 +7,5 @@ pub mod jobs;
 pub mod pods;
 pub mod programs;
 pub mod rights;
+pub mod sim;
 pub mod stack;

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 pub use gangs::{GangRule, GangTimeline, Minimum};
-pub use record::Recorder;
+pub use record::{Now, Recorder};
 pub use state::{Amounts, JobState, NodeState, PodState};
 
 /// One write, as a watch told it.

@@ -44,11 +44,22 @@ impl std::fmt::Debug for Quiet {
     }
 }
 
-#[derive(Debug)]
+/// Tells the time that events are stamped with.
+pub type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
 struct Shared {
+    now: Now,
     log: Mutex<Log>,
     /// Told the number of events at each one.
     count: watch::Sender<usize>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("events", &self.log().events.len())
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -118,7 +129,13 @@ impl Recorder {
     ///
     /// The client needs to list and watch pods, nodes and PyTorchJobs in all namespaces.
     pub async fn start(client: Client) -> Result<Recorder> {
+        Self::start_with(client, Arc::new(Timestamp::now)).await
+    }
+
+    /// The same, with the time of a clock that is given: a cluster on a paused clock has its own time.
+    pub async fn start_with(client: Client, now: Now) -> Result<Recorder> {
         let shared = Arc::new(Shared {
+            now,
             log: Mutex::new(Log::default()),
             count: watch::Sender::new(0),
         });
@@ -156,7 +173,7 @@ impl Recorder {
         let log = self.shared.log();
         let mut history = History::new(log.events.clone());
         history.gaps.clone_from(&log.gaps);
-        history.until = Some(Timestamp::now());
+        history.until = Some((self.shared.now)());
         history
     }
 
@@ -278,7 +295,7 @@ impl Shared {
                     log.versions.remove(uid);
                 }
             }
-            let at = Timestamp::now();
+            let at = (self.now)();
             if log.events.len() < EVENTS_MAX {
                 log.events.push(Event {
                     resource_version,
@@ -336,7 +353,8 @@ impl Shared {
             if expired && let Ok((listed, differs)) = self.list(&api).await {
                 version = listed;
                 if differs {
-                    self.log().gaps.push(Timestamp::now());
+                    let at = (self.now)();
+                    self.log().gaps.push(at);
                 }
             }
             tokio::time::sleep(RETRY_EVERY).await;

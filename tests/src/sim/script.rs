@@ -1,0 +1,149 @@
+//! Faults by the number of the scheduler's write.
+//!
+//! Counted are its writes that carry decisions: of Gangs, jobs, pods and Bindings. Its Lease, its
+//! Events and its TokenReviews are left alone and not counted.
+
+use std::sync::{Mutex, PoisonError};
+
+use muster_embedded::api::ApiError;
+use muster_embedded::api::faults::{After, Before, Faults, RequestInfo};
+use muster_embedded::signal::Signal;
+
+use super::CLIENT;
+
+/// What happens at a write, counted from 1 since the trap was set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trap {
+    /// Nothing.
+    #[default]
+    None,
+    /// The write is applied; of what the scheduler sends after it, nothing is. The test then kills it.
+    CrashAfter(u32),
+    /// The write is answered with 500 and not applied.
+    RefuseAt(u32),
+    /// The write is applied, and its answer is lost.
+    LoseAt(u32),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    trap: Trap,
+    writes: u32,
+    dead: bool,
+    sprung: bool,
+    /// Number of the request that was found to be the one, between before and after.
+    chosen: Option<u64>,
+    what: String,
+}
+
+/// The faults of a run.
+#[derive(Debug, Default)]
+pub struct Script {
+    state: Mutex<State>,
+    signal: Signal,
+}
+
+impl Script {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets a trap and begins to count.
+    pub fn set(&self, trap: Trap) {
+        *self.state() = State {
+            trap,
+            ..State::default()
+        };
+    }
+
+    /// A new scheduler runs: its requests are let through.
+    pub(super) fn allow(&self) {
+        self.state().dead = false;
+    }
+
+    /// Decision-carrying writes since the trap was set.
+    pub fn writes(&self) -> u32 {
+        self.state().writes
+    }
+
+    /// The write at which the trap sprang.
+    pub fn what(&self) -> String {
+        self.state().what.clone()
+    }
+
+    /// Whether the trap has sprung.
+    pub fn has_sprung(&self) -> bool {
+        self.state().sprung
+    }
+
+    /// Waits until the trap has sprung.
+    pub async fn sprung(&self) {
+        let mut listener = self.signal.subscribe();
+        while !self.has_sprung() {
+            listener.changed().await;
+        }
+    }
+
+    fn spring(&self, mut state: std::sync::MutexGuard<'_, State>, request: &RequestInfo) {
+        state.sprung = true;
+        state.what = format!(
+            "{} {}/{} {}",
+            request.verb, request.resource, request.subresource, request.name
+        );
+        drop(state);
+        self.signal.send();
+    }
+}
+
+fn counts(request: &RequestInfo) -> bool {
+    request.client == CLIENT
+        && matches!(
+            request.verb.as_str(),
+            "create" | "update" | "patch" | "delete"
+        )
+        && !matches!(
+            request.resource.as_str(),
+            "leases" | "events" | "tokenreviews"
+        )
+}
+
+impl Faults for Script {
+    fn before(&self, request: &RequestInfo) -> Before {
+        let mut state = self.state();
+        if state.dead && request.client == CLIENT {
+            return Before::Disconnect;
+        }
+        if !counts(request) {
+            return Before::Proceed;
+        }
+        state.writes = state.writes.saturating_add(1);
+        let at = match state.trap {
+            Trap::None => return Before::Proceed,
+            Trap::CrashAfter(at) | Trap::RefuseAt(at) | Trap::LoseAt(at) => at,
+        };
+        if state.writes != at {
+            return Before::Proceed;
+        }
+        if matches!(state.trap, Trap::RefuseAt(_)) {
+            self.spring(state, request);
+            return Before::Refuse(ApiError::new(
+                500,
+                "InternalError",
+                "etcdserver: request timed out",
+            ));
+        }
+        state.chosen = Some(request.number);
+        Before::Proceed
+    }
+
+    fn after(&self, request: &RequestInfo, _code: u16) -> After {
+        let mut state = self.state();
+        if state.chosen != Some(request.number) {
+            return After::Deliver;
+        }
+        state.chosen = None;
+        state.dead = matches!(state.trap, Trap::CrashAfter(_));
+        self.spring(state, request);
+        After::Lose
+    }
+}

@@ -1,0 +1,175 @@
+//! Gangs of every kind are placed whole, wait with a reason, and follow each other.
+
+use std::time::Duration;
+
+use muster_embedded::value;
+use muster_tests::jobs::{Job, Role};
+use muster_tests::sim::{JOBS, PODS, SOON, Sim, SimOptions, bound, gang_field, phase_of};
+
+use super::{MINUTE, paused, template_is_clean, train};
+
+/// Documents of an example, in order.
+fn documents(text: &str) -> Vec<&str> {
+    text.split("\n---\n").collect()
+}
+
+#[test]
+fn a_held_job_is_released_runs_whole_and_leaves_nothing_behind() -> anyhow::Result<()> {
+    paused(async {
+        let sim = Sim::start(SimOptions::default()).await?;
+        sim.apply(&train("train").running_for(30).yaml())?;
+        let job = sim.cluster.get(JOBS, "default", "train").unwrap();
+        assert!(
+            value::flag(&job, &["spec", "runPolicy", "suspend"]),
+            "it is held at creation"
+        );
+        sim.until_phase("train", "Running").await?;
+        assert_eq!(bound(&sim.cluster, "train-").len(), 5);
+        assert_eq!(gang_field(&sim.cluster, "train", "membersBound"), "5/5");
+        assert!(
+            !template_is_clean(&sim.cluster, "train"),
+            "the plan's nodes are in the template while it runs"
+        );
+        sim.until_phase("train", "Succeeded").await?;
+        sim.until("a clean template", SOON, |c| template_is_clean(c, "train"))
+            .await?;
+        sim.judge().await?;
+        sim.stop().await;
+        Ok(())
+    })
+}
+
+#[test]
+fn labelled_pods_are_gated_until_all_are_there() -> anyhow::Result<()> {
+    paused(async {
+        let sim = Sim::start(SimOptions::default()).await?;
+        let text = include_str!("../../../deploy/examples/labelled-pods.yaml");
+        let pods = documents(text);
+        sim.apply(pods[0])?;
+        sim.pass(MINUTE).await;
+        assert_eq!(bound(&sim.cluster, "sweep-").len(), 0);
+        let first = sim.cluster.get(PODS, "default", "sweep-0").unwrap();
+        assert_eq!(
+            value::items(&first, &["spec", "schedulingGates"]).len(),
+            1,
+            "{first}"
+        );
+        sim.apply(pods[1])?;
+        sim.until("both run", SOON, |c| bound(c, "sweep-").len() == 2)
+            .await?;
+        sim.judge_labelled("muster.dev/gang", &[("default/sweep", 2)])
+            .await?;
+        sim.stop().await;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_podgroup_is_bound_whole() -> anyhow::Result<()> {
+    paused(async {
+        let sim = Sim::start(SimOptions::default()).await?;
+        sim.apply(include_str!("../../../deploy/examples/podgroup.yaml"))?;
+        sim.until("both run", SOON, |c| bound(c, "evaluate-").len() == 2)
+            .await?;
+        sim.until_phase("podgroup-evaluate", "Running").await?;
+        let label = "scheduling.x-k8s.io/pod-group";
+        sim.judge_labelled(label, &[("default/evaluate", 2)])
+            .await?;
+        sim.stop().await;
+        Ok(())
+    })
+}
+
+#[test]
+fn without_admission_policies_members_wait_at_filter_and_bind_together() -> anyhow::Result<()> {
+    paused(async {
+        let options = SimOptions {
+            policies: false,
+            ..SimOptions::nodes(2)
+        };
+        let sim = Sim::start(options).await?;
+        let job = |name: &str| Job::new(name, vec![Role::new("Worker", 2, 8)]).running_for(60);
+        sim.apply(&job("first").yaml())?;
+        sim.until_phase("first", "Running").await?;
+        sim.apply(&job("second").yaml())?;
+        sim.pass(Duration::from_secs(20)).await;
+        assert_eq!(bound(&sim.cluster, "second-").len(), 0);
+        assert_eq!(phase_of(&sim.cluster, "second"), "Waiting");
+        sim.until_phase("second", "Running").await?;
+        sim.judge().await?;
+        sim.stop().await;
+        Ok(())
+    })
+}
+
+#[test]
+fn of_two_gangs_of_sixty_percent_one_runs_and_the_other_holds_nothing() -> anyhow::Result<()> {
+    paused(async {
+        let sim = Sim::start(SimOptions::nodes(10)).await?;
+        let job = |name: &str| Job::new(name, vec![Role::new("Worker", 6, 8)]).running_for(60);
+        sim.apply(&job("first").yaml())?;
+        sim.apply(&job("second").yaml())?;
+        sim.until_phase("first", "Running").await?;
+        sim.until("a reason", SOON, |c| {
+            gang_field(c, "second", "reason") == "NotEnoughFree"
+        })
+        .await?;
+        let message = gang_field(&sim.cluster, "second", "message");
+        assert!(
+            message.contains("needs room for 6 Worker with 8 nvidia.com/gpu each"),
+            "{message}"
+        );
+        let pods = sim.cluster.list(PODS);
+        assert!(pods.iter().all(|pod| value::name(pod).starts_with("first")));
+        sim.until_phase("second", "Running").await?;
+        assert_eq!(phase_of(&sim.cluster, "first"), "Succeeded");
+        sim.judge().await?;
+        sim.stop().await;
+        Ok(())
+    })
+}
+
+#[test]
+fn of_thirty_gangs_at_one_and_a_half_pools_twenty_run_whole_and_none_in_part() -> anyhow::Result<()>
+{
+    paused(async {
+        let sim = Sim::start(SimOptions::nodes(10)).await?;
+        for at in 0..30 {
+            let job = Job::new(&format!("g{at:02}"), vec![Role::new("Worker", 2, 2)]);
+            sim.apply(&job.running_for(300).yaml())?;
+        }
+        let count = |c: &muster_embedded::EmbeddedCluster, phase: &str| {
+            (0..30)
+                .filter(|at| phase_of(c, &format!("g{at:02}")) == phase)
+                .count()
+        };
+        sim.until("twenty run", SOON, |c| count(c, "Running") == 20)
+            .await?;
+        sim.pass(MINUTE).await;
+        assert_eq!(count(&sim.cluster, "Waiting"), 10);
+        assert_eq!(
+            bound(&sim.cluster, "g").len(),
+            40,
+            "the others hold nothing"
+        );
+        let before = sim.cluster.api().digest().0;
+        let leases = |writes: Vec<muster_embedded::api::history::Write>| {
+            let others = writes
+                .into_iter()
+                .filter(|w| !w.resource.starts_with("leases"));
+            others.map(|w| w.line()).collect::<Vec<_>>()
+        };
+        sim.pass(MINUTE).await;
+        let written = leases(sim.cluster.api().writes_since(before));
+        assert_eq!(
+            written,
+            Vec::<String>::new(),
+            "gangs that wait cost no writes"
+        );
+        sim.until("all end", MINUTE * 20, |c| count(c, "Succeeded") == 30)
+            .await?;
+        sim.judge().await?;
+        sim.stop().await;
+        Ok(())
+    })
+}
