@@ -23,8 +23,9 @@ const WARM: &str = "warm";
 const WARM_MAX: Duration = Duration::from_secs(90);
 /// Pause between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Time without a write after which the cluster counts as quiet.
-const QUIET: Duration = Duration::from_secs(1);
+/// Time without a write after which the cluster counts as quiet: longer than the five seconds after
+/// which the node controller looks for new nodes and makes an Event for each.
+const QUIET: Duration = Duration::from_secs(6);
 /// Longest wait for that; controllers have something to do on each new node.
 const QUIET_MAX: Duration = Duration::from_secs(60);
 
