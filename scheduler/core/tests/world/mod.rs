@@ -1,6 +1,9 @@
 //! A small world around the engine: it carries actions out at once, plays the job's controller and
 //! kube-scheduler, and checks the engine's own audit after every step.
 
+// Each test file uses its own part of the world.
+#![allow(dead_code)]
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
