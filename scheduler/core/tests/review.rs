@@ -161,3 +161,33 @@ fn restart_waits_for_agents_before_it_doubts_a_plan() {
     world.settle();
     assert_eq!(world.phase(&key), "Running AllBound 2/2");
 }
+
+#[test]
+fn pods_that_come_one_by_one_cost_no_status_each() {
+    let mut world = World::new(2, 8);
+    for index in 0..8 {
+        world.labelled(&format!("p{index}"), "group", 8, 1, true);
+        world.settle();
+    }
+    let statuses = world
+        .writes
+        .iter()
+        .filter(|write| matches!(write.what, WriteKind::PutStatus { .. }))
+        .count();
+    let key = GangKey::labelled("default", "group");
+    assert_eq!(world.phase(&key), "Running AllBound 8/8");
+    assert_eq!(statuses, 3, "waiting, planned, running");
+}
+
+#[test]
+fn pods_that_were_never_refused_are_not_woken() {
+    let mut world = World::new(2, 8);
+    let key = world.submit("train", &[("Worker", 4, gpus(1))], Hold::Free);
+    world.settle();
+    assert_eq!(world.bound(&key), 4);
+    let woken = world
+        .writes
+        .iter()
+        .any(|write| matches!(write.what, WriteKind::WakePod { .. }));
+    assert!(!woken);
+}

@@ -337,6 +337,8 @@ fn is_worth_a_write(acked: &GangStatus, wanted: &GangStatus) -> bool {
     match wanted.phase {
         // The commit names the pods that exist; later ones claim their slots by role and index.
         Phase::Starting => false,
+        // How many of a gang's pods exist changes with each that comes.
+        Phase::Waiting => members(acked) != members(wanted) || acked.minimum != wanted.minimum,
         _ => {
             members(acked) != members(wanted)
                 || acked.total != wanted.total
