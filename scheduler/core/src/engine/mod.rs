@@ -142,6 +142,8 @@ pub struct Engine {
     revision: u64,
     snapshot: Snapshot,
     lead: Lead,
+    /// When the present leadership began.
+    led_at: Timestamp,
     epoch: Epoch,
     synced: bool,
     /// Stamps on their way, by write; pods to be stamped again after a pause.
@@ -183,6 +185,7 @@ impl Engine {
             timers: BTreeSet::new(),
             fresh: BTreeMap::new(),
             age_checked_at: Timestamp(0),
+            led_at: Timestamp(0),
             revision: 1,
             snapshot: Snapshot::default(),
             lead: Lead::No,

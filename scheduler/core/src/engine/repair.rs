@@ -266,7 +266,10 @@ impl Engine {
         let trusted = self.config.nodes_without_agent
             == crate::config::NodesWithoutAgent::UseAllocatable
             && !known;
-        if wants_devices && !trusted {
+        // A scheduler that has just begun has heard no agent yet. What was planned on good reports
+        // before is carried on; nothing new is planned there.
+        let awaited = !known && now < self.led_at + self.config.report_age_max;
+        if wants_devices && !trusted && !awaited {
             let fresh = self
                 .inventory
                 .is_fresh(name, now, self.config.report_age_max);
@@ -424,6 +427,7 @@ impl Engine {
     pub(super) fn set_timer(&mut self, gang: &mut Gang, now: Timestamp) {
         let mut at: Vec<Timestamp> = Vec::new();
         if let Some(plan) = &gang.plan {
+            at.push(self.led_at + self.config.report_age_max);
             if !plan.open {
                 at.push(plan.progress_at + self.config.gather_quiet_max);
                 at.extend(

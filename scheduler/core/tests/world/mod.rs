@@ -54,6 +54,8 @@ pub struct World {
     generation: u64,
     pub operator: bool,
     pub scheduler: bool,
+    /// Agents say nothing.
+    pub silent: bool,
 }
 
 pub fn gpus(count: u64) -> Arc<PodShape> {
@@ -105,6 +107,7 @@ impl World {
             generation: 1,
             operator: true,
             scheduler: true,
+            silent: false,
         };
         for index in 0..nodes {
             world.add_node(&format!("n{index}"), gpus_each);
@@ -189,6 +192,9 @@ impl World {
     }
 
     pub fn report_all(&mut self) {
+        if self.silent {
+            return;
+        }
         self.generation += 1;
         for name in self.nodes.keys().cloned().collect::<Vec<_>>() {
             if let Some(report) = self.report_of(&name) {
