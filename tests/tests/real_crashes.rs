@@ -141,8 +141,7 @@ async fn withhold(stack: &Stack, at: Before, pair: &Pair) -> anyhow::Result<()> 
     }
 }
 
-/// Waits until all has happened that comes before this place. `gated`: pods without a job are not
-/// seen by kube-scheduler before they are released.
+/// Waits until all has happened that comes before this place.
 async fn wait_for_place(stack: &Stack, at: Before, pair: &Pair) -> anyhow::Result<()> {
     let born = |count: usize| move |world: &World| pair.born(world) == count;
     match at {

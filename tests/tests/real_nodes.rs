@@ -15,7 +15,7 @@ fn pair(name: &str) -> Job {
 }
 
 /// Plans and releases a gang of two while nothing can be bound, lets `change` happen to one of its
-/// nodes, and expects the gang to run elsewhere. `moves` is false for a change that takes no node out.
+/// nodes, and expects the gang to run elsewhere.
 async fn changed_before_bind(
     stack: &Stack,
     job: &Job,

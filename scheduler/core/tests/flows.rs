@@ -604,6 +604,48 @@ fn crash_between_two_bindings_resumes_the_other_half() {
 }
 
 #[test]
+fn half_bound_gang_is_finished_before_any_agent_has_come_back() {
+    let mut world = World::new(2, 8);
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.fail = Some(Box::new(|write| match &write.what {
+        WriteKind::Bind { pod, .. } if pod.name.ends_with("-1") => {
+            Some(WriteOutcome::Unknown(Arc::from("lost")))
+        }
+        _ => None,
+    }));
+    for _ in 0..20 {
+        world.step();
+    }
+    assert_eq!(world.bound(&key), 1);
+    world.fail = None;
+    world.silent = true;
+    world.restart(2);
+    world.settle();
+    assert_eq!(world.bound(&key), 2);
+}
+
+#[test]
+fn plan_is_kept_over_a_restart_until_its_agents_should_have_come_back() {
+    let mut world = World::new(2, 8);
+    world.scheduler = false;
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.settle();
+    assert!(world.phase(&key).starts_with("Starting"));
+    world.silent = true;
+    world.restart(2);
+    world.pass(Millis::from_secs(29));
+    assert!(world.phase(&key).starts_with("Starting"));
+    let fresh = world.submit("fresh", &[("Worker", 1, gpus(1))], Hold::Held);
+    world.settle();
+    assert!(
+        world.phase(&fresh).starts_with("Waiting"),
+        "nothing new is planned"
+    );
+    world.pass(Millis::from_secs(2));
+    assert!(world.phase(&key).starts_with("Waiting"));
+}
+
+#[test]
 fn binding_refused_for_one_member_is_tried_again_while_its_room_is_kept() {
     let mut world = World::new(2, 8);
     let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);

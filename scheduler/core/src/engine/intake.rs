@@ -82,8 +82,8 @@ impl Engine {
                 }
             }
             Event::LeadershipGained(epoch) => {
-                self.acting_since = now;
                 self.epoch = self.epoch.max(epoch);
+                self.led_at = now;
                 self.lead = Lead::Fencing;
                 self.restamp.clear();
                 // What was promised is what the Gang objects say, not what was meant before.

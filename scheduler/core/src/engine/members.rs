@@ -16,6 +16,12 @@ pub(super) fn default_role() -> RoleName {
     RoleName::from("member")
 }
 
+/// Role and index that the pod itself names.
+fn own_seat(pod: &Pod) -> Option<Seat> {
+    let membership = pod.membership.as_ref()?;
+    membership.role.clone().zip(membership.index)
+}
+
 /// Text of an answer to a Bind whose slot has been lost.
 pub(super) const LOST_SLOT: &str = "muster: this pod's place in the plan was given back";
 
@@ -83,7 +89,12 @@ impl Engine {
                     .pod
                     .as_ref()
                     .filter(|uid| gang.pods.contains(*uid))
-                    .and_then(|uid| self.pods.get(uid));
+                    .and_then(|uid| self.pods.get(uid))
+                    // The commit names no pod that was born after it; what is bound has its place.
+                    .or_else(|| {
+                        self.bound_alive(gang)
+                            .find(|pod| own_seat(pod) == Some((slot.role.clone(), slot.index)))
+                    });
                 let role = gang
                     .workload
                     .as_ref()

@@ -138,12 +138,12 @@ pub struct Engine {
     timers: BTreeSet<(Timestamp, GangKey)>,
     fresh: BTreeMap<NodeName, bool>,
     age_checked_at: Timestamp,
-    /// When this process began to act as leader.
-    acting_since: Timestamp,
     /// Grows whenever capacity may have grown.
     revision: u64,
     snapshot: Snapshot,
     lead: Lead,
+    /// When the present leadership began.
+    led_at: Timestamp,
     epoch: Epoch,
     synced: bool,
     /// Stamps on their way, by write; pods to be stamped again after a pause.
@@ -185,7 +185,7 @@ impl Engine {
             timers: BTreeSet::new(),
             fresh: BTreeMap::new(),
             age_checked_at: Timestamp(0),
-            acting_since: Timestamp(0),
+            led_at: Timestamp(0),
             revision: 1,
             snapshot: Snapshot::default(),
             lead: Lead::No,

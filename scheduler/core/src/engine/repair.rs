@@ -295,10 +295,10 @@ impl Engine {
         let trusted = self.config.nodes_without_agent
             == crate::config::NodesWithoutAgent::UseAllocatable
             && !known;
-        // After a start agents need a while to come back. Until then their silence says nothing
-        // about a place that was promised before; nothing new is promised on it.
-        let starting = !known && now.since(self.acting_since) <= self.config.report_age_max;
-        if wants_devices && !trusted && !starting {
+        // A scheduler that has just begun has heard no agent yet. What was planned on good reports
+        // before is carried on; nothing new is planned there.
+        let awaited = !known && now < self.led_at + self.config.report_age_max;
+        if wants_devices && !trusted && !awaited {
             let fresh = self
                 .inventory
                 .is_fresh(name, now, self.config.report_age_max);
@@ -455,6 +455,7 @@ impl Engine {
     pub(super) fn set_timer(&mut self, gang: &mut Gang, now: Timestamp) {
         let mut at: Vec<Timestamp> = Vec::new();
         if let Some(plan) = &gang.plan {
+            at.push(self.led_at + self.config.report_age_max);
             if !plan.open {
                 at.push(plan.progress_at + self.config.gather_quiet_max);
                 at.extend(

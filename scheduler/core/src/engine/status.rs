@@ -338,7 +338,7 @@ fn is_worth_a_write(acked: &GangStatus, wanted: &GangStatus) -> bool {
         // The commit names the pods that exist; later ones claim their slots by role and index.
         Phase::Starting => false,
         // How many of a gang's pods exist changes with each that comes.
-        Phase::Waiting => members(acked) != members(wanted) || acked.minimum != wanted.minimum,
+        Phase::Waiting => members(acked) != members(wanted),
         _ => {
             members(acked) != members(wanted)
                 || acked.total != wanted.total

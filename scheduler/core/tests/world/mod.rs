@@ -61,6 +61,8 @@ pub struct World {
     generation: u64,
     pub operator: bool,
     pub scheduler: bool,
+    /// Agents say nothing.
+    pub silent: bool,
 }
 
 pub fn gpus(count: u64) -> Arc<PodShape> {
@@ -114,6 +116,7 @@ impl World {
             generation: 1,
             operator: true,
             scheduler: true,
+            silent: false,
         };
         for index in 0..nodes {
             world.add_node(&format!("n{index}"), gpus_each);
@@ -202,7 +205,7 @@ impl World {
     }
 
     pub fn report_all(&mut self) {
-        if !self.reports {
+        if !self.reports || self.silent {
             return;
         }
         self.generation += 1;
