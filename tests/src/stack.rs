@@ -2,22 +2,28 @@
 //! under its own ServiceAccount, mTLS to an unmodified kube-scheduler, and a fleet of fake agents.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use kube::api::{Api, DynamicObject};
+use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DynamicObject, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use muster_control_plane::history::{GangRule, History, Recorder, World};
 use muster_control_plane::{Cluster, NodeTemplate, Program, TrainingOperatorOptions};
 use muster_kubernetes::manifests;
+use serde_json::json;
 
 use crate::jobs::Job;
 use crate::programs;
 
 /// Longest a gang may be bound in part: Muster's repair deadline and a little for the writes.
 pub const PARTIAL_MAX: Duration = Duration::from_secs(40);
+
+/// Pods and tokens of agents that are made at the same time.
+const TOKENS_AT_ONCE: usize = 32;
 
 /// How the stack is put together.
 #[derive(Clone, Debug)]
@@ -36,6 +42,8 @@ pub struct StackOptions {
     pub bind_timeout: Duration,
     /// Scenario file for the fleet.
     pub scenario: Option<PathBuf>,
+    /// Is told what is being done next.
+    pub progress: fn(&str),
 }
 
 impl Default for StackOptions {
@@ -51,6 +59,7 @@ impl Default for StackOptions {
             config: String::new(),
             bind_timeout: Duration::from_secs(300),
             scenario: None,
+            progress: |_| {},
         }
     }
 }
@@ -84,11 +93,14 @@ fn free_address() -> anyhow::Result<String> {
 impl Stack {
     /// Starts everything and waits until Muster leads and is ready.
     pub async fn start(options: StackOptions) -> anyhow::Result<Self> {
+        let say = options.progress;
+        say("starting etcd, kube-apiserver, kube-controller-manager, KWOK and the nodes");
         let mut builder = Cluster::builder();
         for pool in &options.pools {
             builder = builder.nodes(pool.clone());
         }
         let cluster = builder.start().await?;
+        say("installing CRDs, RBAC and admission policies");
         cluster.install_job_crds().await?;
         install(&cluster, options.policies).await?;
         let recorder = record(&cluster).await?;
@@ -101,9 +113,11 @@ impl Stack {
         };
         stack.wait_ready(Duration::from_secs(60)).await?;
         if stack.options.policies {
+            say("waiting for the admission policies to act");
             stack.wait_policies(Duration::from_secs(60)).await?;
         }
         if let Some(operator) = &stack.options.operator {
+            say("starting training-operator");
             stack.cluster.start_training_operator(operator).await?;
         }
         Ok(stack)
@@ -323,6 +337,7 @@ async fn install(cluster: &Cluster, policies: bool) -> anyhow::Result<()> {
 
 /// Starts Muster, its kube-scheduler, and the fleet. Returns the address of `/metrics`.
 async fn start_muster(cluster: &Cluster, options: &StackOptions) -> anyhow::Result<String> {
+    (options.progress)("starting muster-scheduler and its kube-scheduler");
     let (extender, agents, http) = (free_address()?, free_address()?, free_address()?);
     let folder = cluster.folder().join("muster");
     std::fs::create_dir_all(&folder)?;
@@ -406,7 +421,7 @@ async fn start_fleet(
     cluster: &Cluster,
     options: &StackOptions,
     agents: &str,
-    folder: &std::path::Path,
+    folder: &Path,
 ) -> anyhow::Result<()> {
     let tokens = folder.join("tokens");
     std::fs::create_dir_all(&tokens)?;
@@ -416,27 +431,12 @@ async fn start_fleet(
         .filter(|pool| pool.gpus > 0)
         .flat_map(|pool| pool.names().collect::<Vec<_>>())
         .collect();
-    for node in &nodes {
-        let pod = format!("muster-agent-{node}");
-        cluster
-            .apply_yaml(&format!(
-                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: muster-system}}\nspec: {{nodeName: {node}, \
-                 serviceAccountName: muster-agent, containers: [{{name: agent, image: agent}}], tolerations: [{{operator: Exists}}]}}\n"
-            ))
-            .await?;
-        let token = cluster
-            .service_account_token(
-                "muster-system",
-                "muster-agent",
-                &muster_control_plane::TokenOptions {
-                    audiences: vec!["muster-scheduler".into()],
-                    pod: Some(pod),
-                    ..muster_control_plane::TokenOptions::default()
-                },
-            )
-            .await?;
-        std::fs::write(tokens.join(node), token)?;
-    }
+    (options.progress)("starting a fake agent for each GPU node");
+    futures::stream::iter(nodes)
+        .map(|node| prove(cluster, &tokens, node))
+        .buffer_unordered(TOKENS_AT_ONCE)
+        .try_collect::<()>()
+        .await?;
     let mut command = Command::new(programs::agent()?);
     command
         .args(["fleet", "--scheduler"])
@@ -460,6 +460,34 @@ async fn start_fleet(
         command.arg("--scenario").arg(scenario);
     }
     cluster.spawn("muster-fleet", &command).await?;
+    Ok(())
+}
+
+/// Makes the agent's pod on a node and writes the token that proves it.
+async fn prove(cluster: &Cluster, tokens: &Path, node: String) -> anyhow::Result<()> {
+    let name = format!("muster-agent-{node}");
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": name, "namespace": "muster-system"},
+        "spec": {
+            "nodeName": node, "serviceAccountName": "muster-agent", "tolerations": [{"operator": "Exists"}],
+            "containers": [{"name": "agent", "image": "agent"}],
+        },
+    }))?;
+    let pods: Api<Pod> = Api::namespaced(cluster.admin(), "muster-system");
+    pods.create(&PostParams::default(), &pod)
+        .await
+        .with_context(|| format!("create pod {name}"))?;
+    let options = muster_control_plane::TokenOptions {
+        audiences: vec!["muster-scheduler".into()],
+        pod: Some(name),
+        // Longer than a person keeps a local cluster up: nobody renews it.
+        expiration_seconds: 7 * 24 * 3600,
+        ..muster_control_plane::TokenOptions::default()
+    };
+    let token = cluster
+        .service_account_token("muster-system", "muster-agent", &options)
+        .await?;
+    std::fs::write(tokens.join(&node), token)?;
     Ok(())
 }
 

@@ -131,7 +131,7 @@ fn processes_of(folder: &str) -> Vec<String> {
 
 #[test]
 fn a_killed_parent_leaves_no_process_behind() {
-    let mut parent = Command::new(env!("CARGO_BIN_EXE_local-cluster"))
+    let mut parent = Command::new(env!("CARGO_BIN_EXE_bare-cluster"))
         .args([
             "--nodes",
             "1",
