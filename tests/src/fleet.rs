@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Context as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, PostParams};
 use muster_control_plane::{Identity, NodeTemplate, TokenOptions};
@@ -11,6 +12,9 @@ use serde_json::json;
 
 use crate::programs;
 use crate::stack::Stack;
+
+/// Pods and tokens of agents that are made at the same time.
+const TOKENS_AT_ONCE: usize = 32;
 
 /// One process of fake agents.
 #[derive(Clone, Debug)]
@@ -45,13 +49,18 @@ impl Stack {
         let cluster = &self.cluster;
         let tokens = cluster.folder().join(format!("{}-tokens", fleet.name));
         std::fs::create_dir_all(&tokens)?;
-        for node in &fleet.nodes {
+        let prove = async |node: &String| {
             let token = self
                 .agent_token(node)
                 .await
                 .with_context(|| format!("token of the agent on {node}"))?;
-            std::fs::write(tokens.join(node), token)?;
-        }
+            anyhow::Ok(std::fs::write(tokens.join(node), token)?)
+        };
+        futures::stream::iter(&fleet.nodes)
+            .map(prove)
+            .buffer_unordered(TOKENS_AT_ONCE)
+            .try_collect::<()>()
+            .await?;
         let mut command = Command::new(programs::agent()?);
         let address = self.agents.replace("127.0.0.1", "localhost");
         command
@@ -85,6 +94,8 @@ impl Stack {
         let options = TokenOptions {
             audiences: vec!["muster-scheduler".into()],
             pod: Some(name),
+            // Longer than a person keeps a local cluster up: nobody renews it.
+            expiration_seconds: 7 * 24 * 3600,
             ..TokenOptions::default()
         };
         let token = self

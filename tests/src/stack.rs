@@ -41,6 +41,8 @@ pub struct StackOptions {
     pub bind_timeout: Duration,
     /// Scenario file for the fleet.
     pub scenario: Option<PathBuf>,
+    /// Is told what is being done next.
+    pub progress: fn(&str),
 }
 
 impl Default for StackOptions {
@@ -56,6 +58,7 @@ impl Default for StackOptions {
             config: String::new(),
             bind_timeout: Duration::from_secs(300),
             scenario: None,
+            progress: |_| {},
         }
     }
 }
@@ -91,11 +94,14 @@ fn free_address() -> anyhow::Result<String> {
 impl Stack {
     /// Starts everything and waits until Muster leads and is ready.
     pub async fn start(options: StackOptions) -> anyhow::Result<Self> {
+        let say = options.progress;
+        say("starting etcd, kube-apiserver, kube-controller-manager, KWOK and the nodes");
         let mut builder = Cluster::builder();
         for pool in &options.pools {
             builder = builder.nodes(pool.clone());
         }
         let cluster = builder.start().await?;
+        say("installing CRDs, RBAC and admission policies");
         cluster.install_job_crds().await?;
         install(&cluster, options.policies).await?;
         let recorder = record(&cluster).await?;
@@ -108,6 +114,7 @@ impl Stack {
             options,
         };
         if stack.options.agents {
+            say("starting a fake agent for each GPU node");
             let fleet = Fleet {
                 scenario: stack.options.scenario.clone(),
                 ..Fleet::of(&stack.options.pools)
@@ -116,9 +123,11 @@ impl Stack {
         }
         stack.wait_ready(Duration::from_secs(60)).await?;
         if stack.options.policies {
+            say("waiting for the admission policies to act");
             stack.wait_policies(Duration::from_secs(60)).await?;
         }
         if let Some(operator) = &stack.options.operator {
+            say("starting training-operator");
             stack.cluster.start_training_operator(operator).await?;
         }
         Ok(stack)
@@ -400,6 +409,7 @@ async fn start_muster(
     cluster: &Cluster,
     options: &StackOptions,
 ) -> anyhow::Result<(String, String)> {
+    (options.progress)("starting muster-scheduler and its kube-scheduler");
     let (extender, agents, http) = (free_address()?, free_address()?, free_address()?);
     let folder = cluster.folder().join("muster");
     std::fs::create_dir_all(&folder)?;

@@ -1,7 +1,8 @@
-//! A Kubernetes control plane with fake GPU nodes on this machine, until Ctrl-C.
+//! A bare Kubernetes control plane with fake GPU nodes on this machine, until Ctrl-C: without Muster, for other schedulers.
+//! `local-cluster` of the tests crate is the one with Muster in it.
 //!
 //! ```text
-//! cargo run -p muster-control-plane --bin local-cluster -- --nodes 500
+//! cargo run -p muster-control-plane --bin bare-cluster -- --nodes 500
 //! ```
 
 use std::path::PathBuf;
@@ -22,7 +23,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// The programs are built with Go on the first run (about 6 minutes on 2 cores), or taken from the folder that
 /// MUSTER_CONTROL_PLANE_BIN names.
 #[derive(Debug, Parser)]
-#[command(name = "local-cluster")]
+#[command(name = "bare-cluster")]
 struct Arguments {
     /// GPU nodes, tainted nvidia.com/gpu=present:NoSchedule, named gpu-0 and so on
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(0..=10_000))]
@@ -59,7 +60,7 @@ async fn main() -> ExitCode {
     match run_until_signal(&Arguments::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("local-cluster: {error:#}");
+            eprintln!("bare-cluster: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -77,7 +78,7 @@ async fn run_until_signal(arguments: &Arguments) -> anyhow::Result<()> {
     };
     tokio::select! {
         () = stop => {
-            eprintln!("local-cluster: stopping");
+            eprintln!("bare-cluster: stopping");
             Ok(())
         }
         result = run(arguments) => result,
@@ -89,7 +90,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let since = Instant::now();
     let say = |what: &str| {
         eprintln!(
-            "local-cluster: {:5.1} s  {what}",
+            "bare-cluster: {:5.1} s  {what}",
             since.elapsed().as_secs_f64()
         )
     };
@@ -155,7 +156,7 @@ async fn extra_programs(cluster: &Cluster, arguments: &Arguments) -> anyhow::Res
         let command = command(cluster, line)?;
         cluster.spawn(name, &command).await?;
         eprintln!(
-            "local-cluster: {name} runs, log {}",
+            "bare-cluster: {name} runs, log {}",
             cluster.log(&Program::Other(name.to_owned())).display()
         );
     }
