@@ -35,11 +35,12 @@ fn pods(object: &Value) -> Vec<(u64, u64)> {
 
 #[test]
 fn each_example_has_the_shape_of_its_name() {
-    let shapes: [(&str, &[(u64, u64)]); 8] = [
+    let shapes: [(&str, &[(u64, u64)]); 9] = [
         ("gpu-pod", &[(1, 1)]),
         ("labelled-pods", &[(1, 8), (1, 8)]),
         ("podgroup", &[(1, 4), (1, 4)]),
         ("pytorchjob-1-4", &[(1, 1), (4, 1)]),
+        ("pytorchjob-batch", &[(10, 8)]),
         ("pytorchjob-cpu-master", &[(1, 0), (4, 8)]),
         ("pytorchjob-elastic", &[(8, 8)]),
         ("pytorchjob-impossible", &[(1, 64)]),
