@@ -5,7 +5,7 @@ mod world;
 use std::sync::Arc;
 
 use muster_core::action::{JobChange, WriteKind};
-use muster_core::event::Event;
+use muster_core::event::{Event, WriteOutcome};
 use muster_core::ids::GangKey;
 use muster_core::pod::{Membership, MembershipSource, PodPhase};
 use muster_core::time::Millis;
@@ -190,4 +190,34 @@ fn pods_that_were_never_refused_are_not_woken() {
         .iter()
         .any(|write| matches!(write.what, WriteKind::WakePod { .. }));
     assert!(!woken);
+}
+
+#[test]
+fn member_that_ended_early_does_not_shield_a_gang_that_never_ran_whole() {
+    let mut world = World::new(3, 8);
+    let key = world.submit("train", &[("Worker", 3, gpus(8))], Hold::Held);
+    world.fail = Some(Box::new(|write| match &write.what {
+        WriteKind::Bind { pod, .. } if pod.name.ends_with("-2") => {
+            Some(WriteOutcome::Refused(Arc::from("quota")))
+        }
+        _ => None,
+    }));
+    for _ in 0..20 {
+        world.step();
+    }
+    assert_eq!(world.bound(&key), 2);
+    let early = world.member("train-Worker-1");
+    world.change_pod(&early, |pod| pod.phase = PodPhase::Succeeded);
+    for _ in 0..50 {
+        world.now = world.now + Millis::from_secs(1);
+        world.report_all();
+        for _ in 0..4 {
+            world.step();
+        }
+    }
+    let released = world
+        .announced
+        .iter()
+        .any(|said| said.starts_with("ReleasedWhole"));
+    assert!(released, "{:?}", world.announced);
 }

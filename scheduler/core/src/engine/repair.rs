@@ -372,7 +372,9 @@ impl Engine {
             }
             return;
         }
-        let completing = plan.slots.values().any(|slot| slot.done);
+        // A gang that has run and of which some have ended is ending: it is never released. One
+        // that never ran whole cannot be.
+        let completing = plan.complete && plan.slots.values().any(|slot| slot.done);
         if bound >= plan.minimum {
             plan.complete = true;
             plan.partial_since = None;
