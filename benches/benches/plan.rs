@@ -18,7 +18,7 @@ use muster_core::pod::PodShape;
 use muster_core::resources::Resources;
 use muster_core::snapshot::{Eligibility, NodeCapacity, Snapshot};
 use muster_core::time::Timestamp;
-use muster_core::workload::{Hold, MemberSource, RoleSpec, Workload, WorkloadKind};
+use muster_core::workload::{Hold, MemberSource, RoleSpec, Shown, Workload, WorkloadKind};
 
 const GPU: &str = "nvidia.com/gpu";
 
@@ -226,6 +226,7 @@ fn job(number: u64) -> Workload {
         members: MemberSource::Roles(vec![role("Master", 1, 0), role("Worker", 2, 1)]),
         minimum: None,
         hold: Hold::Held,
+        shown: Shown::Nothing,
         finished: None,
         invalid: None,
         settings: BTreeMap::new(),

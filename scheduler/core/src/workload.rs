@@ -73,6 +73,18 @@ pub enum Hold {
     SuspendedByUser,
 }
 
+/// What the job's own status, which its controller writes, says of a suspension.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shown {
+    /// Nothing: it is not suspended, or its controller has not seen it yet.
+    #[default]
+    Nothing,
+    /// Suspended, as if by its user.
+    Suspended,
+    /// Suspended, and queued by us.
+    Queued,
+}
+
 /// How a finished job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -122,6 +134,8 @@ pub struct Workload {
     pub minimum: Option<u32>,
     /// Whether its pods may be born.
     pub hold: Hold,
+    /// What its own status says of that.
+    pub shown: Shown,
     /// How it ended, once it has.
     pub finished: Option<Outcome>,
     /// Why it cannot be taken up at all.

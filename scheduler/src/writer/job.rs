@@ -1,4 +1,4 @@
-//! Changing a job: one merge patch, made from the job as it is and refused when it is another one
+//! Changing a job, or what its status shows: one merge patch, made from the job as it is and refused when it is another one
 //! or has changed since the engine saw it. The engine then decides again on what it sees.
 
 use std::sync::Arc;
@@ -24,10 +24,34 @@ impl Writer {
             let said = format!("a {} cannot be held or released", job.kind.as_str());
             return WriteOutcome::Refused(Arc::from(said));
         }
+        let outcome = self.patch_job(write, job, change, deadline).await;
+        match outcome {
+            // What a status shows is a decoration. No gang waits, and no reason is lost, for it.
+            WriteOutcome::Refused(said) | WriteOutcome::Unknown(said)
+                if *change == JobChange::Show =>
+            {
+                tracing::warn!(job = %job.name, namespace = %job.namespace, %said, "the job's status does not say who holds it");
+                WriteOutcome::Done(None)
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn patch_job(
+        &self,
+        write: &Write,
+        job: &JobTarget,
+        change: &JobChange,
+        deadline: Instant,
+    ) -> WriteOutcome {
         let path = format!(
             "/apis/kubeflow.org/v1/namespaces/{}/pytorchjobs/{}",
             job.namespace, job.name
         );
+        let changed = match change {
+            JobChange::Show => format!("{path}/status"),
+            _ => path.clone(),
+        };
         let mut attempts = self.attempts(write, deadline);
         loop {
             let current = match attempts.read(&path).await {
@@ -42,7 +66,7 @@ impl Writer {
             if text(&current, "/metadata/resourceVersion") != version {
                 return WriteOutcome::Conflict(None);
             }
-            match attempts.send(&Request::patch(path.clone(), patch)).await {
+            match attempts.send(&Request::patch(changed.clone(), patch)).await {
                 Tried::Done(_) => return WriteOutcome::Done(None),
                 Tried::NotFound => return WriteOutcome::Gone,
                 Tried::Conflict { .. } => return WriteOutcome::Conflict(None),

@@ -369,3 +369,47 @@ async fn job_that_changed_since_is_not_patched() {
     assert_eq!(outcome(&same, change()).await, WriteOutcome::Done(None));
     assert_eq!(same.lines().len(), 2);
 }
+
+/// Whoever installed a newer Muster under older rights: a warning, and no gang that waits for it.
+#[tokio::test(start_paused = true)]
+async fn what_a_status_shows_is_written_to_the_status_and_may_fail() {
+    let change = || WriteKind::ChangeJob {
+        job: JobTarget {
+            kind: WorkloadKind::PyTorchJob,
+            namespace: "ns".into(),
+            name: "g".into(),
+            uid: "job-uid".into(),
+            resource_version: "3".into(),
+        },
+        change: JobChange::Show,
+    };
+    let job = || {
+        json!({
+            "metadata": {"name": "g", "namespace": "ns", "uid": "job-uid", "resourceVersion": "3",
+                         "annotations": {"muster.dev/hold": "queued"}},
+            "spec": {"runPolicy": {"suspend": true}, "pytorchReplicaSpecs": {}},
+            "status": {"conditions": [{"type": "Suspended", "status": "True"}]},
+        })
+    };
+    let standin = Standin::new(move |call| {
+        if call.method == http::Method::PATCH {
+            assert!(
+                call.path.ends_with("/pytorchjobs/g/status"),
+                "{}",
+                call.path
+            );
+            assert_eq!(call.body["status"]["conditions"][1]["type"], "Queued");
+        }
+        ok(job())
+    });
+    assert_eq!(outcome(&standin, change()).await, WriteOutcome::Done(None));
+    assert_eq!(standin.lines().len(), 2);
+    let forbidden = Standin::new(move |call| match call.method {
+        http::Method::PATCH => status(403, "Forbidden"),
+        _ => ok(job()),
+    });
+    assert_eq!(
+        outcome(&forbidden, change()).await,
+        WriteOutcome::Done(None)
+    );
+}

@@ -126,7 +126,7 @@ async fn a_real_api_server_accepts_both_installations_and_the_examples() {
 }
 
 /// Account, what `kubectl auth can-i` is asked, and the answer.
-const RIGHTS: [(&str, &str, bool); 16] = [
+const RIGHTS: [(&str, &str, bool); 18] = [
     (
         "muster-scheduler",
         "create pods --subresource=binding",
@@ -145,6 +145,16 @@ const RIGHTS: [(&str, &str, bool); 16] = [
         true,
     ),
     ("muster-scheduler", "patch pytorchjobs.kubeflow.org", true),
+    (
+        "muster-scheduler",
+        "patch pytorchjobs.kubeflow.org --subresource=status",
+        true,
+    ),
+    (
+        "muster-scheduler",
+        "update pytorchjobs.kubeflow.org --subresource=status",
+        false,
+    ),
     (
         "muster-scheduler",
         "update gangs.muster.dev --subresource=status",

@@ -525,6 +525,7 @@ impl Engine {
     /// Commit, status, events, timers: after planning has had its turn.
     fn finish_round(&mut self, key: &GangKey, now: Timestamp) {
         self.with_gang(key, |engine, gang| {
+            engine.show_hold(gang, now);
             engine.write_status(gang, now);
             engine.set_timer(gang, now);
         });

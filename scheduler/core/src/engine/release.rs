@@ -15,7 +15,7 @@ use crate::ids::{GangKey, NodeName, PodUid, RoleName};
 use crate::pod::{Mismatch, Pod};
 use crate::reason::Reason;
 use crate::time::{Millis, Timestamp};
-use crate::workload::{Hold, MemberSource, Workload};
+use crate::workload::{Hold, MemberSource, Shown, Workload};
 
 /// How long after a write was refused it is tried again.
 const REFUSED_RETRY: Millis = Millis(30_000);
@@ -107,6 +107,24 @@ impl Engine {
         };
         if let Some(change) = change {
             self.change_job(gang, change, now);
+        }
+    }
+
+    /// Lets the job's own status say who holds it. As a rule it does already: an admission policy
+    /// sees to that when the job's controller writes that it is suspended. But nothing makes the
+    /// controller write when a suspended job changes hands, from its user to us or back.
+    pub(super) fn show_hold(&mut self, gang: &mut Gang, now: Timestamp) {
+        let wrong = gang.workload.as_ref().is_some_and(|workload| {
+            workload.finished.is_none()
+                && match (&workload.hold, workload.shown) {
+                    // With a plan it is about to be released.
+                    (Hold::Held, Shown::Suspended) => gang.plan.is_none(),
+                    (Hold::SuspendedByUser, Shown::Queued) => true,
+                    _ => false,
+                }
+        });
+        if wrong {
+            self.change_job(gang, JobChange::Show, now);
         }
     }
 

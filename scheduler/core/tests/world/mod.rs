@@ -22,7 +22,7 @@ use muster_core::record::{GangRecord, GangStatus};
 use muster_core::resources::Resources;
 use muster_core::time::{Millis, Timestamp};
 use muster_core::view::FilterAnswer;
-use muster_core::workload::{Hold, MemberSource, RoleSpec, Workload, WorkloadKind};
+use muster_core::workload::{Hold, MemberSource, RoleSpec, Shown, Workload, WorkloadKind};
 
 pub const GPU: &str = "nvidia.com/gpu";
 
@@ -305,6 +305,7 @@ impl World {
             ),
             minimum: None,
             hold,
+            shown: Shown::Nothing,
             finished: None,
             invalid: None,
             settings: BTreeMap::new(),
@@ -640,6 +641,12 @@ impl World {
                 if matches!(job.hold, Hold::Released(_)) {
                     job.hold = Hold::Free;
                 }
+            }
+            JobChange::Show => {
+                job.shown = match job.hold {
+                    Hold::Held => Shown::Queued,
+                    _ => Shown::Suspended,
+                };
             }
         }
         job.resource_version = version;

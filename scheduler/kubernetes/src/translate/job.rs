@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use muster_core::ids::{GangKey, NodeName, PlanId, ResourceVersion, RoleName};
 use muster_core::workload::{
-    Hold, InvalidWorkload, MEMBERS_MAX, MemberSource, Outcome, RoleSpec, Workload, WorkloadKind,
+    Hold, InvalidWorkload, MEMBERS_MAX, MemberSource, Outcome, RoleSpec, Shown, Workload,
+    WorkloadKind,
 };
 use serde_json::{Map, Value};
 
@@ -67,6 +68,7 @@ pub fn pytorchjob(job: &LitePyTorchJob, rules: &PodRules) -> Option<Workload> {
         members: MemberSource::Roles(roles),
         minimum,
         hold: hold(job),
+        shown: shown_by(&job.status),
         finished: finished(&job.status),
         invalid: reading.problem.map(InvalidWorkload::from),
         settings: settings(meta),
@@ -128,22 +130,34 @@ fn hold(job: &LitePyTorchJob) -> Hold {
     }
 }
 
-fn finished(status: &Value) -> Option<Outcome> {
-    let holds = |type_: &str| {
-        status
-            .get("conditions")
-            .and_then(Value::as_array)
-            .is_some_and(|conditions| {
-                conditions.iter().any(|condition| {
-                    condition.get("type").is_some_and(|found| found == type_)
-                        && condition.get("status").is_some_and(|found| found == "True")
-                })
+/// Whether a condition of this type is there and true.
+fn holds(status: &Value, type_: &str) -> bool {
+    status
+        .get("conditions")
+        .and_then(Value::as_array)
+        .is_some_and(|conditions| {
+            conditions.iter().any(|condition| {
+                condition.get("type").is_some_and(|found| found == type_)
+                    && condition.get("status").is_some_and(|found| found == "True")
             })
-    };
-    if holds("Failed") {
+        })
+}
+
+fn finished(status: &Value) -> Option<Outcome> {
+    if holds(status, "Failed") {
         Some(Outcome::Failed)
     } else {
-        holds("Succeeded").then_some(Outcome::Succeeded)
+        holds(status, "Succeeded").then_some(Outcome::Succeeded)
+    }
+}
+
+fn shown_by(status: &Value) -> Shown {
+    if !holds(status, "Suspended") {
+        Shown::Nothing
+    } else if holds(status, names::QUEUED_CONDITION) {
+        Shown::Queued
+    } else {
+        Shown::Suspended
     }
 }
 
