@@ -1,7 +1,7 @@
 //! The repository itself is tested: who may depend on whom, and that the code is formatted.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn root() -> &'static Path {
@@ -103,6 +103,67 @@ fn agent_and_scheduler_share_only_the_protocol() {
     let scheduler = ours(tree("muster-scheduler", false));
     let shared: Vec<&String> = agent.intersection(&scheduler).collect();
     assert_eq!(shared, ["muster-proto"]);
+}
+
+/// Traps of the extender protocol whose test belongs elsewhere, with the reason.
+const TRAPS_ELSEWHERE: [(u32, &str); 1] = [(
+    30,
+    "a large gang is not starved by small ones only once there are queues",
+)];
+
+/// The Rust files below a folder, but for build outputs and hidden folders.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
+            found.extend(sources(&path));
+        } else if name.ends_with(".rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Every trap of the extender protocol, 1 to 43, has a test whose name begins with its number: `t07_...`.
+#[test]
+fn every_trap_of_the_extender_protocol_has_a_test() {
+    let mut carried: BTreeSet<u32> = BTreeSet::new();
+    for file in sources(root()) {
+        let text = std::fs::read_to_string(&file).expect("a source file");
+        let mut is_test = false;
+        for line in text.lines().map(str::trim) {
+            if line.starts_with("#[") {
+                is_test |= line.contains("test");
+                continue;
+            }
+            let name = line.trim_start_matches("async ").strip_prefix("fn t");
+            let number = name
+                .and_then(|name| name.split_once('_'))
+                .map(|(number, _)| number);
+            if let Some(Ok(number)) = number.filter(|_| is_test).map(str::parse) {
+                carried.insert(number);
+            }
+            is_test &= line.starts_with("//");
+        }
+    }
+    assert!(carried.contains(&1), "the tree was read: {carried:?}");
+    let elsewhere: BTreeSet<u32> = TRAPS_ELSEWHERE.iter().map(|(number, _)| *number).collect();
+    let missing: Vec<u32> = (1..=43)
+        .filter(|number| !carried.contains(number) && !elsewhere.contains(number))
+        .collect();
+    assert_eq!(missing, Vec::<u32>::new(), "traps without a test");
+    let excused: Vec<&u32> = elsewhere.intersection(&carried).collect();
+    assert_eq!(
+        excused,
+        Vec::<&u32>::new(),
+        "traps that have a test after all"
+    );
 }
 
 #[test]

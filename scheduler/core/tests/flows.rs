@@ -646,7 +646,7 @@ fn plan_is_kept_over_a_restart_until_its_agents_should_have_come_back() {
 }
 
 #[test]
-fn binding_refused_for_one_member_is_tried_again_while_its_room_is_kept() {
+fn t26_binding_refused_for_one_member_is_tried_again_while_its_room_is_kept() {
     let mut world = World::new(2, 8);
     let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
     let mut left = 2;
@@ -683,7 +683,7 @@ fn t38_release_refused_is_said_and_tried_again() {
 }
 
 #[test]
-fn planned_node_that_kube_scheduler_refuses_is_left_out_of_the_next_plan() {
+fn t14_planned_node_that_kube_scheduler_refuses_without_asking_is_left_out_of_the_next_plan() {
     let mut world = World::new(2, 8);
     world.scheduler = false;
     let key = world.submit("train", &[("Worker", 1, gpus(8))], Hold::Held);

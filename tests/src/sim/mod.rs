@@ -363,6 +363,20 @@ impl Sim {
         Ok(history)
     }
 
+    /// Filter calls that the running scheduler has answered.
+    pub fn filter_calls(&self) -> u64 {
+        let text = self
+            .scheduler
+            .as_ref()
+            .map(|scheduler| scheduler.metrics().text())
+            .unwrap_or_default();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("muster_filter_duration_seconds_count "));
+        line.and_then(|count| count.trim().parse().ok())
+            .unwrap_or(0)
+    }
+
     fn devices(&self) -> std::sync::MutexGuard<'_, Devices> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
