@@ -63,6 +63,7 @@ enum Purpose {
     PutStatus(GangKey),
     DeleteRecord,
     ChangeJob(GangKey),
+    ShowJob(GangKey),
     ReleasePod(GangKey, Seat),
     Bind(Box<BindPurpose>),
     BindLoose(PodUid, NodeName),
