@@ -85,6 +85,8 @@ pub struct Job {
     pub extra: Vec<String>,
     /// Annotations.
     pub annotations: Vec<(String, String)>,
+    /// Labels.
+    pub labels: Vec<(String, String)>,
 }
 
 impl Job {
@@ -98,6 +100,7 @@ impl Job {
             run_policy: Vec::new(),
             extra: Vec::new(),
             annotations: Vec::new(),
+            labels: Vec::new(),
         }
     }
 
@@ -112,6 +115,13 @@ impl Job {
     #[must_use]
     pub fn policy(mut self, line: &str) -> Self {
         self.run_policy.push(line.into());
+        self
+    }
+
+    /// With a label.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels.push((key.into(), value.into()));
         self
     }
 
@@ -133,9 +143,11 @@ impl Job {
             "apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nmetadata:\n  name: {}\n  namespace: {}\n",
             self.name, self.namespace
         );
-        if !self.annotations.is_empty() {
-            text.push_str("  annotations:\n");
-            for (key, value) in &self.annotations {
+        for (field, pairs) in [("labels", &self.labels), ("annotations", &self.annotations)] {
+            if !pairs.is_empty() {
+                let _ = writeln!(text, "  {field}:");
+            }
+            for (key, value) in pairs {
                 let _ = writeln!(text, "    {key}: \"{value}\"");
             }
         }

@@ -38,13 +38,19 @@ enum Step {
     Delete(&'static str, &'static str),
     /// A pod goes away and comes back with another UID.
     Replace(&'static str),
+    /// A pod gets to run.
+    Started(&'static str),
     /// A gang gets this phase and this reason.
     Until(&'static str, &'static str, &'static str),
     /// The outcome so far is written down.
     Look(&'static str),
 }
 
-use Step::{Annotate, Apply, Delete, Look, Replace, Suspend, Until};
+use Step::{Annotate, Apply, Delete, Look, Replace, Started, Suspend, Until};
+
+/// A pod of ours that asks for no GPU.
+const PLAIN_POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: plain, namespace: default}\nspec: {schedulerName: muster, \
+                         containers: [{name: a, image: a, resources: {requests: {cpu: 100m}}}]}\n";
 
 fn workers(name: &str, replicas: u32, seconds: u32) -> String {
     Job::new(name, vec![Role::new("Worker", replicas, 8)])
@@ -115,6 +121,18 @@ fn steps() -> Vec<Step> {
         Until("pod-notebook", "Waiting", ""),
         Look("a pod waits for a node that is not there"),
         Delete("Pod", "notebook"),
+        Apply(PLAIN_POD.to_owned()),
+        Started("plain"),
+        Look("a pod without GPUs is nobody's gang"),
+        Delete("Pod", "plain"),
+        Apply(
+            train("queued")
+                .label("kueue.x-k8s.io/queue-name", "team")
+                .yaml(),
+        ),
+        Until("queued", "Running", ""),
+        Look("a job that Kueue queues is not suspended by us"),
+        Delete("PyTorchJob", "queued"),
         Look("all is tidy"),
     ]
 }
@@ -246,6 +264,17 @@ impl Place {
                 self.until(&format!("pod {pod} to be made again"), async || {
                     let now = self.uid("Pod", pod).await?;
                     Ok(now.is_some() && now != before)
+                })
+                .await?;
+            }
+            Started(pod) => {
+                self.until(&format!("pod {pod} to run"), async || {
+                    let pods = self.list("Pod").await?;
+                    let found = pods.get(*pod);
+                    Ok(
+                        found
+                            .is_some_and(|pod| value::text(pod, &["status", "phase"]) == "Running"),
+                    )
                 })
                 .await?;
             }

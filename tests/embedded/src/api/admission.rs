@@ -58,7 +58,7 @@ pub fn emulate(store: &Store, object: &mut Value, context: &AdmissionContext<'_>
         suspend_pytorchjob(object, context.old);
     }
     if context.operation == Operation::Create && context.ty.is_pod() && active(store, "gate-pods") {
-        gate_pod(object);
+        gate_pod(object, context.namespace);
     }
 }
 
@@ -91,7 +91,15 @@ fn active(store: &Store, mutator: &str) -> bool {
         })
 }
 
-/// Holds a job that is new, or that its user has just resumed.
+/// The label of a job that Kueue queues.
+const KUEUE_LABEL: &str = "kueue.x-k8s.io/queue-name";
+/// Marks of a pod that belongs to a gang without being a PyTorchJob's.
+const GANG_LABELS: [&str; 2] = ["muster.dev/gang", "scheduling.x-k8s.io/pod-group"];
+/// The namespace whose pods are never gated: the scheduler's own.
+const OWN_NAMESPACE: &str = "muster-system";
+
+/// The match conditions and the mutation of `muster-suspend-pytorchjobs`: holds a job that is new,
+/// or that its user has just resumed.
 fn suspend_pytorchjob(job: &mut Value, old: Option<&Value>) {
     let ours = value::at(job, &["spec", "pytorchReplicaSpecs"])
         .and_then(Value::as_object)
@@ -100,11 +108,14 @@ fn suspend_pytorchjob(job: &mut Value, old: Option<&Value>) {
                 .values()
                 .any(|r| value::text(r, &["template", "spec", "schedulerName"]) == SCHEDULER_NAME)
         });
+    let managed_by = value::text(job, &["spec", "runPolicy", "managedBy"]);
+    let by_operator = matches!(managed_by, "" | "kubeflow.org/training-operator");
+    let by_kueue = value::at(job, &["metadata", "labels", KUEUE_LABEL]).is_some();
     let queueable = old.is_none_or(|old| {
         let released = hold(job) == "released" && hold(old) == "queued";
         is_suspended(old) && !released && !has_ended(old)
     });
-    if ours && queueable && !is_suspended(job) {
+    if ours && by_operator && !by_kueue && queueable && !is_suspended(job) {
         value::set(job, &["spec", "runPolicy", "suspend"], true);
         value::set(job, &["metadata", "annotations", HOLD_ANNOTATION], "queued");
     }
@@ -165,13 +176,39 @@ fn show_queued(job: &mut Value, old: &Value) {
     value::set(job, &["status", "conditions"], Value::Array(wanted));
 }
 
-fn gate_pod(pod: &mut Value) {
-    let of_job = value::controller(pod).is_some_and(|o| value::text(o, &["kind"]) == "PyTorchJob");
-    if value::text(pod, &["spec", "schedulerName"]) != SCHEDULER_NAME || of_job {
+/// The constraints, the match conditions and the mutation of `muster-gate-pods`.
+fn gate_pod(pod: &mut Value, namespace: &str) {
+    let of_job = value::controller(pod).is_some_and(|o| {
+        value::text(o, &["kind"]) == "PyTorchJob"
+            && value::text(o, &["apiVersion"]).starts_with("kubeflow.org/")
+    });
+    if namespace == OWN_NAMESPACE
+        || value::text(pod, &["spec", "schedulerName"]) != SCHEDULER_NAME
+        || !value::text(pod, &["spec", "nodeName"]).is_empty()
+        || of_job
+        || !(names_a_gang(pod) || asks_for_devices(pod))
+    {
         return;
     }
     let gates = value::list(pod, &["spec", "schedulingGates"]);
     if !gates.iter().any(|g| value::text(g, &["name"]) == GANG_GATE) {
         gates.push(json!({"name": GANG_GATE}));
     }
+}
+
+fn names_a_gang(pod: &Value) -> bool {
+    GANG_LABELS
+        .iter()
+        .any(|label| value::at(pod, &["metadata", "labels", label]).is_some())
+}
+
+fn asks_for_devices(pod: &Value) -> bool {
+    let device = |name: &String| name == "nvidia.com/gpu" || name.starts_with("nvidia.com/mig-");
+    let containers = value::items(pod, &["spec", "containers"]);
+    let before = value::items(pod, &["spec", "initContainers"]);
+    containers.iter().chain(before).any(|container| {
+        value::at(container, &["resources", "limits"])
+            .and_then(Value::as_object)
+            .is_some_and(|limits| limits.keys().any(device))
+    })
 }
