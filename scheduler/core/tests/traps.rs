@@ -29,7 +29,8 @@ fn gathered(nodes: usize, workers: u32) -> (World, GangKey, Vec<PodUid>) {
 /// The node that Filter names for a pod.
 fn planned(world: &World, uid: &PodUid) -> NodeName {
     let view = world.engine.view();
-    match view.filter(uid, world.pods[uid].membership.as_ref()) {
+    let membership = world.pods.get(uid).and_then(|pod| pod.membership.as_ref());
+    match view.filter(uid, membership) {
         FilterAnswer::Only(node) => node,
         other => panic!("no node for {uid:?}: {other:?}"),
     }
