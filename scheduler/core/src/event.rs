@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::ids::{Epoch, GangKey, Namespace, NodeName, PodUid};
+use crate::ids::{Epoch, GangKey, Namespace, NodeName, PodUid, ResourceVersion};
 use crate::inventory::{NodeReport, ReportOrder};
 use crate::node::Node;
 use crate::pod::Pod;
@@ -48,6 +48,26 @@ pub enum WriteOutcome {
     /// Not known: neither the write nor the reading after it got an answer in time.
     Unknown(Arc<str>),
 }
+    /// The same of a Binding, with the newest resourceVersion of the pod that an attempt has cited:
+    /// it may apply until the pod has moved on from there.
+    BindingUnknown {
+        /// The resourceVersion.
+        cited: ResourceVersion,
+        /// What was said last.
+        said: Arc<str>,
+    },
+}
+
+impl WriteOutcome {
+    /// Version of the pod from which on a Binding that ended like this is void; `None` when nothing
+    /// is in doubt. `sent` is the version that the Binding was sent with.
+    pub fn doubtful_version(&self, sent: &ResourceVersion) -> Option<ResourceVersion> {
+        match self {
+            Self::BindingUnknown { cited, .. } => Some(cited.clone()),
+            Self::Unknown(_) => Some(sent.clone()),
+            _ => None,
+        }
+    }
 
 /// What the outside tells the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]

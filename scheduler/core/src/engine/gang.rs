@@ -50,8 +50,9 @@ pub(crate) struct Slot {
     pub refused_since: Option<Timestamp>,
     /// What kube-scheduler had said of the pod before it had this place: says nothing about it.
     pub said_before: Option<Arc<str>>,
-    /// resourceVersion of the pod that a Binding cites which may still apply.
-    pub cited: Option<ResourceVersion>,
+    /// Newest resourceVersion of the pod that a Binding has cited of which it is not known whether it
+    /// applies. The one that is on its way is not counted in.
+    pub doubtful: Option<ResourceVersion>,
 }
 
 impl Slot {
@@ -71,13 +72,18 @@ impl Slot {
             predecessor: None,
             refused_since: None,
             said_before: None,
-            cited: None,
+            doubtful: None,
         }
     }
 
     /// Bound, or past needing it.
     pub fn is_settled(&self) -> bool {
         self.bound || self.done
+    }
+
+    /// Whether a Binding of its pod may still apply.
+    pub fn is_in_doubt(&self) -> bool {
+        self.binding.is_some() || self.doubtful.is_some()
     }
 }
 

@@ -173,10 +173,10 @@ impl Engine {
         if let Some(record) = &pod.record {
             self.note_plan_id(&record.plan);
         }
-        let void = self
-            .loose
-            .get(&pod.uid)
-            .is_some_and(|loose| loose.write.is_none() && loose.version != pod.resource_version);
+        let void = self.loose.get_mut(&pod.uid).is_some_and(|loose| {
+            loose.note_version(&pod.resource_version);
+            loose.is_over()
+        });
         if pod.node.is_some() || void {
             self.drop_loose(&pod.uid, pod.node.as_ref());
         }
@@ -374,7 +374,9 @@ impl Engine {
         }
         if matches!(
             outcome,
-            WriteOutcome::Unknown(_) | WriteOutcome::Conflict(_)
+            WriteOutcome::Unknown(_)
+                | WriteOutcome::BindingUnknown { .. }
+                | WriteOutcome::Conflict(_)
         ) {
             if self.restamp.is_empty() {
                 self.fence_at = now + FENCE_PAUSE;
@@ -508,7 +510,9 @@ impl Engine {
                 self.pod_released(&key, &seat, id, &outcome, now);
             }
             Purpose::Bind(purpose) => self.bind_done(id, &purpose, outcome, now),
-            Purpose::BindLoose(pod, node) => self.loose_bind_done(id, &pod, &node, &outcome),
+            Purpose::BindLoose(pod, node, version) => {
+                self.loose_bind_done(id, &pod, &node, &version, &outcome);
+            }
             Purpose::DeletePod(pod) => self.deleted(&pod, &outcome, now),
             Purpose::Stamp(pod) => self.stamped(id, &pod, &outcome, now),
         }

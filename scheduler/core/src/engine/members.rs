@@ -176,9 +176,8 @@ impl Engine {
             let mut charged = false;
             if let Some(pod) = pod {
                 slot.done |= pod.phase == PodPhase::Succeeded;
-                if slot.binding.is_none() && slot.cited.as_ref() != Some(&pod.resource_version) {
-                    slot.cited = None;
-                }
+                slot.doubtful
+                    .take_if(|doubtful| pod.resource_version.is_after(doubtful));
                 if let Some(node) = &pod.node {
                     slot.bound = true;
                     charged = true;
@@ -255,12 +254,12 @@ impl Engine {
                 gang.refused_nodes.insert(node.clone(), now + span);
                 slot.node = None;
             }
-            if slot.cited.is_some() {
+            if slot.is_in_doubt() {
                 let key = gang.slot_key(seat);
                 self.let_go(&key, slot);
             }
             slot.pod = None;
-            slot.cited = None;
+            slot.doubtful = None;
             slot.binding = None;
             slot.bound = false;
             slot.release = Step::NotYet;

@@ -65,7 +65,7 @@ enum Purpose {
     ChangeJob(GangKey),
     ReleasePod(GangKey, Seat),
     Bind(Box<BindPurpose>),
-    BindLoose(PodUid, NodeName),
+    BindLoose(PodUid, NodeName, ResourceVersion),
     DeletePod(PodUid),
     Stamp(PodUid),
 }
@@ -78,6 +78,8 @@ struct BindPurpose {
     pod: PodUid,
     node: NodeName,
     record: crate::pod::BindRecord,
+    /// The pod as it was when the Binding was sent.
+    version: ResourceVersion,
 }
 
 /// A Bind of a pod that belongs to no gang.
@@ -86,10 +88,10 @@ struct LooseBind {
     ticket: Option<Ticket>,
     slot: crate::ledger::SlotKey,
     node: NodeName,
-    /// The Binding that is on its way; `None` when its outcome is not known.
+    /// The Binding that is on its way; `None` when no outcome is awaited.
     write: Option<WriteId>,
-    /// resourceVersion of the pod that the Binding cites.
-    version: ResourceVersion,
+    /// Newest resourceVersion of the pod that a Binding has cited whose outcome is not known.
+    doubtful: Option<ResourceVersion>,
 }
 
 /// A pod that is to be deleted.

@@ -207,7 +207,7 @@ impl Engine {
         slot.devices = Vec::new();
         slot.refused_since = None;
         slot.release = super::gang::Step::NotYet;
-        slot.cited = None;
+        slot.doubtful = None;
         if let Some(ticket) = slot.ticket.take() {
             self.answer(ticket, Err(Arc::from(super::members::LOST_SLOT)));
         }

@@ -250,7 +250,7 @@ impl Engine {
                 self.status_refused(key, Reason::WriteRefused { what, said }, now);
             }
             // Not known: the next attempt finds out by its resourceVersion.
-            WriteOutcome::Unknown(_) => {
+            WriteOutcome::Unknown(_) | WriteOutcome::BindingUnknown { .. } => {
                 gang.acked = gang.acked.take().map(forget_plan);
                 self.pause_status(key, now);
             }
