@@ -45,6 +45,7 @@ impl Engine {
             }
             Event::RecordApplied(record) => self.record_applied(record, now),
             Event::RecordRemoved(key) => {
+                self.leftovers.remove(&key);
                 if let Some(gang) = self.gangs.get_mut(&key) {
                     gang.record = Record::Missing;
                     gang.acked = None;
@@ -256,6 +257,9 @@ impl Engine {
             (gang.kind, gang.name) = (kind, name);
         }
         // While a status is on its way, its answer says what the object is; until then this is the
+        if self.is_leftover(&record) {
+            return;
+        }
         // echo of an earlier one.
         if gang.status_write.is_none() {
             take_record(gang, record);
@@ -301,6 +305,7 @@ impl Engine {
         for key in self.gangs.keys().cloned().collect::<Vec<_>>() {
             self.with_gang(&key, |engine, gang| engine.forget_intentions(gang));
             self.view_dirty.insert(key);
+        self.forget_leftover_writes();
         }
     }
 
@@ -504,7 +509,7 @@ impl Engine {
         match purpose {
             Purpose::CreateRecord(key) => self.record_created(&key, id, outcome, now),
             Purpose::PutStatus(key) => self.status_put(&key, id, outcome, now),
-            Purpose::DeleteRecord => {}
+            Purpose::DeleteRecord(key) => self.record_deleted(&key, id, &outcome, now),
             Purpose::ChangeJob(key) => self.job_changed(&key, id, outcome, now),
             Purpose::ReleasePod(key, seat) => {
                 self.pod_released(&key, &seat, id, &outcome, now);

@@ -20,6 +20,7 @@ mod doubt;
 mod gang;
 mod intake;
 mod members;
+mod leftover;
 mod needs;
 mod planning;
 mod publish;
@@ -61,7 +62,7 @@ const ROUNDS_MAX: usize = 4;
 enum Purpose {
     CreateRecord(GangKey),
     PutStatus(GangKey),
-    DeleteRecord,
+    DeleteRecord(GangKey),
     ChangeJob(GangKey),
     ReleasePod(GangKey, Seat),
     Bind(Box<BindPurpose>),
@@ -136,6 +137,8 @@ pub struct Engine {
     next_doubt: u32,
     in_flight: BTreeMap<WriteId, Purpose>,
     dirty: BTreeSet<GangKey>,
+    /// Gang objects of gangs that are gone, to be deleted.
+    leftovers: BTreeMap<GangKey, leftover::Leftover>,
     dirty_nodes: BTreeSet<NodeName>,
     timers: BTreeSet<(Timestamp, GangKey)>,
     fresh: BTreeMap<NodeName, bool>,
@@ -185,6 +188,7 @@ impl Engine {
             dirty: BTreeSet::new(),
             dirty_nodes: BTreeSet::new(),
             timers: BTreeSet::new(),
+            leftovers: BTreeMap::new(),
             fresh: BTreeMap::new(),
             age_checked_at: Timestamp(0),
             led_at: Timestamp(0),
@@ -224,6 +228,7 @@ impl Engine {
             // Giving room back on a node touches the other gangs with slots there. What is still
             // dirty after the last round is looked at in the next decision, at once.
             for _ in 0..ROUNDS_MAX {
+            self.tend_leftovers(now);
                 let round = std::mem::take(&mut self.dirty);
                 if round.is_empty() {
                     break;
@@ -262,7 +267,11 @@ impl Engine {
         let fence = (fencing && (self.lead == Lead::Relisting || !self.restamp.is_empty()))
             .then_some(self.fence_at);
         let rest = (self.may_act() && !self.dirty.is_empty()).then_some(Timestamp(0));
-        [gang, age, stray, fence, rest].into_iter().flatten().min()
+        let leftover = self.next_leftover().filter(|_| self.may_act());
+        [gang, age, stray, fence, rest, leftover]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The picture for readers, as of the last [`Engine::decide`].

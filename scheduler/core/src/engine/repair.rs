@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use super::gang::{Gang, Plan, Record, Seat};
+use super::Engine;
+use super::gang::{Gang, Plan, Seat, Slot};
 use super::release::carries_marks;
-use super::{Engine, Purpose};
-use crate::action::{JobChange, WriteKind};
+use crate::action::JobChange;
 use crate::ids::NodeName;
 use crate::node::{Node, untolerated};
 use crate::pod::{PodPhase, PodShape};
@@ -29,16 +29,7 @@ impl Engine {
         if let Some(at) = gang.deadline.take() {
             self.timers.remove(&(at, gang.key.clone()));
         }
-        // Neither a label nor a PodGroup owns its Gang object, which would go with it.
-        if matches!(gang.kind, WorkloadKind::Label | WorkloadKind::PodGroup)
-            && let Record::Known { object, uid, .. } = &gang.record
-        {
-            let what = WriteKind::DeleteRecord {
-                object: Arc::clone(object),
-                object_uid: Arc::clone(uid),
-            };
-            self.write(&gang.key, None, Purpose::DeleteRecord, what);
-        }
+        self.leave_over(gang);
     }
 
     /// Answers held Binds, gives reservations back, forgets the plan.
