@@ -8,6 +8,7 @@ use crate::inventory::{NodeReport, ReportOrder};
 use crate::node::Node;
 use crate::pod::Pod;
 use crate::record::GangRecord;
+use crate::time::Millis;
 use crate::workload::Workload;
 
 /// Number of a Bind that is being held.
@@ -107,6 +108,11 @@ pub enum Event {
     LeadershipGained(Epoch),
     /// This replica must not write any more.
     LeadershipLost,
+    /// Nothing that was asked of the API server has been answered for this long. Deadlines that wait
+    /// for something to happen there stand still.
+    ApiAway(Millis),
+    /// The API server answers again.
+    ApiBack,
     /// kube-scheduler asks to bind.
     BindAsked(BindAsked),
     /// The connection that held this Bind is gone. The pod may come again.

@@ -85,6 +85,8 @@ impl Engine {
             Event::LeadershipGained(epoch) => {
                 self.epoch = self.epoch.max(epoch);
                 self.led_at = now;
+                // Whoever was given the Lease was answered.
+                self.away_since = None;
                 self.lead = Lead::Fencing;
                 self.restamp.clear();
                 // What was promised is what the Gang objects say, not what was meant before.
@@ -95,6 +97,10 @@ impl Engine {
                 self.dirty_all();
             }
             Event::LeadershipLost => self.leadership_lost(),
+            Event::ApiAway(span) => {
+                self.away_since.get_or_insert(now - span);
+            }
+            Event::ApiBack => self.api_back(now),
             Event::BindAsked(asked) => self.bind_asked(asked, now),
             Event::BindDropped(ticket) => self.bind_dropped(ticket),
             Event::PlannedNodeNotOffered { pod, node } => self.not_offered(&pod, &node, now),

@@ -15,6 +15,7 @@
 //! Nothing acts inside `handle`: a burst of a thousand events leads to one round of decisions.
 
 mod audit;
+mod away;
 mod barrier;
 mod doubt;
 mod gang;
@@ -149,6 +150,8 @@ pub struct Engine {
     lead: Lead,
     /// When the present leadership began.
     led_at: Timestamp,
+    /// Since when the API server has not answered.
+    away_since: Option<Timestamp>,
     epoch: Epoch,
     synced: bool,
     /// Stamps on their way, by write; pods to be stamped again after a pause.
@@ -192,6 +195,7 @@ impl Engine {
             fresh: BTreeMap::new(),
             age_checked_at: Timestamp(0),
             led_at: Timestamp(0),
+            away_since: None,
             revision: 1,
             snapshot: Snapshot::default(),
             lead: Lead::No,

@@ -343,7 +343,9 @@ impl Engine {
         let Some(plan) = &mut gang.plan else { return };
         let (arrived, planned, bound) = (plan.arrived(), plan.planned(), plan.bound());
         if !plan.open {
-            let quiet = durable && now >= plan.progress_at + self.config.gather_quiet_max;
+            let quiet = durable
+                && self.away_since.is_none()
+                && now >= plan.progress_at + self.config.gather_quiet_max;
             let long = plan
                 .first_held_at
                 .is_some_and(|since| now >= since + self.config.gather_max);
@@ -384,7 +386,7 @@ impl Engine {
         if plan.complete {
             gang.reason = Some(Reason::MembersLost { bound, minimum });
         }
-        if now >= since + self.config.repair_max && !completing {
+        if now >= since + self.config.repair_max && !completing && !self.is_away() {
             self.release_whole(gang, bound, minimum, now);
         }
     }
@@ -425,7 +427,7 @@ impl Engine {
             return;
         }
         let since = *gang.partial_since.get_or_insert(now);
-        if now >= since + self.config.repair_max {
+        if now >= since + self.config.repair_max && !self.is_away() {
             self.release_whole(gang, bound, minimum, now);
         }
     }
