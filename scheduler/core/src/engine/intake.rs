@@ -329,6 +329,7 @@ impl Engine {
         gang.job_changed_at = None;
         gang.releasing = false;
         gang.partial_since = None;
+        gang.ended_slots.clear();
         gang.tried_at = None;
         if matches!(gang.record, Record::Creating(_)) {
             gang.record = Record::Missing;

@@ -7,7 +7,7 @@ use super::Engine;
 use super::gang::{Gang, Plan, Seat, Slot, Step};
 use crate::ids::{PodUid, RoleName};
 use crate::pod::{MembershipSource, Pod, PodPhase};
-use crate::record::{Phase, PlanRecord};
+use crate::record::{Phase, PlanRecord, SlotRecord};
 use crate::time::{Millis, Timestamp};
 use crate::workload::MemberSource;
 
@@ -49,17 +49,19 @@ impl Engine {
             partial_since: None,
             said: None,
         };
-        // Members are gone whose shape nothing tells any more. If none is bound, it is planned anew.
+        // Members are gone whose shape nothing tells any more. If nothing runs, it is planned anew.
         let whole = plan.planned() == promised && stated.is_none_or(|least| least <= promised);
-        if plan.bound() == 0 && !whole {
-            return;
-        }
         let all_bound = plan.slots.values().all(Slot::is_settled);
-        plan.open = plan.bound() > 0;
         let ran = gang
             .acked
             .as_ref()
             .is_some_and(|acked| matches!(acked.phase, Phase::Running | Phase::Repairing));
+        // Members that have ended tell of a run, and only of a run that was written down.
+        plan.open = plan.holds_any() || (ran && plan.bound() > 0);
+        if !plan.open && !whole {
+            gang.ended_slots = plan.ended();
+            return;
+        }
         plan.complete = plan.open && (ran || plan.bound() >= plan.minimum);
         if all_bound {
             // Nothing is left to be carried out: the plan stays the one that was written.
@@ -108,6 +110,9 @@ impl Engine {
                 if let Some(pod) = pod {
                     taken.pod = Some(pod.uid.clone());
                     taken.bound = pod.node.is_some() && pod.is_alive();
+                if pod.is_none() && slot.ended {
+                    return Some(((slot.role.clone(), slot.index), ended_slot(slot)));
+                }
                     taken.done = pod.phase == PodPhase::Succeeded;
                 }
                 Some(((slot.role.clone(), slot.index), taken))
@@ -310,6 +315,14 @@ fn is_nodes_fault(reason: Option<&str>) -> bool {
                 "UnexpectedAdmissionError"
                     | "NodeAffinity"
                     | "NodeShutdown"
+/// The slot of a member that has ended well and whose pod is gone.
+fn ended_slot(record: &SlotRecord) -> Slot {
+    let mut slot = Slot::new(Some(record.node.clone()), Vec::new(), Arc::default());
+    slot.pod.clone_from(&record.pod);
+    slot.done = true;
+    slot
+}
+
                     | "Terminated"
                     | "NodeLost"
                     | "Evicted"

@@ -1,6 +1,7 @@
 //! What goes wrong between plan and bind, and after it: nodes that no longer qualify, members that
 //! do not come, gangs that stay partial.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Engine;
@@ -9,7 +10,7 @@ use super::release::carries_marks;
 use crate::action::JobChange;
 use crate::ids::NodeName;
 use crate::node::{Node, untolerated};
-use crate::pod::{PodPhase, PodShape};
+use crate::pod::{Pod, PodPhase, PodShape};
 use crate::reason::Reason;
 use crate::time::{Millis, Timestamp};
 use crate::workload::{Hold, Outcome, WorkloadKind};
@@ -52,13 +53,10 @@ impl Engine {
         rest: bool,
     ) {
         // A pod that we confined to a node by taking its gate off cannot be sent elsewhere.
-        let confined: Vec<_> = gang
-            .plan
-            .iter()
-            .flat_map(|plan| plan.slots.values())
-            .filter(|slot| !slot.is_settled())
-            .filter_map(|slot| slot.pod.as_ref().and_then(|uid| self.pods.get(uid)))
-            .filter(|pod| pod.controlled && !pod.gated && !gang.is_job() && pod.shape.is_pinned())
+        let confined: Vec<_> = self
+            .alive(gang)
+            .filter(|pod| pod.node.is_none() && pod.controlled && !pod.gated)
+            .filter(|pod| !gang.is_job() && pod.shape.is_pinned())
             .map(|pod| pod.uid.clone())
             .collect();
         for uid in confined {
@@ -83,6 +81,9 @@ impl Engine {
         } else {
             self.ending_of(gang)
         };
+        if gang.ended.is_some() {
+            gang.ended_slots.clear();
+        }
         let reason = match &gang.workload {
             _ if gang.ended.is_some() => Some(Some(self.leftovers(gang))),
             None if gang.is_job() => Some(None),
@@ -124,7 +125,21 @@ impl Engine {
                 PodPhase::Pending | PodPhase::Running => return None,
             }
         }
-        Some(outcome)
+        (outcome == Outcome::Failed || !self.awaits_lost(gang)).then_some(outcome)
+    }
+
+    /// Whether a member was lost without which the gang is not whole: those that are left have ended,
+    /// and it may be on its way back.
+    fn awaits_lost(&self, gang: &Gang) -> bool {
+        let Some(plan) = gang.plan.as_ref().filter(|plan| plan.open) else {
+            return false;
+        };
+        let has_ended = |slot: &&Slot| {
+            let pod = slot.pod.as_ref().and_then(|uid| self.pods.get(uid));
+            slot.done || pod.is_some_and(|pod| pod.phase == PodPhase::Succeeded)
+        };
+        let ended = plan.slots.values().filter(has_ended).count();
+        u32::try_from(ended).is_ok_and(|ended| ended < plan.minimum)
     }
 
     fn leftovers(&self, gang: &Gang) -> Reason {
@@ -365,9 +380,8 @@ impl Engine {
             }
             return;
         }
-        // A gang that has run and of which some have ended is ending: it is never released. One
-        // that never ran whole cannot be.
-        let completing = plan.complete && plan.slots.values().any(|slot| slot.done);
+        // A member that has ended well counts as bound: a gang is completing, and let be, as long as
+        // each of the others runs or has ended too. One that is lost is missing all the same.
         if bound >= plan.minimum {
             plan.complete = true;
             plan.partial_since = None;
@@ -415,20 +429,28 @@ impl Engine {
     /// A gang of which something is bound and that has no plan: a release that was cut short, or a
     /// Gang object that was lost. It is completed by a new plan or released, in the same time.
     fn enforce_without_plan(&mut self, gang: &mut Gang, now: Timestamp) {
-        let bound = u32::try_from(self.bound_alive(gang).count()).unwrap_or(u32::MAX);
-        let completing = gang
+        let count = |pods: usize| u32::try_from(pods).unwrap_or(u32::MAX);
+        let bound = count(self.bound_alive(gang).count());
+        let plan_of = |pod: &Pod| pod.record.as_ref().map(|record| record.plan.clone());
+        let plans: BTreeSet<_> = self.bound_alive(gang).filter_map(plan_of).collect();
+        // Of the same run: what has ended of an earlier one under the same label says nothing.
+        let ended = gang
             .pods
             .iter()
             .filter_map(|uid| self.pods.get(uid))
-            .any(|pod| pod.phase == crate::pod::PodPhase::Succeeded);
-        let minimum = self.minimum_of(gang).unwrap_or(0);
-        if bound == 0 || bound >= minimum || completing || gang.releasing {
+            .filter(|pod| pod.phase == PodPhase::Succeeded)
+            .filter(|pod| plan_of(pod).is_some_and(|plan| plans.contains(&plan)));
+        let settled = bound.saturating_add(count(ended.count()));
+        let minimum = self
+            .minimum_of(gang)
+            .unwrap_or_else(|| self.all_of(gang, settled));
+        if bound == 0 || settled >= minimum || gang.releasing {
             gang.partial_since = None;
             return;
         }
         let since = *gang.partial_since.get_or_insert(now);
         if now >= since + self.config.repair_max && !self.is_away() {
-            self.release_whole(gang, bound, minimum, now);
+            self.release_whole(gang, settled, minimum, now);
         }
     }
 
@@ -443,8 +465,21 @@ impl Engine {
             self.change_job(gang, JobChange::Hold, now);
         } else {
             self.go_on_releasing(gang, now);
+    /// Size of a gang for which nothing states one: all the pods it has. What somebody else has bound
+    /// was never promised a whole.
+    fn all_of(&self, gang: &Gang, settled: u32) -> u32 {
+        if self.bound_alive(gang).all(|pod| pod.record.is_none()) {
+            return 0;
+        }
+        let waiting = self.alive(gang).filter(|pod| pod.node.is_none()).count();
+        settled.saturating_add(u32::try_from(waiting).unwrap_or(u32::MAX))
+    }
+
         }
     }
+        if let Some(plan) = &gang.plan {
+            gang.ended_slots = plan.ended();
+        }
 
     /// When the gang wants to be looked at again.
     pub(super) fn set_timer(&mut self, gang: &mut Gang, now: Timestamp) {
