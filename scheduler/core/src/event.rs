@@ -48,7 +48,6 @@ pub enum WriteOutcome {
     Refused(Arc<str>),
     /// Not known: neither the write nor the reading after it got an answer in time.
     Unknown(Arc<str>),
-}
     /// The same of a Binding, with the newest resourceVersion of the pod that an attempt has cited:
     /// it may apply until the pod has moved on from there.
     BindingUnknown {
@@ -69,6 +68,7 @@ impl WriteOutcome {
             _ => None,
         }
     }
+}
 
 /// What the outside tells the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]

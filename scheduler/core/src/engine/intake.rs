@@ -257,15 +257,15 @@ impl Engine {
 
     fn record_applied(&mut self, record: GangRecord, now: Timestamp) {
         self.note_record(&record);
+        if self.is_leftover(&record) {
+            return;
+        }
         let (kind, name, key) = (record.kind, Arc::clone(&record.name), record.key.clone());
         let gang = self.gang_of(&key, kind, &name, now);
         if gang.workload.is_none() {
             (gang.kind, gang.name) = (kind, name);
         }
         // While a status is on its way, its answer says what the object is; until then this is the
-        if self.is_leftover(&record) {
-            return;
-        }
         // echo of an earlier one.
         if gang.status_write.is_none() {
             take_record(gang, record);
@@ -305,13 +305,13 @@ impl Engine {
             self.answer(ticket, Err(Arc::from(NOT_LEADING)));
         }
         self.drop_doubts();
+        self.forget_leftover_writes();
         self.deleting.clear();
         self.stamps.clear();
         self.restamp.clear();
         for key in self.gangs.keys().cloned().collect::<Vec<_>>() {
             self.with_gang(&key, |engine, gang| engine.forget_intentions(gang));
             self.view_dirty.insert(key);
-        self.forget_leftover_writes();
         }
     }
 

@@ -83,6 +83,13 @@ impl Engine {
     }
 
     fn slots_of(&self, gang: &Gang, record: &PlanRecord) -> std::collections::BTreeMap<Seat, Slot> {
+        // A pod has one place, also when others say of themselves that they are it.
+        let named: BTreeSet<&PodUid> = record
+            .slots
+            .iter()
+            .filter_map(|slot| slot.pod.as_ref())
+            .collect();
+        let mut seated: BTreeSet<&PodUid> = BTreeSet::new();
         record
             .slots
             .iter()
@@ -92,15 +99,20 @@ impl Engine {
                     .as_ref()
                     .filter(|uid| gang.pods.contains(*uid))
                     .and_then(|uid| self.pods.get(uid))
+                    .filter(|pod| seated.insert(&pod.uid))
                     // The commit names no pod that was born after it; what is bound has its place.
                     .or_else(|| {
                         self.bound_alive(gang)
+                            .filter(|pod| !named.contains(&pod.uid))
                             .find(|pod| own_seat(pod) == Some((slot.role.clone(), slot.index)))
                     });
                 let role = gang
                     .workload
                     .as_ref()
                     .and_then(|workload| workload.role(&slot.role));
+                if pod.is_none() && slot.ended {
+                    return Some(((slot.role.clone(), slot.index), ended_slot(slot)));
+                }
                 let shape = pod.map(|pod| &pod.shape).or(role.map(|role| &role.shape))?;
                 let mut taken = Slot::new(
                     Some(slot.node.clone()),
@@ -110,9 +122,6 @@ impl Engine {
                 if let Some(pod) = pod {
                     taken.pod = Some(pod.uid.clone());
                     taken.bound = pod.node.is_some() && pod.is_alive();
-                if pod.is_none() && slot.ended {
-                    return Some(((slot.role.clone(), slot.index), ended_slot(slot)));
-                }
                     taken.done = pod.phase == PodPhase::Succeeded;
                 }
                 Some(((slot.role.clone(), slot.index), taken))
@@ -306,6 +315,14 @@ impl Engine {
     }
 }
 
+/// The slot of a member that has ended well and whose pod is gone.
+fn ended_slot(record: &SlotRecord) -> Slot {
+    let mut slot = Slot::new(Some(record.node.clone()), Vec::new(), Arc::default());
+    slot.pod.clone_from(&record.pod);
+    slot.done = true;
+    slot
+}
+
 /// Whether kubelet gave a reason that lies with the node and not with the pod.
 fn is_nodes_fault(reason: Option<&str>) -> bool {
     reason.is_some_and(|reason| {
@@ -315,14 +332,6 @@ fn is_nodes_fault(reason: Option<&str>) -> bool {
                 "UnexpectedAdmissionError"
                     | "NodeAffinity"
                     | "NodeShutdown"
-/// The slot of a member that has ended well and whose pod is gone.
-fn ended_slot(record: &SlotRecord) -> Slot {
-    let mut slot = Slot::new(Some(record.node.clone()), Vec::new(), Arc::default());
-    slot.pod.clone_from(&record.pod);
-    slot.done = true;
-    slot
-}
-
                     | "Terminated"
                     | "NodeLost"
                     | "Evicted"

@@ -20,8 +20,8 @@ mod barrier;
 mod doubt;
 mod gang;
 mod intake;
-mod members;
 mod leftover;
+mod members;
 mod needs;
 mod planning;
 mod publish;
@@ -78,10 +78,10 @@ struct BindPurpose {
     gang: GangKey,
     seat: Seat,
     pod: PodUid,
-    node: NodeName,
-    record: crate::pod::BindRecord,
     /// The pod as it was when the Binding was sent.
     version: ResourceVersion,
+    node: NodeName,
+    record: crate::pod::BindRecord,
 }
 
 /// A Bind of a pod that belongs to no gang.
@@ -137,9 +137,9 @@ pub struct Engine {
     doubts: BTreeMap<PodUid, Vec<doubt::Doubt>>,
     next_doubt: u32,
     in_flight: BTreeMap<WriteId, Purpose>,
-    dirty: BTreeSet<GangKey>,
     /// Gang objects of gangs that are gone, to be deleted.
     leftovers: BTreeMap<GangKey, leftover::Leftover>,
+    dirty: BTreeSet<GangKey>,
     dirty_nodes: BTreeSet<NodeName>,
     timers: BTreeSet<(Timestamp, GangKey)>,
     fresh: BTreeMap<NodeName, bool>,
@@ -188,10 +188,10 @@ impl Engine {
             doubts: BTreeMap::new(),
             next_doubt: 0,
             in_flight: BTreeMap::new(),
+            leftovers: BTreeMap::new(),
             dirty: BTreeSet::new(),
             dirty_nodes: BTreeSet::new(),
             timers: BTreeSet::new(),
-            leftovers: BTreeMap::new(),
             fresh: BTreeMap::new(),
             age_checked_at: Timestamp(0),
             led_at: Timestamp(0),
@@ -228,11 +228,11 @@ impl Engine {
         self.refresh_capacity(now);
         self.tend_fence(now);
         if self.may_act() {
+            self.tend_leftovers(now);
             let mut touched = self.settle_strays(now);
             // Giving room back on a node touches the other gangs with slots there. What is still
             // dirty after the last round is looked at in the next decision, at once.
             for _ in 0..ROUNDS_MAX {
-            self.tend_leftovers(now);
                 let round = std::mem::take(&mut self.dirty);
                 if round.is_empty() {
                     break;

@@ -241,7 +241,8 @@ impl Engine {
             complete: false,
             progress_at: now,
             first_held_at: None,
-            partial_since: None,
+            // What was bound in part before goes on being so.
+            partial_since: gang.partial_since.filter(|_| resumed),
             said: None,
         };
         plan.complete = resumed && plan.bound() >= plan.minimum;

@@ -13,7 +13,7 @@ use crate::node::{Node, untolerated};
 use crate::pod::{Pod, PodPhase, PodShape};
 use crate::reason::Reason;
 use crate::time::{Millis, Timestamp};
-use crate::workload::{Hold, Outcome, WorkloadKind};
+use crate::workload::{Hold, MemberSource, Outcome};
 
 /// Plans given back in a row after which the next one is not made at once.
 const HASTY_FAILURES: u32 = 3;
@@ -101,6 +101,13 @@ impl Engine {
         self.queue.remove(&gang.key);
         gang.recovered = None;
         let ends = !matches!(reason, Some(Reason::Invalid(_)));
+        if !ends {
+            // Nothing will ever complete it; what is bound of it is not left standing.
+            self.enforce_without_plan(gang, now);
+            if gang.releasing {
+                self.release(gang, now);
+            }
+        }
         gang.reason = reason;
         if ends && gang.workload.as_ref().is_some_and(carries_marks) {
             self.change_job(gang, JobChange::Strip, now);
@@ -323,11 +330,15 @@ impl Engine {
     }
 
     fn was_edited(&self, gang: &Gang, plan: &Plan) -> bool {
-        let Some(workload) = &gang.workload else {
-            return false;
-        };
-        let crate::workload::MemberSource::Roles(roles) = &workload.members else {
-            return false;
+        let Some((workload, roles)) = gang.workload.as_ref().and_then(|workload| {
+            let MemberSource::Roles(roles) = &workload.members else {
+                return None;
+            };
+            Some((workload, roles))
+        }) else {
+            // The pods, or their PodGroup, say that more belong together than was planned.
+            let stated = self.minimum_of(gang);
+            return stated.is_some_and(|least| least > plan.minimum);
         };
         let total = workload.total().unwrap_or(0);
         let minimum = workload
@@ -400,7 +411,7 @@ impl Engine {
         if plan.complete {
             gang.reason = Some(Reason::MembersLost { bound, minimum });
         }
-        if now >= since + self.config.repair_max && !completing && !self.is_away() {
+        if now >= since + self.config.repair_max && !self.is_away() {
             self.release_whole(gang, bound, minimum, now);
         }
     }
@@ -454,17 +465,6 @@ impl Engine {
         }
     }
 
-    /// Lets a gang go that stayed partial: all of it, so that what it held is of use to others.
-    fn release_whole(&mut self, gang: &mut Gang, bound: u32, minimum: u32, now: Timestamp) {
-        self.give_back(gang, Reason::ReleasedWhole { bound, minimum }, now, true);
-        gang.releasing = true;
-        gang.partial_since = None;
-        if self.loses_pods_when_held(gang) {
-            // One PATCH: the job's controller deletes its pods and makes them again when released.
-            gang.job_changed_at = None;
-            self.change_job(gang, JobChange::Hold, now);
-        } else {
-            self.go_on_releasing(gang, now);
     /// Size of a gang for which nothing states one: all the pods it has. What somebody else has bound
     /// was never promised a whole.
     fn all_of(&self, gang: &Gang, settled: u32) -> u32 {
@@ -475,11 +475,22 @@ impl Engine {
         settled.saturating_add(u32::try_from(waiting).unwrap_or(u32::MAX))
     }
 
-        }
-    }
+    /// Lets a gang go that stayed partial: all of it, so that what it held is of use to others.
+    fn release_whole(&mut self, gang: &mut Gang, bound: u32, minimum: u32, now: Timestamp) {
         if let Some(plan) = &gang.plan {
             gang.ended_slots = plan.ended();
         }
+        self.give_back(gang, Reason::ReleasedWhole { bound, minimum }, now, true);
+        gang.releasing = true;
+        gang.partial_since = None;
+        if self.loses_pods_when_held(gang) {
+            // One PATCH: the job's controller deletes its pods and makes them again when released.
+            gang.job_changed_at = None;
+            self.change_job(gang, JobChange::Hold, now);
+        } else {
+            self.go_on_releasing(gang, now);
+        }
+    }
 
     /// When the gang wants to be looked at again.
     pub(super) fn set_timer(&mut self, gang: &mut Gang, now: Timestamp) {
