@@ -16,6 +16,9 @@ impl Storm {
     /// Everything works again; time passes until nothing is left to be done.
     pub fn calm_down(&mut self, span: Millis) {
         if !self.calm {
+            while self.away > 0 {
+                self.turn();
+            }
             self.calm = true;
             self.silent.clear();
             self.world.unhealthy.clear();
@@ -67,9 +70,8 @@ impl Storm {
             assert!(
                 running
                     || job.finished.is_some()
-                    || self.ended(key) > 0
                     || bound == 0
-                    || bound >= minimum as usize,
+                    || bound + self.ended(key) as usize >= minimum as usize,
                 "{key} stays bound in part: {bound} of {minimum}; {}",
                 self.world.phase(key)
             );
@@ -103,7 +105,7 @@ impl Storm {
                 continue;
             }
             assert!(
-                bound == 0 || bound + ended >= size || ended > 0,
+                bound == 0 || bound + ended >= size,
                 "{gang} is bound in part: {bound} of {size}; {}",
                 self.world.phase(gang)
             );
@@ -175,13 +177,16 @@ impl Storm {
         let minimum = job.minimum.filter(|least| *least > 0).unwrap_or(total);
         let phase = self.world.phase(key);
         let ended = self.ended(key);
-        if bound + ended >= minimum || ended > 0 {
+        if bound + ended >= minimum {
             return;
         }
         assert_eq!(
             bound, 0,
             "{key} is bound in part: {bound} of {minimum}; {phase}"
         );
+        if ended > 0 {
+            return;
+        }
         if job.total().is_none() && unbound == 0 {
             return;
         }
