@@ -7,8 +7,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use muster_core::action::WriteKind;
-use muster_core::event::WriteOutcome;
+use muster_core::action::{Action, WriteKind};
+use muster_core::event::{Event, WriteOutcome};
 use muster_core::ids::GangKey;
 use muster_core::time::Millis;
 use world::World;
@@ -78,4 +78,43 @@ fn gang_that_comes_back_keeps_the_object_that_could_not_be_deleted() {
     world.pass(Millis::from_secs(60));
     let key = GangKey::labelled("default", "group");
     assert_eq!(world.phase(&key), "Running AllBound 1/1");
+}
+
+#[test]
+fn gang_that_comes_back_writes_no_plan_into_the_object_that_is_being_deleted() {
+    let mut world = World::new(1, 8);
+    let uid = world.labelled("a", "group", 1, 1, false);
+    world.settle();
+    let key = GangKey::labelled("default", "group");
+    let echo = world.gangs[&key].record.clone();
+    world.delete_pod(&uid);
+    while let Some(event) = world.watch.pop_front() {
+        world.engine.handle(event, world.now);
+    }
+    world.engine.decide(world.now);
+    // The deletion is on its way; the watch tells of the object once more.
+    world.labelled("b", "group", 1, 1, false);
+    while let Some(event) = world.watch.pop_front() {
+        world.engine.handle(event, world.now);
+    }
+    world
+        .engine
+        .handle(Event::RecordApplied(echo.clone()), world.now);
+    world.engine.decide(world.now);
+    let mut kinds = Vec::new();
+    while let Some(action) = world.engine.poll_action() {
+        if let Action::Write(write) = action {
+            kinds.push(write.what);
+        }
+    }
+    assert!(
+        matches!(
+            kinds.as_slice(),
+            [
+                WriteKind::DeleteRecord { .. },
+                WriteKind::CreateRecord { .. }
+            ]
+        ),
+        "{kinds:?}"
+    );
 }

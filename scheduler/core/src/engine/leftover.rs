@@ -58,13 +58,13 @@ impl Engine {
         }
     }
 
-    /// Whether an object is one that is being deleted: what the watch says of it is old.
+    /// Whether an object is one that is being deleted: what the watch says of it is old, and no plan
+    /// is written into it.
     pub(super) fn is_leftover(&self, record: &GangRecord) -> bool {
-        !self.gangs.contains_key(&record.key)
-            && self
-                .leftovers
-                .get(&record.key)
-                .is_some_and(|leftover| leftover.object_uid == record.object_uid)
+        let is_back = self.gangs.contains_key(&record.key);
+        self.leftovers.get(&record.key).is_some_and(|leftover| {
+            leftover.object_uid == record.object_uid && (!is_back || leftover.write.is_some())
+        })
     }
 
     pub(super) fn record_deleted(

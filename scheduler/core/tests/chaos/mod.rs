@@ -294,6 +294,7 @@ impl Storm {
         while left > 0 && !self.pending.is_empty() {
             left -= 1;
             let at = self.rng.below(self.pending.len() as u64) as usize;
+            let at = self.first_of_its_object(at);
             let write = self.pending.remove(at).unwrap();
             let id = write.id;
             let outcome = self.outcome(write);
@@ -316,6 +317,22 @@ impl Storm {
             self.note(|| format!("late {:?}", write.what));
             self.apply(write);
         }
+    }
+
+    /// The writer writes to one Gang object in order.
+    fn first_of_its_object(&self, at: usize) -> usize {
+        let of_gang = |write: &Write| {
+            matches!(
+                write.what,
+                WriteKind::CreateRecord { .. }
+                    | WriteKind::PutStatus { .. }
+                    | WriteKind::DeleteRecord { .. }
+            )
+        };
+        let chosen = &self.pending[at];
+        let mut all = self.pending.iter();
+        let first = all.position(|write| of_gang(write) && write.gang == chosen.gang);
+        first.filter(|_| of_gang(chosen)).unwrap_or(at)
     }
 
     fn outcome(&mut self, write: Write) -> WriteOutcome {
