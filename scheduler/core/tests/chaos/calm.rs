@@ -129,8 +129,21 @@ impl Storm {
         }
     }
 
+    /// Members that have ended well: by their pods, and by the Gang once those are gone.
     fn ended(&self, key: &GangKey) -> u32 {
-        self.world
+        let status = self.world.gangs.get(key);
+        let status = status.and_then(|gang| gang.status.as_ref());
+        let slots = status.and_then(|status| status.plan.as_ref());
+        let slots = slots.into_iter().flat_map(|plan| &plan.slots);
+        let said = slots.filter(|slot| slot.ended);
+        let gone = said.filter(|slot| {
+            let uid = slot.pod.as_ref().unwrap();
+            assert!(self.world.ended.contains(uid), "{uid} has not ended");
+            !self.world.pods.contains_key(uid)
+        });
+        let gone = gone.count() as u32;
+        gone + self
+            .world
             .pods
             .values()
             .filter(|pod| pod.membership.as_ref().is_some_and(|m| m.gang == *key))
