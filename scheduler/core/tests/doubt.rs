@@ -557,3 +557,25 @@ fn second_binding_that_is_refused_says_nothing_about_the_first() {
     world.step();
     assert_eq!(free(&world, "n0"), 0, "the first may still apply");
 }
+
+#[test]
+fn pod_that_was_not_seen_when_the_others_were_stamped_is_stamped_before_anything_is_planned() {
+    let mut world = World::new(1, 8);
+    world.scheduler = false;
+    world.submit("train", &[("Worker", 1, gpus(8))], Hold::Free);
+    world.settle();
+    world.engine.handle(Event::LeadershipLost, world.now);
+    world
+        .engine
+        .handle(Event::LeadershipGained(Epoch(2)), world.now);
+    let late = world.labelled("late", "group", 1, 1, false);
+    world.settle();
+    assert!(world.engine.view().leading);
+    assert_eq!(world.pods[&late].stamp, Some(Epoch(2)));
+    let stamped = |write: &muster_core::action::Write| match &write.what {
+        WriteKind::StampPod { pod } => Some(pod.uid.clone()),
+        _ => None,
+    };
+    let stamps: Vec<PodUid> = world.writes.iter().filter_map(stamped).collect();
+    assert_eq!(stamps.len(), 2, "each once: {stamps:?}");
+}

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use super::gang::{Gang, Record};
 use super::{Deleting, Engine, Lead, Purpose};
-use crate::action::{Action, WriteKind};
 use crate::event::{BindAsked, Event, Ticket, WriteId, WriteOutcome};
-use crate::ids::{Epoch, GangKey, NodeName, PodUid};
+use crate::ids::{GangKey, NodeName, PodUid};
 use crate::inventory::NodeReport;
 use crate::pod::{MembershipSource, Pod, PodPhase};
 use crate::record::{GangRecord, GangStatus};
@@ -16,10 +15,6 @@ use crate::workload::{Workload, WorkloadKind};
 
 /// How long a Bind of a pod that has not been seen yet is held: the watch is a little behind.
 const STRAY_MAX: Millis = Millis(5000);
-/// Pause before stamps that failed are repeated.
-const FENCE_PAUSE: Millis = Millis(1000);
-/// How long the LIST of a new leadership is awaited before it is asked for again.
-const RELIST_AGAIN: Millis = Millis::from_secs(30);
 
 impl Engine {
     pub(super) fn take_in(&mut self, event: Event, now: Timestamp) {
@@ -61,8 +56,7 @@ impl Engine {
             }
             Event::Relisted => {
                 if self.lead == Lead::Relisting {
-                    self.lead = Lead::Yes;
-                    self.dirty_all();
+                    self.end_fence();
                 }
             }
             Event::Report(report) => self.report(report, now),
@@ -89,6 +83,8 @@ impl Engine {
                 self.away_since = None;
                 self.lead = Lead::Fencing;
                 self.restamp.clear();
+                self.fenced.clear();
+                self.fenced_again = false;
                 // What was promised is what the Gang objects say, not what was meant before.
                 for gang in self.gangs.values_mut().filter(|gang| gang.plan.is_none()) {
                     gang.recovered = gang.acked.as_ref().and_then(|acked| acked.plan.clone());
@@ -109,7 +105,7 @@ impl Engine {
         }
     }
 
-    fn dirty_all(&mut self) {
+    pub(super) fn dirty_all(&mut self) {
         self.dirty.extend(self.gangs.keys().cloned());
     }
 
@@ -333,99 +329,6 @@ impl Engine {
         gang.tried_at = None;
         if matches!(gang.record, Record::Creating(_)) {
             gang.record = Record::Missing;
-        }
-    }
-
-    /// Stamps every pod that is not bound, so that no Binding of an earlier leader applies to it: a
-    /// Binding names the resourceVersion that its sender saw. The first leadership ever has nobody
-    /// to fence off.
-    fn start_fence(&mut self) {
-        if self.lead != Lead::Fencing || !self.synced {
-            return;
-        }
-        if self.epoch > Epoch(1) {
-            let targets: Vec<PodUid> = self
-                .pods
-                .values()
-                .filter(|pod| {
-                    pod.node.is_none()
-                        && pod.is_alive()
-                        && pod.stamp.is_none_or(|stamp| stamp < self.epoch)
-                })
-                .map(|pod| pod.uid.clone())
-                .collect();
-            for uid in targets {
-                self.stamp(&uid);
-            }
-        }
-        if self.epoch <= Epoch(1) {
-            self.lead = Lead::Yes;
-        }
-    }
-
-    fn stamp(&mut self, uid: &PodUid) {
-        let Some(pod) = self.pods.get(uid).filter(|pod| pod.node.is_none()) else {
-            return;
-        };
-        let gang = pod.membership.as_ref().map_or_else(
-            || GangKey::new(pod.namespace.as_str(), pod.uid.as_str()),
-            |membership| membership.gang.clone(),
-        );
-        let what = WriteKind::StampPod {
-            pod: Self::target(pod),
-        };
-        let id = self.write(&gang, None, Purpose::Stamp(uid.clone()), what);
-        self.stamps.insert(id);
-    }
-
-    /// A stamp was answered. One of which nothing is known does not fence: it is repeated. One that
-    /// is refused for good is given up, so that a single pod cannot keep the leader from work.
-    fn stamped(&mut self, id: WriteId, pod: &PodUid, outcome: &WriteOutcome, now: Timestamp) {
-        if !self.stamps.remove(&id) || self.lead != Lead::Fencing {
-            return;
-        }
-        if matches!(
-            outcome,
-            WriteOutcome::Unknown(_)
-                | WriteOutcome::BindingUnknown { .. }
-                | WriteOutcome::Conflict(_)
-        ) {
-            if self.restamp.is_empty() {
-                self.fence_at = now + FENCE_PAUSE;
-            }
-            self.restamp.insert(pod.clone());
-        }
-        self.close_fence(now);
-    }
-
-    fn close_fence(&mut self, now: Timestamp) {
-        if self.lead == Lead::Fencing && self.stamps.is_empty() && self.restamp.is_empty() {
-            self.lead = Lead::Relisting;
-            self.fence_at = now + RELIST_AGAIN;
-            self.actions.push_back(Action::Relist);
-        }
-    }
-
-    /// Repeats stamps that failed, and asks again for a LIST that does not come.
-    pub(super) fn tend_fence(&mut self, now: Timestamp) {
-        if !self.synced {
-            return;
-        }
-        let due = now >= self.fence_at;
-        match self.lead {
-            Lead::Fencing => {
-                if due {
-                    for uid in std::mem::take(&mut self.restamp) {
-                        self.stamp(&uid);
-                    }
-                }
-                self.close_fence(now);
-            }
-            Lead::Relisting if due => {
-                self.fence_at = now + RELIST_AGAIN;
-                self.actions.push_back(Action::Relist);
-            }
-            _ => {}
         }
     }
 

@@ -18,6 +18,7 @@ mod audit;
 mod away;
 mod barrier;
 mod doubt;
+mod fencing;
 mod gang;
 mod intake;
 mod leftover;
@@ -154,9 +155,13 @@ pub struct Engine {
     away_since: Option<Timestamp>,
     epoch: Epoch,
     synced: bool,
-    /// Stamps on their way, by write; pods to be stamped again after a pause.
+    /// Stamps on their way, by write; pods to be stamped again after a pause; pods whose stamp was
+    /// answered, which the watch may show late, or refused for good.
     stamps: BTreeSet<WriteId>,
     restamp: BTreeSet<PodUid>,
+    fenced: BTreeSet<PodUid>,
+    /// What the first LIST of this leadership has shown is stamped too.
+    fenced_again: bool,
     /// When the fence is looked at again: a stamp is repeated, or the LIST asked for again.
     fence_at: Timestamp,
     next_write: u64,
@@ -203,6 +208,8 @@ impl Engine {
             synced: false,
             stamps: BTreeSet::new(),
             restamp: BTreeSet::new(),
+            fenced: BTreeSet::new(),
+            fenced_again: false,
             fence_at: Timestamp(0),
             next_write: 1,
             next_plan: 1,
