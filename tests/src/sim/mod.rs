@@ -31,7 +31,7 @@ use muster_embedded::{EmbeddedCluster, NodePool, value};
 use muster_kubernetes::manifests;
 use muster_scheduler::clock::Wall;
 use muster_scheduler::config::Config;
-use muster_scheduler::scheduler::{Clients, Options, Scheduler};
+use muster_scheduler::scheduler::{Clients, Ended, Options, Scheduler};
 use serde_json::{Value, json};
 
 pub use script::{Script, Trap};
@@ -269,6 +269,18 @@ impl Sim {
             phase_of(cluster, gang) == phase
         })
         .await
+    }
+
+    /// Waits until the scheduler ends by itself, and starts another, as the kubelet does.
+    pub async fn restart_when_ended(&mut self) -> anyhow::Result<()> {
+        let ended = match &mut self.scheduler {
+            Some(scheduler) => scheduler.ended().await,
+            None => bail!("no scheduler runs"),
+        };
+        anyhow::ensure!(ended == Ended::LeadershipLost, "it ended: {ended}");
+        self.kill_scheduler().await;
+        self.start_scheduler();
+        Ok(())
     }
 
     /// Waits until a trap of the script has sprung; `false` when it did not within `timeout`.

@@ -15,10 +15,13 @@
 //! Nothing acts inside `handle`: a burst of a thousand events leads to one round of decisions.
 
 mod audit;
+mod away;
 mod barrier;
 mod doubt;
+mod fencing;
 mod gang;
 mod intake;
+mod leftover;
 mod members;
 mod needs;
 mod planning;
@@ -61,11 +64,11 @@ const ROUNDS_MAX: usize = 4;
 enum Purpose {
     CreateRecord(GangKey),
     PutStatus(GangKey),
-    DeleteRecord,
+    DeleteRecord(GangKey),
     ChangeJob(GangKey),
     ReleasePod(GangKey, Seat),
     Bind(Box<BindPurpose>),
-    BindLoose(PodUid, NodeName),
+    BindLoose(PodUid, NodeName, ResourceVersion),
     DeletePod(PodUid),
     Stamp(PodUid),
 }
@@ -76,6 +79,8 @@ struct BindPurpose {
     gang: GangKey,
     seat: Seat,
     pod: PodUid,
+    /// The pod as it was when the Binding was sent.
+    version: ResourceVersion,
     node: NodeName,
     record: crate::pod::BindRecord,
 }
@@ -86,10 +91,10 @@ struct LooseBind {
     ticket: Option<Ticket>,
     slot: crate::ledger::SlotKey,
     node: NodeName,
-    /// The Binding that is on its way; `None` when its outcome is not known.
+    /// The Binding that is on its way; `None` when no outcome is awaited.
     write: Option<WriteId>,
-    /// resourceVersion of the pod that the Binding cites.
-    version: ResourceVersion,
+    /// Newest resourceVersion of the pod that a Binding has cited whose outcome is not known.
+    doubtful: Option<ResourceVersion>,
 }
 
 /// A pod that is to be deleted.
@@ -133,6 +138,8 @@ pub struct Engine {
     doubts: BTreeMap<PodUid, Vec<doubt::Doubt>>,
     next_doubt: u32,
     in_flight: BTreeMap<WriteId, Purpose>,
+    /// Gang objects of gangs that are gone, to be deleted.
+    leftovers: BTreeMap<GangKey, leftover::Leftover>,
     dirty: BTreeSet<GangKey>,
     dirty_nodes: BTreeSet<NodeName>,
     timers: BTreeSet<(Timestamp, GangKey)>,
@@ -144,11 +151,17 @@ pub struct Engine {
     lead: Lead,
     /// When the present leadership began.
     led_at: Timestamp,
+    /// Since when the API server has not answered.
+    away_since: Option<Timestamp>,
     epoch: Epoch,
     synced: bool,
-    /// Stamps on their way, by write; pods to be stamped again after a pause.
+    /// Stamps on their way, by write; pods to be stamped again after a pause; pods whose stamp was
+    /// answered, which the watch may show late, or refused for good.
     stamps: BTreeSet<WriteId>,
     restamp: BTreeSet<PodUid>,
+    fenced: BTreeSet<PodUid>,
+    /// What the first LIST of this leadership has shown is stamped too.
+    fenced_again: bool,
     /// When the fence is looked at again: a stamp is repeated, or the LIST asked for again.
     fence_at: Timestamp,
     next_write: u64,
@@ -180,12 +193,14 @@ impl Engine {
             doubts: BTreeMap::new(),
             next_doubt: 0,
             in_flight: BTreeMap::new(),
+            leftovers: BTreeMap::new(),
             dirty: BTreeSet::new(),
             dirty_nodes: BTreeSet::new(),
             timers: BTreeSet::new(),
             fresh: BTreeMap::new(),
             age_checked_at: Timestamp(0),
             led_at: Timestamp(0),
+            away_since: None,
             revision: 1,
             snapshot: Snapshot::default(),
             lead: Lead::No,
@@ -193,6 +208,8 @@ impl Engine {
             synced: false,
             stamps: BTreeSet::new(),
             restamp: BTreeSet::new(),
+            fenced: BTreeSet::new(),
+            fenced_again: false,
             fence_at: Timestamp(0),
             next_write: 1,
             next_plan: 1,
@@ -218,6 +235,7 @@ impl Engine {
         self.refresh_capacity(now);
         self.tend_fence(now);
         if self.may_act() {
+            self.tend_leftovers(now);
             let mut touched = self.settle_strays(now);
             // Giving room back on a node touches the other gangs with slots there. What is still
             // dirty after the last round is looked at in the next decision, at once.
@@ -260,7 +278,11 @@ impl Engine {
         let fence = (fencing && (self.lead == Lead::Relisting || !self.restamp.is_empty()))
             .then_some(self.fence_at);
         let rest = (self.may_act() && !self.dirty.is_empty()).then_some(Timestamp(0));
-        [gang, age, stray, fence, rest].into_iter().flatten().min()
+        let leftover = self.next_leftover().filter(|_| self.may_act());
+        [gang, age, stray, fence, rest, leftover]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The picture for readers, as of the last [`Engine::decide`].

@@ -80,7 +80,9 @@ impl Engine {
             .pods
             .iter()
             .filter_map(|uid| self.pods.get(uid))
-            .filter(|pod| pod.phase == PodPhase::Succeeded);
+            .filter(|pod| pod.phase == PodPhase::Succeeded)
+            // Suspended: those go too.
+            .filter(|_| workload.hold != Hold::Held);
         for pod in bound.iter().copied().chain(ended) {
             let membership = pod.membership.as_ref();
             if let Some((role, index)) =
@@ -198,7 +200,8 @@ impl Engine {
             None if now.since(gang.last_pod_at) < self.config.settle => return Ok(None),
             None => present,
         };
-        if present < minimum || present == 0 {
+        let ended = u32::try_from(gang.ended_slots.len()).unwrap_or(u32::MAX);
+        if present.saturating_add(ended) < minimum || present == 0 {
             return Err(Reason::MembersMissing {
                 present,
                 needed: minimum.max(1),
@@ -209,7 +212,7 @@ impl Engine {
             return Ok(None);
         }
         let mut needs = Needs {
-            fixed: BTreeMap::new(),
+            fixed: gang.ended_slots.clone(),
             roles: Vec::new(),
             pods: BTreeMap::new(),
             minimum,
@@ -218,7 +221,9 @@ impl Engine {
         let mut shapes: Vec<(RoleName, Arc<PodShape>, Vec<u32>)> = Vec::new();
         for pod in alive {
             let role = role_of(pod);
-            let seat = free_seat(pod, &mut next, |seat| needs.pods.contains_key(seat));
+            let seat = free_seat(pod, &mut next, |seat| {
+                needs.pods.contains_key(seat) || gang.ended_slots.contains_key(seat)
+            });
             let (_, index) = seat;
             needs.pods.insert(seat.clone(), pod.uid.clone());
             if pod.node.is_some() {

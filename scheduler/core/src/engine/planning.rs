@@ -211,7 +211,8 @@ impl Engine {
         now: Timestamp,
     ) -> Plan {
         let mut slots = needs.fixed;
-        let resumed = !slots.is_empty();
+        // Members that have ended open no barrier: those that come are to start together.
+        let resumed = slots.values().any(|slot| slot.bound && !slot.done);
         for member in placement.members {
             let seat = (member.role, member.index);
             let mut slot = Slot::new(Some(member.node.clone()), member.devices, member.shape);
@@ -240,7 +241,8 @@ impl Engine {
             complete: false,
             progress_at: now,
             first_held_at: None,
-            partial_since: None,
+            // What was bound in part before goes on being so.
+            partial_since: gang.partial_since.filter(|_| resumed),
             said: None,
         };
         plan.complete = resumed && plan.bound() >= plan.minimum;

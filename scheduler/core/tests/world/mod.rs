@@ -43,6 +43,8 @@ pub struct World {
     /// Agents report.
     pub reports: bool,
     pub pods: BTreeMap<PodUid, Pod>,
+    /// Pods that have ended well, those that are gone since too.
+    pub ended: BTreeSet<PodUid>,
     pub jobs: BTreeMap<GangKey, Workload>,
     pub gangs: BTreeMap<GangKey, StoredGang>,
     pub answers: BTreeMap<Ticket, Result<(), Arc<str>>>,
@@ -102,6 +104,7 @@ impl World {
             clones: BTreeMap::new(),
             reports: true,
             pods: BTreeMap::new(),
+            ended: BTreeSet::new(),
             jobs: BTreeMap::new(),
             gangs: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -389,6 +392,9 @@ impl World {
         let pod = self.pods.get_mut(uid).unwrap();
         change(pod);
         pod.resource_version = version;
+        if pod.phase == PodPhase::Succeeded {
+            self.ended.insert(uid.clone());
+        }
         self.watch.push_back(Event::PodApplied(pod.clone()));
     }
 
