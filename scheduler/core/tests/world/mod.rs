@@ -299,6 +299,7 @@ impl World {
                         name: (*role).into(),
                         count: *count,
                         shape: Arc::clone(shape),
+                        labels: Arc::new([("app".into(), "gang".into())].into()),
                         pinned: None,
                     })
                     .collect(),
@@ -345,6 +346,7 @@ impl World {
             priority: 0,
             ours: true,
             membership,
+            labels: Arc::new([("app".into(), "gang".into())].into()),
             gated: false,
             gated_by_others: false,
             controlled: true,
