@@ -1,5 +1,6 @@
 //! Gangs of every kind are placed whole, wait with a reason, and follow each other.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use muster_embedded::value;
@@ -168,6 +169,30 @@ fn of_thirty_gangs_at_one_and_a_half_pools_twenty_run_whole_and_none_in_part() -
         );
         sim.until("all end", MINUTE * 20, |c| count(c, "Succeeded") == 30)
             .await?;
+        sim.judge().await?;
+        sim.stop().await;
+        Ok(())
+    })
+}
+
+#[test]
+fn one_worker_per_host_is_accepted_where_it_is_planned_at_the_first_attempt() -> anyhow::Result<()>
+{
+    paused(async {
+        let sim = Sim::start(SimOptions::nodes(4)).await?;
+        let apart = "affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: \
+                     [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: \
+                     {training.kubeflow.org/job-name: apart}}}]}}";
+        let workers = Role::new("Worker", 4, 1).with(apart);
+        sim.apply(&Job::new("apart", vec![workers]).yaml())?;
+        sim.until_phase("apart", "Running").await?;
+        let nodes: BTreeSet<String> = bound(&sim.cluster, "apart-").into_values().collect();
+        assert_eq!(nodes.len(), 4);
+        let refused = sim.cluster.list(("", "events"));
+        let refused = refused
+            .iter()
+            .filter(|event| value::text(event, &["reason"]) == "FailedScheduling");
+        assert_eq!(refused.count(), 0);
         sim.judge().await?;
         sim.stop().await;
         Ok(())
