@@ -62,6 +62,8 @@ struct Rule {
     holders: Vec<u32>,
     /// Members that it speaks of, by domain.
     matched: Vec<u32>,
+    /// Whether there is any of the former, and of the latter.
+    has: Side,
 }
 
 /// Every rule that members of the gang carry about members of the gang.
@@ -184,7 +186,7 @@ impl Rules {
         self.positions(|rule| {
             rule.terms.rule.kind == InterPodKind::Affinity
                 && rule.side(role).any()
-                && !rule.is_settled()
+                && !rule.has.any()
         })
     }
 
@@ -328,6 +330,7 @@ impl Rule {
             }),
             holders: vec![0; size],
             matched: vec![0; size],
+            has: Side::default(),
         };
         for (side, at) in placed {
             rule.count(side, at);
@@ -351,13 +354,8 @@ impl Rule {
         if side.matches && self.terms.counted.get(at).copied().unwrap_or(true) {
             raise(&mut self.matched, domain);
         }
-    }
-
-    fn is_settled(&self) -> bool {
-        self.matched
-            .iter()
-            .chain(&self.holders)
-            .any(|count| *count > 0)
+        self.has.holds |= side.holds && domain.is_some();
+        self.has.matches |= side.matches && domain.is_some();
     }
 
     fn admits(&self, role: usize, at: usize) -> bool {
@@ -373,9 +371,7 @@ impl Rule {
             InterPodKind::Affinity => {
                 !side.any()
                     || domain.is_some()
-                        && (matched > 0
-                            || !self.is_settled()
-                            || holders > 0 && self.matched.iter().all(|count| *count == 0))
+                        && (matched > 0 || !self.has.any() || holders > 0 && !self.has.matches)
             }
             InterPodKind::Spread(_) => {
                 !side.holds || self.terms.counted.get(at).copied().unwrap_or(false)
