@@ -20,6 +20,7 @@ pub mod config;
 pub mod engine;
 pub mod event;
 pub mod ids;
+pub mod interpod;
 pub mod inventory;
 pub mod ledger;
 pub mod node;

@@ -285,6 +285,10 @@ impl Engine {
                     | Reason::WriteRefused { .. }
                     | Reason::Unplaceable(crate::reason::Unplaceable::NeverFits { .. })
                     | Reason::Unplaceable(crate::reason::Unplaceable::NoSuchResource { .. })
+                    | Reason::Unplaceable(crate::reason::Unplaceable::RuleBetweenMembers {
+                        possible: Some(_),
+                        ..
+                    })
             );
         self.actions.push_back(Action::Announce(Announcement {
             gang: gang.key.clone(),

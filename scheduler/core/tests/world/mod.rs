@@ -302,6 +302,7 @@ impl World {
                         name: (*role).into(),
                         count: *count,
                         shape: Arc::clone(shape),
+                        labels: Arc::new([("app".into(), "gang".into())].into()),
                         pinned: None,
                     })
                     .collect(),
@@ -349,6 +350,7 @@ impl World {
             priority: 0,
             ours: true,
             membership,
+            labels: Arc::new([("app".into(), "gang".into())].into()),
             gated: false,
             gated_by_others: false,
             controlled: true,

@@ -1,5 +1,6 @@
 //! Translation, as tables of short YAML and what becomes of it.
 
+mod between;
 mod jobs;
 mod pods;
 mod spoiled;
