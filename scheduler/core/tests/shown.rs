@@ -3,6 +3,8 @@
 #[allow(dead_code)]
 mod world;
 
+use std::sync::Arc;
+
 use muster_core::action::{JobChange, Write, WriteKind};
 use muster_core::event::WriteOutcome;
 use muster_core::ids::GangKey;
@@ -82,19 +84,28 @@ fn resumed_job_that_fits_is_released_without_a_word_before() {
     assert_eq!(shows(&world), 0);
 }
 
-/// Somebody else writes the job in between: the next look decides anew.
+/// Whether somebody else writes the job in between, or rights are missing, or no answer comes.
 #[test]
-fn conflict_over_what_is_shown_keeps_no_gang_from_its_release() {
-    let (mut world, first, second) = full(Hold::SuspendedByUser);
-    world.edit(&second, |job| job.shown = Shown::Suspended);
-    world.fail = Some(Box::new(|write| {
-        is_show(write).then_some(WriteOutcome::Conflict(None))
-    }));
-    world.edit(&second, |job| job.hold = Hold::Held);
-    world.settle();
-    assert_eq!(shows(&world), 1);
-    world.edit(&first, |job| job.finished = Some(Outcome::Succeeded));
-    world.settle();
-    world.pass(Millis::from_secs(40));
-    assert_eq!(world.phase(&second), "Running AllBound 2/2");
+fn failure_to_show_who_holds_a_job_keeps_it_from_nothing_and_is_not_repeated() {
+    let text = || Arc::from("forbidden");
+    for outcome in [
+        WriteOutcome::Conflict(None),
+        WriteOutcome::Refused(text()),
+        WriteOutcome::Unknown(text()),
+    ] {
+        let (mut world, first, second) = full(Hold::SuspendedByUser);
+        world.edit(&second, |job| job.shown = Shown::Suspended);
+        let failure = outcome.clone();
+        world.fail = Some(Box::new(move |write| {
+            is_show(write).then(|| failure.clone())
+        }));
+        world.edit(&second, |job| job.hold = Hold::Held);
+        world.settle();
+        assert_eq!(world.phase(&second), "Waiting NotEnoughFree 0/2");
+        world.pass(Millis::from_secs(120));
+        assert_eq!(shows(&world), 1, "{outcome:?}");
+        world.edit(&first, |job| job.finished = Some(Outcome::Succeeded));
+        world.settle();
+        assert_eq!(world.phase(&second), "Running AllBound 2/2", "{outcome:?}");
+    }
 }

@@ -123,6 +123,39 @@ fn t21_bind_that_comes_after_the_barrier_gave_up_is_refused() {
     assert_eq!(world.phase(&key), "Running AllBound 2/2");
 }
 
+/// A gang too large for the pace of its controller says which limits to raise, not that nobody came.
+#[test]
+fn t19_gang_whose_members_still_come_at_the_limit_says_what_to_raise() {
+    let (mut world, key, uids) = gathered(20, 20);
+    for uid in uids.iter().take(16) {
+        ask(&mut world, uid);
+        world.pass(Millis::from_secs(10));
+        if world.phase(&key).contains("BarrierTimeout") {
+            break;
+        }
+    }
+    assert_eq!(world.phase(&key), "Waiting BarrierTimeout 0/20");
+    let reason = world.reason(&key);
+    assert!(
+        reason.starts_with("only 15 of 20 members were accepted by kube-scheduler in time"),
+        "{reason}"
+    );
+    assert!(
+        reason.contains("still coming after 150 s (gang.gatherMax)"),
+        "{reason}"
+    );
+    assert_eq!(bindings(&world), Vec::<String>::new());
+    // One that stops coming says nothing of limits.
+    let (mut world, _, uids) = gathered(3, 2);
+    ask(&mut world, &uids[0]);
+    world.pass(Millis::from_secs(61));
+    let said = world.announced.join("; ");
+    assert!(
+        said.contains("BarrierTimeout") && !said.contains("gatherMax"),
+        "{said}"
+    );
+}
+
 /// kube-scheduler may ask several times for one pod (its answer was lost, it was restarted).
 #[test]
 fn t27_barrier_opens_once_and_binds_each_member_once_however_often_it_was_asked() {

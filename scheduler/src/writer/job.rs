@@ -24,26 +24,6 @@ impl Writer {
             let said = format!("a {} cannot be held or released", job.kind.as_str());
             return WriteOutcome::Refused(Arc::from(said));
         }
-        let outcome = self.patch_job(write, job, change, deadline).await;
-        match outcome {
-            // What a status shows is a decoration. No gang waits, and no reason is lost, for it.
-            WriteOutcome::Refused(said) | WriteOutcome::Unknown(said)
-                if *change == JobChange::Show =>
-            {
-                tracing::warn!(job = %job.name, namespace = %job.namespace, %said, "the job's status does not say who holds it");
-                WriteOutcome::Done(None)
-            }
-            outcome => outcome,
-        }
-    }
-
-    async fn patch_job(
-        &self,
-        write: &Write,
-        job: &JobTarget,
-        change: &JobChange,
-        deadline: Instant,
-    ) -> WriteOutcome {
         let path = format!(
             "/apis/kubeflow.org/v1/namespaces/{}/pytorchjobs/{}",
             job.namespace, job.name

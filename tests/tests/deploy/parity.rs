@@ -172,7 +172,7 @@ fn kube_scheduler_has_the_version_of_the_cluster_and_old_clusters_get_no_policy(
         (
             "v1.36.0-eks-1a2b",
             "registry.k8s.io/kube-scheduler:v1.36.0",
-            2,
+            3,
         ),
     ] {
         let objects = template(NAMESPACE, version, "");

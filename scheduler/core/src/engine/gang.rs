@@ -213,6 +213,8 @@ pub(crate) struct Gang {
     pub job_changed_at: Option<ResourceVersion>,
     /// When that is done again although no other has been seen.
     pub job_again_at: Timestamp,
+    /// resourceVersion of the job at which its status was last told who holds it.
+    pub job_shown_at: Option<ResourceVersion>,
     pub refused_nodes: BTreeMap<NodeName, Timestamp>,
     /// How it ended, for a gang without a job: every pod of it has ended.
     pub ended: Option<Outcome>,
@@ -274,6 +276,7 @@ impl Gang {
             job_write: None,
             job_changed_at: None,
             job_again_at: Timestamp(0),
+            job_shown_at: None,
             refused_nodes: BTreeMap::new(),
             ended: None,
             failures: 0,

@@ -421,6 +421,7 @@ impl Engine {
             Purpose::PutStatus(key) => self.status_put(&key, id, outcome, now),
             Purpose::DeleteRecord(key) => self.record_deleted(&key, id, &outcome, now),
             Purpose::ChangeJob(key) => self.job_changed(&key, id, outcome, now),
+            Purpose::ShowJob(key) => self.job_shown(&key, id, &outcome, now),
             Purpose::ReleasePod(key, seat) => {
                 self.pod_released(&key, &seat, id, &outcome, now);
             }

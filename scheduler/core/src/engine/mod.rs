@@ -66,6 +66,7 @@ enum Purpose {
     PutStatus(GangKey),
     DeleteRecord(GangKey),
     ChangeJob(GangKey),
+    ShowJob(GangKey),
     ReleasePod(GangKey, Seat),
     Bind(Box<BindPurpose>),
     BindLoose(PodUid, NodeName, ResourceVersion),

@@ -15,6 +15,17 @@ use crate::reason::Reason;
 use crate::time::{Millis, Timestamp};
 use crate::workload::{Hold, MemberSource, Outcome};
 
+/// What to do about a gang whose members were still coming when the first had waited for as long as
+/// its caller lets it. Constant for a configuration.
+fn still_coming(gather_max: Millis) -> Arc<str> {
+    let seconds = gather_max.0 / 1000;
+    Arc::from(format!(
+        "they were still coming after {seconds} s (gang.gatherMax), the longest that the first may wait; \
+         let the job's controller make pods faster, or raise extender.bindTimeout, \
+         kube-scheduler's httpTimeout for bind with it, and gang.gatherMax to half of that"
+    ))
+}
+
 /// Plans given back in a row after which the next one is not made at once.
 const HASTY_FAILURES: u32 = 3;
 
@@ -376,7 +387,8 @@ impl Engine {
                 .first_held_at
                 .is_some_and(|since| now >= since + self.config.gather_max);
             if quiet || long {
-                let said = plan.said.clone();
+                let too_large = (!quiet).then(|| still_coming(self.config.gather_max));
+                let said = plan.said.clone().or(too_large);
                 self.avoid_refusing_nodes(gang, now);
                 self.give_back(
                     gang,

@@ -639,10 +639,12 @@ impl World {
                         .filter(|nodes| !nodes.is_empty());
                 }
                 job.hold = Hold::Released(plan);
+                job.shown = Shown::Nothing;
             }
             JobChange::Hold => {
                 roles.iter_mut().for_each(|role| role.pinned = None);
                 job.hold = Hold::Held;
+                job.shown = Shown::Queued;
             }
             JobChange::Strip => {
                 roles.iter_mut().for_each(|role| role.pinned = None);
