@@ -227,6 +227,7 @@ fn job(number: u64) -> Workload {
         generation: 1,
         created_seconds: 0,
         priority: 0,
+        ours: true,
         members: MemberSource::Roles(vec![role("Master", 1, 0), role("Worker", 2, 1)]),
         minimum: None,
         hold: Hold::Held,

@@ -16,8 +16,9 @@ use crate::span::Span;
 pub struct Config {
     /// `spec.schedulerName` of the pods that are ours.
     pub scheduler_name: String,
-    /// training-operator runs with `--gang-scheduler-name` naming us: a job whose templates name
-    /// no scheduler is ours.
+    /// training-operator runs with `--gang-scheduler-name` naming us: a template that names no
+    /// scheduler is ours before any pod of it says so. Without this a job whose templates name none
+    /// is ours from its first pod on, and one of which only some do is refused.
     pub unnamed_jobs_are_ours: bool,
     /// Resources whose units are devices, by exact name or, ending in `*`, by prefix. At most 64.
     pub device_resources: Vec<String>,

@@ -241,8 +241,12 @@ impl Metrics {
     }
 
     /// A Bind left the extender.
-    pub fn bind_left(&self, took: Duration, held: usize) {
+    pub fn bind_left(&self, took: Duration) {
         self.bind_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A Bind is held from now on, or no longer: so many are.
+    pub fn binds_held(&self, held: usize) {
         self.binds_held.set(i64::try_from(held).unwrap_or(i64::MAX));
     }
 

@@ -131,6 +131,10 @@ pub struct Workload {
     pub created_seconds: i64,
     /// Priority of the gang: the largest of its pods'.
     pub priority: i32,
+    /// Whether the object itself says that it is ours: a template names our scheduler, or we have
+    /// marked it. A job that does not say so is ours from the moment that a pod of it names us:
+    /// training-operator may put the name into its pods.
+    pub ours: bool,
     /// Who the members are.
     pub members: MemberSource,
     /// Members that must run together. `None`: all of them.

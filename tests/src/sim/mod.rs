@@ -325,8 +325,8 @@ impl Sim {
         Ok(Some(name))
     }
 
-    /// Judges what has happened with the real control plane's judge: nothing over-committed, no
-    /// device held twice, no gang bound in part past its deadline, no invariant of the scheduler broken.
+    /// Judges what has happened with the real control plane's judge: all of it was seen, nothing
+    /// over-committed, no device held twice, no gang bound in part past its deadline, no invariant of the scheduler broken.
     pub async fn judge(&self) -> anyhow::Result<History> {
         self.judge_by(GangRule::new(self.partial_max())).await
     }
@@ -350,6 +350,9 @@ impl Sim {
 
     async fn judge_by(&self, rule: GangRule) -> anyhow::Result<History> {
         let history = self.recorder.caught_up(Duration::from_secs(30)).await?;
+        if let Some(gaps) = history.unseen() {
+            bail!(gaps);
+        }
         let over = history.over_commitments();
         if let Some(first) = over.first() {
             bail!("{} over-commitments, the first: {first}", over.len());

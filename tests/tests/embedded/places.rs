@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use muster_embedded::standins::operator::OperatorConfig;
 use muster_embedded::{NodePool, value};
 use muster_tests::jobs::{Job, Role};
 use muster_tests::sim::{JOBS, PODS, SOON, Sim, SimOptions, bound, gang_field, phase_of};
@@ -34,6 +35,40 @@ fn a_held_job_is_released_runs_whole_and_leaves_nothing_behind() -> anyhow::Resu
         sim.until_phase("train", "Succeeded").await?;
         sim.until("a clean template", SOON, |c| template_is_clean(c, "train"))
             .await?;
+        sim.judge().await?;
+        sim.stop().await;
+        Ok(())
+    })
+}
+
+#[test]
+fn jobs_that_the_operator_names_us_in_run_whole_and_those_of_others_are_let_be()
+-> anyhow::Result<()> {
+    paused(async {
+        let operator = OperatorConfig {
+            gang_scheduler_name: Some("muster".into()),
+            ..OperatorConfig::default()
+        };
+        let sim = Sim::start(SimOptions {
+            operator: Some(operator),
+            ..SimOptions::nodes(4)
+        })
+        .await?;
+        let job = |name: &str| Job::new(name, vec![Role::new("Worker", 3, 8)]).unnamed();
+        sim.apply(&job("first").yaml())?;
+        sim.until_phase("first", "Running").await?;
+        sim.apply(&job("second").yaml())?;
+        sim.until_phase("second", "Waiting").await?;
+        sim.apply(&job("theirs").policy("suspend: true").yaml())?;
+        sim.pass(MINUTE).await;
+        assert_eq!(
+            gang_field(&sim.cluster, "second", "reason"),
+            "NotEnoughFree"
+        );
+        assert_eq!(bound(&sim.cluster, "second-").len(), 0);
+        assert_eq!(phase_of(&sim.cluster, "theirs"), "", "no pod names us");
+        sim.cluster.delete(JOBS, "default", "first")?;
+        sim.until_phase("second", "Running").await?;
         sim.judge().await?;
         sim.stop().await;
         Ok(())

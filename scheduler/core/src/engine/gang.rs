@@ -10,6 +10,7 @@ use crate::pod::PodShape;
 use crate::reason::Reason;
 use crate::record::{GangStatus, PlanRecord, SlotRecord};
 use crate::time::Timestamp;
+use crate::view::UNKNOWN_JOB;
 use crate::workload::{Hold, MemberSource, Outcome, Workload, WorkloadKind};
 
 /// One step of a conversation with the API server about one thing.
@@ -198,6 +199,8 @@ pub(crate) struct Gang {
     /// Order of arrival among gangs created in the same second.
     pub sequence: u64,
     pub workload: Option<Workload>,
+    /// The job does not say that it is ours: a pod of it did.
+    pub claimed: bool,
     pub pods: BTreeSet<PodUid>,
     pub plan: Option<Plan>,
     pub reason: Option<Reason>,
@@ -266,6 +269,7 @@ impl Gang {
             name,
             sequence,
             workload: None,
+            claimed: false,
             pods: BTreeSet::new(),
             plan: None,
             reason: None,
@@ -380,6 +384,9 @@ impl Gang {
 
     /// Text of every refusal in this state.
     pub fn refusal(&self) -> Arc<str> {
+        if self.is_job() && self.workload.is_none() {
+            return Arc::from(UNKNOWN_JOB);
+        }
         let code = self.reason.as_ref().map_or("Waiting", Reason::code);
         Arc::from(format!(
             "muster: gang {} waits ({code}); see: kubectl describe gang {}",

@@ -33,10 +33,8 @@ impl Engine {
             Event::PodRemoved(uid) => self.pod_removed(&uid),
             Event::WorkloadApplied(workload) => self.workload_applied(workload, now),
             Event::WorkloadRemoved(key) => {
-                if let Some(gang) = self.gangs.get_mut(&key) {
-                    gang.workload = None;
-                    self.dirty.insert(key);
-                }
+                self.foreign.remove(&key);
+                self.workload_removed(key);
             }
             Event::RecordApplied(record) => self.record_applied(record, now),
             Event::RecordRemoved(key) => {
@@ -141,6 +139,9 @@ impl Engine {
             if let Some(plan) = &mut gang.plan {
                 plan.progress_at = now;
             }
+            if let Some(job) = self.foreign.remove(&membership.gang) {
+                self.workload_applied(job, now);
+            }
         }
         Some(membership.gang.clone())
     }
@@ -232,7 +233,24 @@ impl Engine {
         }
     }
 
+    fn workload_removed(&mut self, key: GangKey) {
+        if let Some(gang) = self.gangs.get_mut(&key) {
+            gang.workload = None;
+            self.dirty.insert(key);
+        }
+    }
+
+    /// A job that does not say that it is ours is kept aside until a pod of it says so. From then
+    /// on it stays ours, also while it has no pods: they may be about to be made again.
     fn workload_applied(&mut self, workload: Workload, now: Timestamp) {
+        let claimed = |gang: &Gang| gang.claimed || !gang.pods.is_empty();
+        if !workload.ours && !self.gangs.get(&workload.key).is_some_and(claimed) {
+            let key = workload.key.clone();
+            self.foreign.insert(key.clone(), workload);
+            self.workload_removed(key);
+            return;
+        }
+        self.foreign.remove(&workload.key);
         let (key, kind, name) = (
             workload.key.clone(),
             workload.kind,
@@ -240,6 +258,7 @@ impl Engine {
         );
         let gang = self.gang_of(&key, kind, &name, now);
         (gang.kind, gang.name) = (kind, name);
+        gang.claimed = !workload.ours;
         let edited = gang.workload.as_ref().is_some_and(|before| {
             before.members != workload.members
                 || before.minimum != workload.minimum

@@ -45,6 +45,7 @@ use crate::pod::Pod;
 use crate::snapshot::{Eligibility, NodeCapacity, Snapshot};
 use crate::time::{Millis, Timestamp};
 use crate::view::View;
+use crate::workload::Workload;
 
 pub use audit::Violation;
 use gang::{Gang, Seat};
@@ -129,6 +130,8 @@ pub struct Engine {
     /// Pods of our scheduler. Others are in the ledger only.
     pods: BTreeMap<PodUid, Pod>,
     gangs: BTreeMap<GangKey, Gang>,
+    /// Jobs that do not say that they are ours. A pod of theirs that names our scheduler says it.
+    foreign: BTreeMap<GangKey, Workload>,
     queue: PriorityQueue<GangKey, Rank>,
     tickets: BTreeMap<Ticket, BindAsked>,
     /// Binds of pods that have not been seen yet.
@@ -186,6 +189,7 @@ impl Engine {
             inventory: Inventory::default(),
             pods: BTreeMap::new(),
             gangs: BTreeMap::new(),
+            foreign: BTreeMap::new(),
             queue: PriorityQueue::new(),
             tickets: BTreeMap::new(),
             strays: BTreeMap::new(),

@@ -63,6 +63,8 @@ pub struct World {
     generation: u64,
     pub operator: bool,
     pub scheduler: bool,
+    /// Templates of jobs name our scheduler; otherwise training-operator puts the name into pods.
+    pub named: bool,
     /// Agents say nothing.
     pub silent: bool,
 }
@@ -119,6 +121,7 @@ impl World {
             generation: 1,
             operator: true,
             scheduler: true,
+            named: true,
             silent: false,
         };
         for index in 0..nodes {
@@ -295,6 +298,7 @@ impl World {
             generation: 1,
             created_seconds: i64::try_from(self.next).unwrap(),
             priority: 0,
+            ours: self.named,
             members: MemberSource::Roles(
                 roles
                     .iter()

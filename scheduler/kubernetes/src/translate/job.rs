@@ -32,9 +32,11 @@ const CONTAINER: &str = "pytorch";
 const PORT_NAME: &str = "pytorchjob-port";
 const PORT: i64 = 23_456;
 
-/// A PyTorchJob as the gang it asks for. `None` when it is not ours: no template names our
-/// scheduler, or `managedBy` names another controller. A job that Muster has marked stays ours
-/// whatever its templates now say.
+/// A PyTorchJob as the gang it asks for. `None` when `managedBy` names another controller.
+///
+/// It says itself that it is ours when a template names our scheduler, or when Muster has marked
+/// it, whatever its templates now say. Of any other job only its pods tell: training-operator with
+/// `--gang-scheduler-name` puts a name into those whose template has none.
 pub fn pytorchjob(job: &LitePyTorchJob, rules: &PodRules) -> Option<Workload> {
     let policy = job.spec.get("runPolicy");
     let managed_by = policy.and_then(|policy| policy.get("managedBy"));
@@ -48,14 +50,24 @@ pub fn pytorchjob(job: &LitePyTorchJob, rules: &PodRules) -> Option<Workload> {
         .and_then(Value::as_object)
         .unwrap_or(&empty);
     let meta = &job.metadata;
-    let ours = specs
-        .values()
-        .any(|spec| scheduler_of(spec, rules) == rules.scheduler_name);
-    if !ours && annotation(meta, names::HOLD).is_none() {
-        return None;
-    }
+    let named = |unnamed: &str| {
+        specs
+            .values()
+            .any(|spec| scheduler_of(spec, unnamed) == rules.scheduler_name)
+    };
+    let unnamed = if rules.unnamed_jobs_are_ours {
+        rules.scheduler_name.as_str()
+    } else {
+        DEFAULT_SCHEDULER
+    };
+    let ours = named(unnamed) || annotation(meta, names::HOLD).is_some();
     let mut reading = Reading::default();
-    reading.mixed_schedulers(specs, rules);
+    if ours {
+        reading.mixed_schedulers(specs, unnamed, rules);
+    } else {
+        // It becomes ours by a pod that names us: then the operator does so where nobody else did.
+        reading.mixed_schedulers(specs, &rules.scheduler_name, rules);
+    }
     let pinned = pins::recorded(annotation(meta, names::PINNED));
     let roles = reading.roles(meta, specs, &pinned);
     let minimum = reading.minimum(job, &roles);
@@ -68,6 +80,7 @@ pub fn pytorchjob(job: &LitePyTorchJob, rules: &PodRules) -> Option<Workload> {
         generation: meta.generation.unwrap_or(0),
         created_seconds: created_seconds(meta),
         priority: priority(policy, specs, rules),
+        ours,
         members: MemberSource::Roles(roles),
         minimum,
         hold: hold(job),
@@ -101,13 +114,8 @@ fn present<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     value.get(key).filter(|value| !value.is_null())
 }
 
-/// Scheduler that the pods of a replica spec will name.
-fn scheduler_of<'a>(spec: &'a Value, rules: &'a PodRules) -> &'a str {
-    let unnamed = if rules.unnamed_jobs_are_ours {
-        rules.scheduler_name.as_str()
-    } else {
-        DEFAULT_SCHEDULER
-    };
+/// Scheduler that the pods of a replica spec will name; `unnamed` where it names none.
+fn scheduler_of<'a>(spec: &'a Value, unnamed: &'a str) -> &'a str {
     spec.get("template")
         .and_then(|template| template.get("spec"))
         .and_then(|spec| spec.get("schedulerName"))
@@ -203,20 +211,20 @@ impl Reading {
         self.problem.get_or_insert(problem);
     }
 
-    fn mixed_schedulers(&mut self, specs: &Map<String, Value>, rules: &PodRules) {
+    fn mixed_schedulers(&mut self, specs: &Map<String, Value>, unnamed: &str, rules: &PodRules) {
         let ours = specs
             .iter()
-            .find(|(_, spec)| scheduler_of(spec, rules) == rules.scheduler_name);
+            .find(|(_, spec)| scheduler_of(spec, unnamed) == rules.scheduler_name);
         let other = specs
             .iter()
-            .find(|(_, spec)| scheduler_of(spec, rules) != rules.scheduler_name);
+            .find(|(_, spec)| scheduler_of(spec, unnamed) != rules.scheduler_name);
         if let Some((role, spec)) = other {
             let beside = ours.map_or_else(String::new, |(name, _)| {
                 format!(" as {} does", super::shortened(name))
             });
             self.note(Problem::new(
                 format!("{}.template.spec.schedulerName", role_path(role)),
-                scheduler_of(spec, rules),
+                scheduler_of(spec, unnamed),
                 format!("must be {}{beside}", rules.scheduler_name),
             ));
         }
