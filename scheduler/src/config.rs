@@ -130,6 +130,9 @@ pub struct Extender {
 pub struct Agents {
     /// Audience that a token must be issued for.
     pub audience: String,
+    /// User name of the agents' ServiceAccount, `system:serviceaccount:NAMESPACE:NAME`. A token of
+    /// any other account is refused, whatever node it names.
+    pub service_account: String,
     /// Most TokenReviews a second. 1 to 10000.
     pub token_reviews_per_second: u32,
     /// Heartbeats that agents are asked for.
@@ -233,6 +236,7 @@ impl Default for Agents {
     fn default() -> Self {
         Self {
             audience: "muster-scheduler".into(),
+            service_account: "system:serviceaccount:muster-system:muster-agent".into(),
             token_reviews_per_second: 100,
             heartbeat_every: Span::secs(10),
             stream_age_max: Span::secs(3600),
@@ -326,6 +330,7 @@ impl Config {
     pub fn check(&self) -> Result<(), InvalidConfig> {
         text("schedulerName", &self.scheduler_name)?;
         text("agents.audience", &self.agents.audience)?;
+        account("agents.serviceAccount", &self.agents.service_account)?;
         text("lease.namespace", &self.lease.namespace)?;
         text("lease.name", &self.lease.name)?;
         count(
@@ -506,6 +511,24 @@ fn text(key: &'static str, value: &str) -> Result<(), InvalidConfig> {
     Ok(())
 }
 
+/// A ServiceAccount's user name.
+fn account(key: &'static str, value: &str) -> Result<(), InvalidConfig> {
+    text(key, value)?;
+    let parts: Vec<&str> = value.split(':').collect();
+    match parts.as_slice() {
+        ["system", "serviceaccount", namespace, name]
+            if !namespace.is_empty() && !name.is_empty() =>
+        {
+            Ok(())
+        }
+        _ => Err(InvalidConfig::OutOfRange {
+            key,
+            value: format!("\"{}\"", value.chars().take(64).collect::<String>()),
+            limit: "must be system:serviceaccount:NAMESPACE:NAME".into(),
+        }),
+    }
+}
+
 fn count(key: &'static str, value: usize, min: usize, max: usize) -> Result<(), InvalidConfig> {
     if (min..=max).contains(&value) {
         return Ok(());
@@ -573,6 +596,10 @@ mod tests {
         );
         let said = refusal("gang: {gatherMax: 200s}\n");
         assert_eq!(said, "gang.gatherMax is 200s: must be 1s to 150s");
+        for wrong in ["muster-agent", "system:serviceaccount::a", "system:node:n1"] {
+            let said = refusal(&format!("agents: {{serviceAccount: '{wrong}'}}\n"));
+            assert!(said.contains("agents.serviceAccount is"), "{said}");
+        }
         let said = refusal("lease: {renewDeadline: 15s}\n");
         assert!(said.contains("lease.renewDeadline is 15s"), "{said}");
         let said = refusal("writes: {deadline: 30}\n");
