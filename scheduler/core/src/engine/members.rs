@@ -81,6 +81,11 @@ impl Engine {
     }
 
     fn slots_of(&self, gang: &Gang, record: &PlanRecord) -> std::collections::BTreeMap<Seat, Slot> {
+        let named: BTreeSet<&PodUid> = record
+            .slots
+            .iter()
+            .filter_map(|slot| slot.pod.as_ref())
+            .collect();
         record
             .slots
             .iter()
@@ -90,9 +95,11 @@ impl Engine {
                     .as_ref()
                     .filter(|uid| gang.pods.contains(*uid))
                     .and_then(|uid| self.pods.get(uid))
-                    // The commit names no pod that was born after it; what is bound has its place.
+                    // The commit names no pod that was born after it; what is bound has its place,
+                    // but no second one.
                     .or_else(|| {
                         self.bound_alive(gang)
+                            .filter(|pod| !named.contains(&pod.uid))
                             .find(|pod| own_seat(pod) == Some((slot.role.clone(), slot.index)))
                     });
                 let role = gang
@@ -144,6 +151,12 @@ impl Engine {
             }
         }
         self.follow_claimed(gang, &mut plan);
+        // A member that is bound already, by a Binding that nobody knew the end of, does not wait:
+        // the others follow it in the time for repair, or all are released.
+        if !plan.open && plan.slots.values().any(|slot| slot.bound) {
+            plan.open = true;
+            plan.partial_since = Some(now);
+        }
         gang.plan = Some(plan);
     }
 

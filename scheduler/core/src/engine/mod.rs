@@ -43,7 +43,7 @@ use crate::snapshot::{Eligibility, NodeCapacity, Snapshot};
 use crate::time::{Millis, Timestamp};
 use crate::view::View;
 
-pub use audit::Violation;
+pub use audit::{AUDITED, Violation};
 use gang::{Gang, Seat};
 use planning::Rank;
 
@@ -144,6 +144,8 @@ pub struct Engine {
     lead: Lead,
     /// When the present leadership began.
     led_at: Timestamp,
+    /// When the last decision was taken.
+    decided_at: Timestamp,
     epoch: Epoch,
     synced: bool,
     /// Stamps on their way, by write; pods to be stamped again after a pause.
@@ -186,6 +188,7 @@ impl Engine {
             fresh: BTreeMap::new(),
             age_checked_at: Timestamp(0),
             led_at: Timestamp(0),
+            decided_at: Timestamp(0),
             revision: 1,
             snapshot: Snapshot::default(),
             lead: Lead::No,
@@ -213,6 +216,7 @@ impl Engine {
     /// Decides on everything taken in so far: plans, commits, releases, answers. Called once after
     /// each batch of events, and when the deadline passes.
     pub fn decide(&mut self, now: Timestamp) {
+        self.decided_at = now;
         self.check_ages(now);
         self.wake_expired(now);
         self.refresh_capacity(now);

@@ -240,7 +240,8 @@ impl Engine {
             complete: false,
             progress_at: now,
             first_held_at: None,
-            partial_since: None,
+            // A new plan gives a gang that is bound in part no new time.
+            partial_since: resumed.then(|| gang.partial_since.unwrap_or(now)),
             said: None,
         };
         plan.complete = resumed && plan.bound() >= plan.minimum;
