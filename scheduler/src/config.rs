@@ -10,6 +10,9 @@ use serde::Deserialize;
 
 use crate::span::Span;
 
+/// A file with every key at its default, and what each is for. What `print config` prints.
+pub const DOCUMENTED: &str = include_str!("config.yaml");
+
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -565,6 +568,68 @@ mod tests {
     fn defaults_are_within_their_own_limits() {
         assert!(Config::default().check().is_ok());
         assert_eq!(Config::parse("# nothing\n\n").ok(), Some(Config::default()));
+    }
+
+    /// The keys of a part of the file, as the parser lists them when it meets one that is none.
+    fn keys_of(part: &str) -> Vec<String> {
+        let json = match part {
+            "" => r#"{"no-such-key": 1}"#.to_owned(),
+            part => format!(r#"{{"{part}": {{"no-such-key": 1}}}}"#),
+        };
+        let said = serde_json::from_str::<Config>(&json).unwrap_err();
+        let said = said.to_string();
+        let listed = said.split_once("expected").unwrap().1;
+        let keys: Vec<String> = listed
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect();
+        assert!(!keys.is_empty(), "{said}");
+        keys
+    }
+
+    #[test]
+    fn documented_file_holds_every_key_once_with_its_default() {
+        assert_eq!(Config::parse(DOCUMENTED).unwrap(), Config::default());
+        let mut part = String::new();
+        let mut found = Vec::new();
+        let mut explained = false;
+        for line in DOCUMENTED.lines() {
+            let text = line.trim_start();
+            if text.is_empty() || text.starts_with('#') {
+                explained = text.starts_with('#');
+                continue;
+            }
+            let Some((key, value)) = text.split_once(':').filter(|_| !text.starts_with('-')) else {
+                continue;
+            };
+            assert!(explained, "{line} has no comment above it");
+            explained = false;
+            if line.starts_with(' ') {
+                found.push(format!("{part}.{key}"));
+            } else {
+                found.push(key.to_owned());
+                part = if value.is_empty() {
+                    key.to_owned()
+                } else {
+                    String::new()
+                };
+            }
+        }
+        let mut wanted = Vec::new();
+        for key in keys_of("") {
+            let is_part = found
+                .iter()
+                .any(|name| name.starts_with(&format!("{key}.")));
+            if is_part {
+                wanted.extend(keys_of(&key).iter().map(|name| format!("{key}.{name}")));
+            }
+            wanted.push(key);
+        }
+        found.sort();
+        wanted.sort();
+        assert_eq!(found, wanted);
     }
 
     #[test]
