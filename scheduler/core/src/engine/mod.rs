@@ -28,6 +28,7 @@ mod repair;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 
 use priority_queue::PriorityQueue;
@@ -46,6 +47,10 @@ use crate::view::View;
 pub use audit::{AUDITED, Violation};
 use gang::{Gang, Seat};
 use planning::Rank;
+
+/// Waiting gangs. The hasher has fixed keys: two runs over the same events walk it in one order,
+/// whatever the crate makes of its hashes.
+type Queue = PriorityQueue<GangKey, Rank, BuildHasherDefault<DefaultHasher>>;
 
 /// How often the age of reports is looked at.
 const AGE_CHECK: Millis = Millis(1000);
@@ -123,7 +128,7 @@ pub struct Engine {
     /// Pods of our scheduler. Others are in the ledger only.
     pods: BTreeMap<PodUid, Pod>,
     gangs: BTreeMap<GangKey, Gang>,
-    queue: PriorityQueue<GangKey, Rank>,
+    queue: Queue,
     tickets: BTreeMap<Ticket, BindAsked>,
     /// Binds of pods that have not been seen yet.
     strays: BTreeMap<Ticket, Timestamp>,
@@ -174,7 +179,7 @@ impl Engine {
             inventory: Inventory::default(),
             pods: BTreeMap::new(),
             gangs: BTreeMap::new(),
-            queue: PriorityQueue::new(),
+            queue: Queue::with_default_hasher(),
             tickets: BTreeMap::new(),
             strays: BTreeMap::new(),
             loose: BTreeMap::new(),
