@@ -396,8 +396,7 @@ fn identities(
     }
     Identities::reviewed(
         clients.write.clone(),
-        &config.agents.audience,
-        config.agents.token_reviews_per_second,
+        &config.agents,
         options.wall,
         Arc::clone(metrics),
     )

@@ -33,3 +33,7 @@ pub mod snapshot;
 pub mod time;
 pub mod view;
 pub mod workload;
+
+// The world of the integration tests calls this crate by its name, and unit tests use that world.
+#[cfg(test)]
+extern crate self as muster_core;

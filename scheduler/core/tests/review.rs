@@ -421,3 +421,44 @@ fn new_plan_for_a_gang_bound_in_part_does_not_begin_its_deadline_anew() {
     world.pass(Millis::from_secs(3));
     assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
 }
+
+#[test]
+fn pod_that_the_record_names_in_another_place_is_not_counted_twice_after_a_restart() {
+    let mut world = World::new(2, 8);
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    // As a plan by free seats may have it: the pod of seat 1 sits in seat 0, whose own pod is gone.
+    let record = &mut world.gangs.get_mut(&key).unwrap().record;
+    let slots = &mut record.plan.as_mut().unwrap().as_mut().unwrap().slots;
+    let gone = slots[0].pod.clone().unwrap();
+    slots[0].pod = slots[1].pod.take();
+    world.pods.remove(&gone);
+    world.operator = false;
+    world.restart(2);
+    assert_eq!(world.bound(&key), 1);
+    assert_eq!(world.phase(&key), "Repairing MembersLost 1/2");
+}
+
+#[test]
+fn member_bound_behind_our_back_starts_the_time_for_repair() {
+    let mut world = World::new(2, 8);
+    world.scheduler = false;
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.settle();
+    let slot = world.gangs[&key]
+        .record
+        .plan
+        .clone()
+        .unwrap()
+        .unwrap()
+        .slots[0]
+        .clone();
+    let pod = world.pods.values().find(|pod| pod.name.ends_with("-0"));
+    let uid = pod.unwrap().uid.clone();
+    world.change_pod(&uid, |pod| pod.node = Some(slot.node));
+    world.settle();
+    assert_eq!(world.bound(&key), 1);
+    world.pass(Millis::from_secs(31));
+    assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
+}

@@ -229,7 +229,7 @@ async fn t06_five_thousand_names_are_answered_quickly() {
         assert_eq!(code, 200);
         assert!(bytes.len() > 5000 * 20);
     }
-    // The limit of 1 ms holds in release (benches); this is unoptimised, on a busy machine.
+    // Unoptimised, on a machine that may be busy: this notices another order of growth, no more.
     assert!(best < Duration::from_millis(30), "{best:?}");
     println!("5,000 names in {best:?}");
 }

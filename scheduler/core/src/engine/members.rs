@@ -158,6 +158,12 @@ impl Engine {
             }
         }
         self.follow_claimed(gang, &mut plan);
+        // A member that is bound already, by a Binding that nobody knew the end of, does not wait:
+        // the others follow it in the time for repair, or all are released.
+        if !plan.open && plan.slots.values().any(|slot| slot.bound) {
+            plan.open = true;
+            plan.partial_since = Some(now);
+        }
         gang.plan = Some(plan);
     }
 

@@ -31,6 +31,7 @@ mod repair;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 
 use priority_queue::PriorityQueue;
@@ -47,9 +48,13 @@ use crate::time::{Millis, Timestamp};
 use crate::view::View;
 use crate::workload::Workload;
 
-pub use audit::Violation;
+pub use audit::{AUDITED, Violation};
 use gang::{Gang, Seat};
 use planning::Rank;
+
+/// Waiting gangs. The hasher has fixed keys: two runs over the same events walk it in one order,
+/// whatever the crate makes of its hashes.
+type Queue = PriorityQueue<GangKey, Rank, BuildHasherDefault<DefaultHasher>>;
 
 /// How often the age of reports is looked at.
 const AGE_CHECK: Millis = Millis(1000);
@@ -132,7 +137,7 @@ pub struct Engine {
     gangs: BTreeMap<GangKey, Gang>,
     /// Jobs that do not say that they are ours. A pod of theirs that names our scheduler says it.
     foreign: BTreeMap<GangKey, Workload>,
-    queue: PriorityQueue<GangKey, Rank>,
+    queue: Queue,
     tickets: BTreeMap<Ticket, BindAsked>,
     /// Binds of pods that have not been seen yet.
     strays: BTreeMap<Ticket, Timestamp>,
@@ -157,6 +162,8 @@ pub struct Engine {
     led_at: Timestamp,
     /// Since when the API server has not answered.
     away_since: Option<Timestamp>,
+    /// When the last decision was taken.
+    decided_at: Timestamp,
     epoch: Epoch,
     synced: bool,
     /// Stamps on their way, by write; pods to be stamped again after a pause; pods whose stamp was
@@ -190,7 +197,7 @@ impl Engine {
             pods: BTreeMap::new(),
             gangs: BTreeMap::new(),
             foreign: BTreeMap::new(),
-            queue: PriorityQueue::new(),
+            queue: Queue::with_default_hasher(),
             tickets: BTreeMap::new(),
             strays: BTreeMap::new(),
             loose: BTreeMap::new(),
@@ -206,6 +213,7 @@ impl Engine {
             age_checked_at: Timestamp(0),
             led_at: Timestamp(0),
             away_since: None,
+            decided_at: Timestamp(0),
             revision: 1,
             snapshot: Snapshot::default(),
             lead: Lead::No,
@@ -235,6 +243,7 @@ impl Engine {
     /// Decides on everything taken in so far: plans, commits, releases, answers. Called once after
     /// each batch of events, and when the deadline passes.
     pub fn decide(&mut self, now: Timestamp) {
+        self.decided_at = now;
         self.check_ages(now);
         self.wake_expired(now);
         self.refresh_capacity(now);
