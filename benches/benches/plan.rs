@@ -136,13 +136,16 @@ fn gang(members: u32, gpus: u64) -> GangRequest {
                 role: "Master".into(),
                 indices: vec![0],
                 shape: shape(0),
+                labels: Arc::default(),
             },
             RoleRequest {
                 role: "Worker".into(),
                 indices: (0..members.saturating_sub(1)).collect(),
                 shape: shape(gpus),
+                labels: Arc::default(),
             },
         ],
+        placed: Vec::new(),
         avoid: BTreeSet::new(),
     }
 }
@@ -213,6 +216,7 @@ fn job(number: u64) -> Workload {
         name: name.into(),
         count,
         shape: shape(gpus),
+        labels: Arc::default(),
         pinned: None,
     };
     Workload {
@@ -223,6 +227,7 @@ fn job(number: u64) -> Workload {
         generation: 1,
         created_seconds: 0,
         priority: 0,
+        ours: true,
         members: MemberSource::Roles(vec![role("Master", 1, 0), role("Worker", 2, 1)]),
         minimum: None,
         hold: Hold::Held,

@@ -44,6 +44,14 @@ fn missing_is_fine<T>(result: kube::Result<T>) -> kube::Result<()> {
 }
 
 impl Stack {
+    /// Runs kubectl as admin; its standard output, or an error when it fails.
+    pub async fn kubectl(&self, args: &[&str]) -> anyhow::Result<String> {
+        let output = self.cluster.kubectl(args).await?;
+        let (out, err) = (&output.stdout, &output.stderr);
+        anyhow::ensure!(output.success, "kubectl {}: {out}{err}", args.join(" "));
+        Ok(output.stdout)
+    }
+
     /// PyTorchJobs of namespace `default`.
     pub fn jobs(&self) -> Api<DynamicObject> {
         let kind = ApiResource::from_gvk_with_plural(
@@ -156,10 +164,22 @@ impl Stack {
         Ok(())
     }
 
+    /// Binds a pod to a node as another scheduler does.
+    pub async fn bind(&self, name: &str, node: &str) -> anyhow::Result<()> {
+        let target = json!({ "kind": "Node", "name": node });
+        let binding = json!({ "metadata": { "name": name }, "target": target });
+        let _: kube::core::Status = self
+            .pods()
+            .create_subresource("binding", name, &PostParams::default(), &binding)
+            .await
+            .with_context(|| format!("bind {name} to {node}"))?;
+        Ok(())
+    }
+
     /// Puts a pod on a node past all schedulers.
     pub async fn intrude(&self, name: &str, node: &str, gpus: u32) -> anyhow::Result<()> {
         let pod = serde_json::from_value(json!({
-            "metadata": { "name": name },
+            "metadata": { "name": name, "labels": { "app": name } },
             "spec": { "nodeName": node, "tolerations": [{ "operator": "Exists" }],
                       "containers": [{ "name": "a", "image": "a",
                                        "resources": { "limits": { "nvidia.com/gpu": gpus.to_string() } } }] },

@@ -87,6 +87,8 @@ pub struct Job {
     pub annotations: Vec<(String, String)>,
     /// Labels.
     pub labels: Vec<(String, String)>,
+    /// Whether the templates name Muster's scheduler.
+    pub named: bool,
 }
 
 impl Job {
@@ -101,6 +103,7 @@ impl Job {
             extra: Vec::new(),
             annotations: Vec::new(),
             labels: Vec::new(),
+            named: true,
         }
     }
 
@@ -115,6 +118,13 @@ impl Job {
     #[must_use]
     pub fn policy(mut self, line: &str) -> Self {
         self.run_policy.push(line.into());
+        self
+    }
+
+    /// With templates that name no scheduler: training-operator is to do that.
+    #[must_use]
+    pub fn unnamed(mut self) -> Self {
+        self.named = false;
         self
     }
 
@@ -179,7 +189,10 @@ impl Job {
                 "        metadata:\n          annotations:\n            muster.dev/run-seconds: \"{seconds}\"\n"
             );
         }
-        text.push_str("        spec:\n          schedulerName: muster\n");
+        text.push_str("        spec:\n");
+        if self.named {
+            text.push_str("          schedulerName: muster\n");
+        }
         if role.tolerates_gpu_taint {
             text.push_str("          tolerations:\n          - {key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}\n");
         }

@@ -33,7 +33,7 @@ pub struct StackOptions {
     pub policies: bool,
     /// Run training-operator, and how.
     pub operator: Option<TrainingOperatorOptions>,
-    /// Run fake agents; otherwise the configuration says `nodesWithoutAgent: useAllocatable`.
+    /// Run fake agents for the GPU pools; otherwise the configuration says `nodesWithoutAgent: useAllocatable`.
     pub agents: bool,
     /// Further lines of Muster's configuration.
     pub config: String,
@@ -113,12 +113,12 @@ impl Stack {
             agents,
             options,
         };
-        if stack.options.agents {
+        let fleet = Fleet {
+            scenario: stack.options.scenario.clone(),
+            ..Fleet::of(&stack.options.pools)
+        };
+        if stack.options.agents && !fleet.nodes.is_empty() {
             say("starting a fake agent for each GPU node");
-            let fleet = Fleet {
-                scenario: stack.options.scenario.clone(),
-                ..Fleet::of(&stack.options.pools)
-            };
             stack.start_fleet(&fleet).await?;
         }
         stack.wait_ready(Duration::from_secs(60)).await?;
@@ -289,6 +289,19 @@ impl Stack {
         }
     }
 
+    /// Sum of all series of a counter that Muster serves.
+    pub async fn counted(&self, name: &str) -> anyhow::Result<f64> {
+        let text = http_get(&self.http, "/metrics").await?;
+        let series = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let (labels, value) = rest.rsplit_once(' ')?;
+            (labels.is_empty() || labels.starts_with('{')).then_some(value)
+        });
+        let values: Vec<f64> = series.map(str::parse).collect::<Result<_, _>>()?;
+        anyhow::ensure!(!values.is_empty(), "Muster serves no {name}");
+        Ok(values.iter().sum())
+    }
+
     /// The last lines of Muster's log.
     fn log_tail(&self, lines: usize) -> String {
         let log = std::fs::read_to_string(self.cluster.log(&muster())).unwrap_or_default();
@@ -322,6 +335,15 @@ impl Stack {
         result
     }
 
+    /// Gives Muster's next process another Lease: `lease: {...}` as a line.
+    pub fn set_lease(&self, lease: &str) -> anyhow::Result<()> {
+        let file = self.cluster.folder().join("muster").join("config.yaml");
+        let config = std::fs::read_to_string(&file)?;
+        anyhow::ensure!(config.contains(LEASE), "no {LEASE} in {}", file.display());
+        std::fs::write(&file, config.replace(LEASE, lease))?;
+        Ok(())
+    }
+
     /// Starts Muster after it was killed. Its Lease is taken away, as an administrator would who does
     /// not want to wait until it expires.
     pub async fn start_muster_again(&self) -> anyhow::Result<()> {
@@ -338,9 +360,13 @@ impl Stack {
         Ok(())
     }
 
-    /// Judges what has happened: nothing over-committed, no gang in part past the deadline.
+    /// Judges what has happened: all of it was seen, nothing over-committed, no gang in part past the
+    /// deadline.
     pub async fn judge(&self) -> anyhow::Result<History> {
         let history = self.recorder.caught_up(Duration::from_secs(30)).await?;
+        if let Some(gaps) = history.unseen() {
+            bail!(gaps);
+        }
         let over = history.over_commitments();
         if let Some(first) = over.first() {
             bail!("{} over-commitments, the first: {first}", over.len());
@@ -486,15 +512,17 @@ async fn start_muster(
 
 /// Whether a plain GET is answered with 200.
 async fn http_ok(address: &str, path: &str) -> bool {
+    let answer = http_get(address, path).await;
+    answer.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+}
+
+/// The answer to a plain GET, headers and all.
+async fn http_get(address: &str, path: &str) -> std::io::Result<String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let Ok(mut stream) = tokio::net::TcpStream::connect(address).await else {
-        return false;
-    };
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    if stream.write_all(request.as_bytes()).await.is_err() {
-        return false;
-    }
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
-    let _ = stream.read_to_string(&mut answer).await;
-    answer.starts_with("HTTP/1.1 200")
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
 }

@@ -8,6 +8,7 @@ use muster_tests::acts::PATIENCE;
 use muster_tests::fleet::Fleet;
 use muster_tests::jobs::{Job, Role};
 use muster_tests::stack::{Stack, StackOptions};
+use serde_json::json;
 
 /// Two workers with all GPUs of a node each.
 fn pair(name: &str) -> Job {
@@ -65,6 +66,18 @@ async fn gangs_leave_nodes_that_change_before_bind_and_stay_on_those_that_change
         .step("room stolen before bind", stolen(&stack))
         .await?;
     stack
+        .step("room taken by another scheduler", taken(&stack))
+        .await?;
+    stack
+        .step("room taken by a DaemonSet", daemon_set(&stack))
+        .await?;
+    stack
+        .step("a neighbour that the gang cannot stand", shy(&stack))
+        .await?;
+    stack
+        .step("a volume in the other zone", zonal(&stack))
+        .await?;
+    stack
         .step("GPU fails before bind", gpu_fails(&stack))
         .await?;
     stack
@@ -112,6 +125,142 @@ async fn stolen(stack: &Stack) -> anyhow::Result<()> {
     .await?;
     stack.delete_pod("intruder").await?;
     stack.end_job("robbed").await
+}
+
+/// A pod of another scheduler, which binds it to a node that Muster has planned.
+async fn taken(stack: &Stack) -> anyhow::Result<()> {
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: rival, namespace: default}\nspec: {schedulerName: rival, tolerations: [{operator: Exists}], \
+               containers: [{name: a, image: a, resources: {limits: {nvidia.com/gpu: 1}}}]}\n";
+    changed_before_bind(stack, &pair("outpaced"), async |node| {
+        stack.cluster.apply_yaml(pod).await?;
+        stack.bind("rival", &node).await
+    })
+    .await?;
+    stack.delete_pod("rival").await?;
+    stack.end_job("outpaced").await
+}
+
+/// A DaemonSet's pod, which another scheduler binds to its node, as the default scheduler does.
+async fn daemon_set(stack: &Stack) -> anyhow::Result<()> {
+    changed_before_bind(stack, &pair("crowded"), async |node| {
+        let set = format!(
+            "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {{name: probe, namespace: default}}\nspec:\n  selector: {{matchLabels: {{app: probe}}}}\n  \
+             template:\n    metadata: {{labels: {{app: probe}}}}\n    spec:\n      nodeSelector: {{kubernetes.io/hostname: {node}}}\n      \
+             tolerations: [{{operator: Exists}}]\n      containers: [{{name: a, image: a, resources: {{limits: {{nvidia.com/gpu: 1}}}}}}]\n"
+        );
+        stack.cluster.apply_yaml(&set).await?;
+        stack
+            .wait_world(PATIENCE, "the DaemonSet's pod", |world| {
+                world.pods_of("probe").count() == 1
+            })
+            .await?;
+        let pod = stack
+            .recorder
+            .look(|world| world.pods_of("probe").map(|pod| pod.name.clone()).next());
+        stack.bind(&pod.unwrap_or_default(), &node).await
+    })
+    .await?;
+    stack.kubectl(&["delete", "daemonset", "probe"]).await?;
+    stack
+        .wait_world(PATIENCE, "no pod of the DaemonSet", |world| {
+            world.pods_of("probe").count() == 0
+        })
+        .await?;
+    stack.end_job("crowded").await
+}
+
+/// Number of a plan within its leadership.
+fn number_of(plan: &str) -> anyhow::Result<u64> {
+    let number = plan.rsplit('-').next().unwrap_or_default();
+    Ok(number.parse()?)
+}
+
+/// Waits until a gang of two whose plan kube-scheduler refuses runs elsewhere, and counts what that
+/// cost: not looped on means few plans, and few questions by kube-scheduler.
+async fn replanned(stack: &Stack, job: &str, first: &str) -> anyhow::Result<()> {
+    let filters = stack
+        .counted("muster_filter_duration_seconds_count")
+        .await?;
+    stack.cluster.resume(&Program::KubeScheduler).await?;
+    let says = stack.wait_running(job, 2).await?;
+    let plans = number_of(says.plan())? - number_of(first)?;
+    let filters = stack
+        .counted("muster_filter_duration_seconds_count")
+        .await?
+        - filters;
+    eprintln!("{job}: {plans} plans more, {filters} calls of Filter");
+    assert!((1..=3).contains(&plans), "{job}: {plans} plans more");
+    assert!(filters <= 30.0, "{job}: {filters} calls of Filter");
+    Ok(())
+}
+
+/// Required anti-affinity to a pod of somebody else, which comes to the planned node after the plan:
+/// only kube-scheduler reads it.
+async fn shy(stack: &Stack) -> anyhow::Result<()> {
+    let apart = "affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: \
+                 [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: loud}}}]}}";
+    let job = Job::new("shy", vec![Role::new("Worker", 2, 8).with(apart)]);
+    stack.cluster.pause(&Program::KubeScheduler)?;
+    stack.submit(&job).await?;
+    let planned = stack.wait_planned("shy").await?;
+    let node = planned.nodes().first().cloned().unwrap_or_default();
+    stack.intrude("loud", &node, 0).await?;
+    replanned(stack, "shy", planned.plan()).await?;
+    let nodes = stack.nodes_of("shy");
+    assert!(!nodes.contains(&node), "{nodes:?} beside the one on {node}");
+    stack.delete_pod("loud").await?;
+    stack.end_job("shy").await
+}
+
+/// Members whose volume can be reached from the other zone only. Muster reads no volumes: it plans
+/// the first zone, kube-scheduler refuses both nodes, and the next plan is in the other one.
+async fn zonal(stack: &Stack) -> anyhow::Result<()> {
+    for (node, zone) in [
+        ("gpu-0", "a"),
+        ("gpu-1", "a"),
+        ("gpu-2", "b"),
+        ("gpu-3", "b"),
+    ] {
+        let labels = json!({ "metadata": { "labels": { "topology.kubernetes.io/zone": zone } } });
+        stack.patch_node(node, &labels).await?;
+    }
+    stack.cluster.pause(&Program::KubeScheduler)?;
+    let claim = "volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]";
+    let job = Job::new("zonal", vec![Role::new("Worker", 2, 8).with(claim)]);
+    stack.submit(&job).await?;
+    let planned = stack.wait_planned("zonal").await?;
+    let first = planned.nodes();
+    let zone = if first.iter().any(|node| node == "gpu-0") {
+        "b"
+    } else {
+        "a"
+    };
+    let volume = format!(
+        "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: data}}\nspec:\n  capacity: {{storage: 1Gi}}\n  accessModes: [ReadWriteMany]\n  \
+         storageClassName: \"\"\n  persistentVolumeReclaimPolicy: Retain\n  hostPath: {{path: /data}}\n  nodeAffinity: {{required: {{nodeSelectorTerms: \
+         [{{matchExpressions: [{{key: topology.kubernetes.io/zone, operator: In, values: [{zone}]}}]}}]}}}}\n---\n\
+         apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: data, namespace: default}}\nspec:\n  accessModes: [ReadWriteMany]\n  \
+         storageClassName: \"\"\n  volumeName: data\n  resources: {{requests: {{storage: 1Gi}}}}\n"
+    );
+    stack.cluster.apply_yaml(&volume).await?;
+    let bound = [
+        "wait",
+        "--for=jsonpath={.status.phase}=Bound",
+        "pvc/data",
+        "--timeout=60s",
+    ];
+    stack.kubectl(&bound).await?;
+    replanned(stack, "zonal", planned.plan()).await?;
+    let nodes = stack.nodes_of("zonal");
+    assert!(
+        nodes.iter().all(|node| !first.contains(node)),
+        "{nodes:?} after {first:?}"
+    );
+    stack.end_job("zonal").await?;
+    stack
+        .kubectl(&["delete", "pvc/data", "pv/data", "--wait=false"])
+        .await?;
+    Ok(())
 }
 
 async fn deleted(stack: &Stack) -> anyhow::Result<()> {

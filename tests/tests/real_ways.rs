@@ -3,8 +3,8 @@
 
 use std::fmt::Write as _;
 
-use muster_control_plane::NodeTemplate;
 use muster_control_plane::history::World;
+use muster_control_plane::{NodeTemplate, TrainingOperatorOptions};
 use muster_tests::acts::PATIENCE;
 use muster_tests::jobs::{Job, Role};
 use muster_tests::pods::{By, PodGang};
@@ -168,8 +168,84 @@ async fn gated_pods_start_whole() -> anyhow::Result<()> {
             interleaved(&stack, By::PodGroup, "gt"),
         )
         .await?;
+    stack.step("batch Jobs", batch_jobs(&stack)).await?;
+    stack
+        .step("jobs that the operator names us in", named_jobs(&stack))
+        .await?;
     stack.judge().await?;
     Ok(())
+}
+
+/// training-operator with `--gang-scheduler-name=muster`, jobs whose templates name no scheduler, and
+/// no setting of Muster's. The operator makes a PodGroup for each and names the scheduler in the pods.
+async fn named_jobs(stack: &Stack) -> anyhow::Result<()> {
+    let operator = TrainingOperatorOptions {
+        gang_scheduler_name: Some("muster".into()),
+        ..TrainingOperatorOptions::default()
+    };
+    stack.cluster.start_training_operator(&operator).await?;
+    let job = |name: &str| Job::new(name, vec![Role::new("Worker", NODES - 2, 8)]).unnamed();
+    let all = usize::try_from(NODES - 2)?;
+    stack.submit(&job("named-a")).await?;
+    stack.wait_running("named-a", all).await?;
+    let group = ["get", "podgroups.scheduling.x-k8s.io", "named-a"];
+    stack.kubectl(&group).await?;
+    stack.submit(&job("named-b")).await?;
+    let says = stack
+        .wait_gang("default", "named-b", PATIENCE, |says| {
+            says.reason == "NotEnoughFree"
+        })
+        .await?;
+    assert!(says.message.contains("Worker"), "{}", says.message);
+    assert_eq!(stack.recorder.look(|world| world.bound_of("named-b")), 0);
+    stack.end_job("named-a").await?;
+    stack.wait_running("named-b", all).await?;
+    stack.end_job("named-b").await
+}
+
+/// Jobs of kube-controller-manager. Each pod is a gang of one, so that one with more pods than there
+/// is room for runs them by turns; a label makes one gang of them.
+async fn batch_jobs(stack: &Stack) -> anyhow::Result<()> {
+    let job = |name: &str, pods: u32, marks: &str| {
+        format!(
+            "apiVersion: batch/v1\nkind: Job\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  parallelism: {pods}\n  completions: {pods}\n  \
+             template:\n    metadata: {{{marks}}}\n    spec:\n      schedulerName: muster\n      restartPolicy: Never\n      tolerations: [{{operator: Exists}}]\n      \
+             containers: [{{name: a, image: a, resources: {{limits: {{nvidia.com/gpu: 8}}}}}}]\n"
+        )
+    };
+    let ends = "annotations: {muster.dev/run-seconds: \"2\"}";
+    let gang = format!(
+        "labels: {{muster.dev/gang: batch-gang}}, annotations: {{muster.dev/gang-size: \"{}\", muster.dev/run-seconds: \"2\"}}",
+        NODES - 1
+    );
+    let both = format!(
+        "{}---\n{}",
+        job("batch-many", NODES + 2, ends),
+        job("batch-gang", NODES - 1, &gang)
+    );
+    stack.cluster.apply_yaml(&both).await?;
+    for name in ["job/batch-many", "job/batch-gang"] {
+        let wait = ["wait", "--for=condition=complete", name, "--timeout=120s"];
+        stack.kubectl(&wait).await?;
+    }
+    let pods = stack.recorder.look(|world| {
+        (
+            world.pods_of("batch-many").count(),
+            world.pods_of("batch-gang").count(),
+        )
+    });
+    assert_eq!(
+        pods,
+        (usize::try_from(NODES + 2)?, usize::try_from(NODES - 1)?),
+        "no pod was made twice"
+    );
+    let delete = ["delete", "jobs", "batch-many", "batch-gang"];
+    stack.kubectl(&delete).await?;
+    stack
+        .wait_world(PATIENCE, "no pods of the Jobs", |world| {
+            world.pods_of("batch-many").count() + world.pods_of("batch-gang").count() == 0
+        })
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -177,7 +253,7 @@ async fn without_policies_and_without_agents_pods_start_whole() -> anyhow::Resul
     let options = StackOptions {
         policies: false,
         agents: false,
-        operator: Some(muster_control_plane::TrainingOperatorOptions::default()),
+        operator: Some(TrainingOperatorOptions::default()),
         ..options()
     };
     let stack = Stack::start(options).await?;
@@ -203,6 +279,7 @@ async fn without_policies_and_without_agents_pods_start_whole() -> anyhow::Resul
     stack
         .step("jobs that are not held", free_jobs(&stack))
         .await?;
+    stack.step("batch Jobs", batch_jobs(&stack)).await?;
     stack.judge().await?;
     Ok(())
 }

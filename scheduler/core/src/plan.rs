@@ -7,15 +7,19 @@
 //! - A role is put on as few nodes as it needs; of nodes that would do, the fullest is taken, so
 //!   that empty nodes stay whole for gangs that need them.
 //! - Roles without devices keep away from nodes with devices while others have room.
+//! - Members keep the rules between them: anti-affinity, affinity, topology spread. See [`rules`].
 
 mod explain;
+mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use self::explain::{explain, missing_resource};
+use self::explain::{explain, explain_rules, missing_resource};
+use self::rules::{Cell, Rules};
 use crate::config::Config;
 use crate::ids::{DeviceUuid, NodeName, ResourceName, RoleName};
+use crate::interpod::Labels;
 use crate::inventory::Device;
 use crate::node::HostPort;
 use crate::pod::PodShape;
@@ -32,6 +36,19 @@ pub struct RoleRequest {
     pub indices: Vec<u32>,
     /// What each asks for.
     pub shape: Arc<PodShape>,
+    /// Labels of each, as far as a rule between members looks at them.
+    pub labels: Arc<Labels>,
+}
+
+/// A member that has its place already.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Standing {
+    /// Where.
+    pub node: NodeName,
+    /// What it asks for.
+    pub shape: Arc<PodShape>,
+    /// Its labels, as far as a rule between members looks at them.
+    pub labels: Arc<Labels>,
 }
 
 /// A gang, or the part of one that needs a place.
@@ -39,6 +56,8 @@ pub struct RoleRequest {
 pub struct GangRequest {
     /// Its roles.
     pub roles: Vec<RoleRequest>,
+    /// Members that have a place and keep it; needed only where members have rules between them.
+    pub placed: Vec<Standing>,
     /// Nodes that are out of the question for this gang, for a while.
     pub avoid: BTreeSet<NodeName>,
 }
@@ -77,7 +96,23 @@ struct Builder<'a> {
     config: &'a Config,
     avoid: &'a BTreeSet<NodeName>,
     touched: BTreeMap<usize, Remaining>,
+    rules: Rules,
+    home: Home,
 }
+
+/// The domain in which members come together, where affinity asks for that and leaves it open which:
+/// the first of the domains with room, then the next, when the rest of the gang does not fit there.
+#[derive(Default)]
+struct Home {
+    /// Which of the domains is tried.
+    number: usize,
+    /// How many there are, once somebody has had the choice.
+    of: Option<usize>,
+}
+
+/// Most domains that are tried as the home of one gang. Reached only where more domains have room
+/// for one role and none for the whole gang.
+const HOMES_MAX: usize = 64;
 
 /// Finds a place for every member of `gang`.
 pub fn plan(
@@ -88,15 +123,31 @@ pub fn plan(
     if let Some(missing) = missing_resource(snapshot, gang) {
         return Err(missing);
     }
-    let mut order: Vec<&RoleRequest> = gang.roles.iter().collect();
-    order.sort_by_key(|role| std::cmp::Reverse(weight(&role.shape, config)));
-    match place_all(snapshot, gang, &order, config) {
-        Ok(placement) => Ok(placement),
-        Err(failure) => {
-            order.reverse();
-            place_all(snapshot, gang, &order, config)
-                .map_err(|_| explain(snapshot, gang, failure.role, failure.placed, config))
+    let rules = Rules::of(snapshot, gang);
+    place(snapshot, gang, &rules, config).map_err(|failure| {
+        if rules.is_empty() {
+            explain(snapshot, gang, &failure, config)
+        } else {
+            explain_rules(snapshot, gang, &rules, &failure, config)
         }
+    })
+}
+
+/// Largest roles first, and if that does not work out, smallest first.
+fn place<'a>(
+    snapshot: &Snapshot,
+    gang: &'a GangRequest,
+    rules: &Rules,
+    config: &Config,
+) -> Result<Placement, Failure<'a>> {
+    let mut order: Vec<(usize, &RoleRequest)> = gang.roles.iter().enumerate().collect();
+    order.sort_by_key(|(_, role)| std::cmp::Reverse(weight(&role.shape, config)));
+    match place_all(snapshot, &gang.avoid, &order, rules, config) {
+        Err(failure) if order.len() > 1 => {
+            order.reverse();
+            place_all(snapshot, &gang.avoid, &order, rules, config).map_err(|_| failure)
+        }
+        answer => answer,
     }
 }
 
@@ -123,31 +174,53 @@ struct Failure<'a> {
     placed: u32,
 }
 
+/// Places the roles in this order, each in as many ways as there are homes for the gang.
 fn place_all<'a>(
     snapshot: &Snapshot,
-    gang: &GangRequest,
-    order: &[&'a RoleRequest],
+    avoid: &BTreeSet<NodeName>,
+    order: &[(usize, &'a RoleRequest)],
+    rules: &Rules,
     config: &Config,
 ) -> Result<Placement, Failure<'a>> {
-    let mut builder = Builder {
-        snapshot,
-        config,
-        avoid: &gang.avoid,
-        touched: BTreeMap::new(),
-    };
-    let mut members = Vec::new();
-    for role in order {
-        members.extend(
-            builder
-                .place_role(role)
-                .map_err(|placed| Failure { role, placed })?,
-        );
+    let mut first = None;
+    let mut number = 0usize;
+    loop {
+        let mut builder = Builder {
+            snapshot,
+            config,
+            avoid,
+            touched: BTreeMap::new(),
+            rules: rules.clone(),
+            home: Home { number, of: None },
+        };
+        let failure = match builder.place_roles(order) {
+            Ok(placement) => return Ok(placement),
+            Err(failure) => first.unwrap_or(failure),
+        };
+        number = number.saturating_add(1);
+        if number >= builder.home.of.unwrap_or(0).min(HOMES_MAX) {
+            return Err(failure);
+        }
+        first = Some(failure);
     }
-    members.sort_by(|a, b| (&a.role, a.index).cmp(&(&b.role, b.index)));
-    Ok(Placement { members })
 }
 
 impl Builder<'_> {
+    fn place_roles<'r>(
+        &mut self,
+        order: &[(usize, &'r RoleRequest)],
+    ) -> Result<Placement, Failure<'r>> {
+        let mut members = Vec::new();
+        for (position, role) in order {
+            let placed = self
+                .place_role(*position, role)
+                .map_err(|placed| Failure { role, placed })?;
+            members.extend(placed);
+        }
+        members.sort_by(|a, b| (&a.role, a.index).cmp(&(&b.role, b.index)));
+        Ok(Placement { members })
+    }
+
     fn may_stand(&self, capacity: &NodeCapacity, shape: &PodShape, devices: bool) -> bool {
         capacity.eligibility == Eligibility::Eligible
             && (!devices || capacity.reported)
@@ -174,15 +247,42 @@ impl Builder<'_> {
     }
 
     /// Places every member of the role; the number that found a place otherwise.
-    fn place_role(&mut self, role: &RoleRequest) -> Result<Vec<Placed>, u32> {
-        let total = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
+    fn place_role(&mut self, position: usize, role: &RoleRequest) -> Result<Vec<Placed>, u32> {
+        let total = role.indices.len();
         let wants_devices = devices_of(&role.shape, self.config) > 0;
-        let mut rooms: Vec<Candidate> = Vec::new();
+        let rooms = self.candidates(position, role, wants_devices);
+        let rooms = self.at_home(position, rooms, total, wants_devices)?;
+        let by = self.rules.counting(position);
+        let nodes = if by.is_empty() {
+            fill(rooms, total, wants_devices)?
+        } else {
+            self.share(&by, rooms, total, wants_devices)?
+        };
+        let places = role.indices.iter().zip(nodes);
+        Ok(places
+            .filter_map(|(index, at)| self.take(position, at, role, *index))
+            .collect())
+    }
+
+    /// The nodes that have room for members of the role, beside those that have a place.
+    fn candidates(
+        &self,
+        position: usize,
+        role: &RoleRequest,
+        wants_devices: bool,
+    ) -> Vec<Candidate> {
+        let total = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
+        let mut rooms = Vec::new();
         for (at, capacity) in self.snapshot.nodes.iter().enumerate() {
-            if !self.may_stand(capacity, &role.shape, wants_devices) {
+            if !self.may_stand(capacity, &role.shape, wants_devices)
+                || !self.rules.admit(position, at)
+            {
                 continue;
             }
-            let room = self.room(at, capacity, &role.shape, total);
+            let mut room = self.room(at, capacity, &role.shape, total);
+            if room > 1 && self.rules.one_on_node(position, at) {
+                room = 1;
+            }
             if room > 0 {
                 rooms.push(Candidate {
                     at,
@@ -192,30 +292,83 @@ impl Builder<'_> {
                 });
             }
         }
-        let sum = rooms.iter().fold(0u64, |sum, candidate| {
-            sum.saturating_add(u64::from(candidate.room))
+        rooms
+    }
+
+    /// Of the candidates, those in the domain that is to be the home of the gang, where affinity
+    /// between its members leaves that open. The most that one domain has room for, when none has
+    /// room for all.
+    fn at_home(
+        &mut self,
+        position: usize,
+        rooms: Vec<Candidate>,
+        total: usize,
+        wants_devices: bool,
+    ) -> Result<Vec<Candidate>, u32> {
+        let open = self.rules.open(position);
+        if open.is_empty() {
+            return Ok(rooms);
+        }
+        let mut domains: BTreeMap<Vec<Option<u32>>, Vec<Candidate>> = BTreeMap::new();
+        for candidate in rooms {
+            let domain = self.rules.domains(&open, candidate.at);
+            domains.entry(domain).or_default().push(candidate);
+        }
+        let most = domains.values().map(|rooms| room_of(rooms)).max();
+        let needed = u64::try_from(total).unwrap_or(u64::MAX);
+        let mut enough: Vec<Vec<Candidate>> = domains
+            .into_values()
+            .filter(|rooms| room_of(rooms) >= needed)
+            .collect();
+        // The fullest domain that would do, as with nodes.
+        enough.sort_by_key(|rooms| {
+            let spare = |sum: u64, a: &Candidate| sum.saturating_add(a.spare);
+            let (keeps_off, _, at) = rank(rooms, wants_devices);
+            (keeps_off, rooms.iter().fold(0, spare), at)
         });
-        if sum < u64::from(total) {
-            return Err(u32::try_from(sum).unwrap_or(u32::MAX));
+        let number = match self.home.of {
+            None => self.home.number,
+            Some(_) => 0,
+        };
+        self.home.of.get_or_insert(enough.len());
+        enough
+            .into_iter()
+            .nth(number)
+            .ok_or_else(|| u32::try_from(most.unwrap_or(0)).unwrap_or(u32::MAX))
+    }
+
+    /// The node of each of `total` members, shared out over domains as the rules at `by` ask for.
+    fn share(
+        &self,
+        by: &[usize],
+        rooms: Vec<Candidate>,
+        total: usize,
+        wants_devices: bool,
+    ) -> Result<Vec<usize>, u32> {
+        let mut parts: BTreeMap<Vec<Option<u32>>, Vec<Candidate>> = BTreeMap::new();
+        for candidate in rooms {
+            let domains = self.rules.domains(by, candidate.at);
+            parts.entry(domains).or_default().push(candidate);
         }
-        let mut left = role.indices.as_slice();
-        let mut placed = Vec::with_capacity(role.indices.len());
-        while !left.is_empty() {
-            let need = u32::try_from(left.len()).unwrap_or(u32::MAX);
-            let Some(position) = choose(&rooms, need, wants_devices) else {
-                return Err(total.saturating_sub(need));
-            };
-            let Candidate { at, room, .. } = rooms.swap_remove(position);
-            let take = usize::try_from(room.min(need))
-                .unwrap_or(left.len())
-                .min(left.len());
-            let (now, later) = left.split_at(take);
-            for index in now {
-                placed.push(self.take(at, role, *index));
-            }
-            left = later;
+        let mut cells: Vec<Cell> = parts
+            .iter()
+            .map(|(domains, rooms)| Cell {
+                domains: domains.clone(),
+                room: room_of(rooms),
+                rank: rank(rooms, wants_devices),
+                taken: 0,
+            })
+            .collect();
+        let order = self.rules.allot(by, &mut cells, total)?;
+        let mut nodes: Vec<std::vec::IntoIter<usize>> = Vec::with_capacity(cells.len());
+        for (cell, rooms) in cells.iter().zip(parts.into_values()) {
+            let taken = usize::try_from(cell.taken).unwrap_or(usize::MAX);
+            nodes.push(fill(rooms, taken, wants_devices)?.into_iter());
         }
-        Ok(placed.into_iter().flatten().collect())
+        Ok(order
+            .into_iter()
+            .filter_map(|cell| nodes.get_mut(cell)?.next())
+            .collect())
     }
 
     /// Free devices on the node, of every kind.
@@ -230,7 +383,14 @@ impl Builder<'_> {
             .fold(0, |sum, (_, amount)| sum.saturating_add(*amount))
     }
 
-    fn take(&mut self, at: usize, role: &RoleRequest, index: u32) -> Option<Placed> {
+    fn take(
+        &mut self,
+        position: usize,
+        at: usize,
+        role: &RoleRequest,
+        index: u32,
+    ) -> Option<Placed> {
+        self.rules.add(position, at);
         let capacity = self.snapshot.nodes.get(at)?;
         let remaining = self.touched.entry(at).or_insert_with(|| Remaining {
             free: capacity.free.clone(),
@@ -303,6 +463,43 @@ fn offers_devices(capacity: &NodeCapacity, config: &Config) -> bool {
         .extended
         .keys()
         .any(|name| config.is_device(name))
+}
+
+/// Members that the candidates have room for.
+fn room_of(rooms: &[Candidate]) -> u64 {
+    rooms.iter().fold(0u64, |sum, candidate| {
+        sum.saturating_add(u64::from(candidate.room))
+    })
+}
+
+/// Of two groups of candidates the one with the smaller rank is filled first.
+fn rank(rooms: &[Candidate], wants_devices: bool) -> (bool, u64, usize) {
+    rooms
+        .iter()
+        .map(|a| (a.has_devices && !wants_devices, a.spare, a.at))
+        .min()
+        .unwrap_or((true, u64::MAX, usize::MAX))
+}
+
+/// The node of each of `total` members, on as few of the candidates as it needs; the number that
+/// they have room for, when that is too small.
+fn fill(mut rooms: Vec<Candidate>, total: usize, wants_devices: bool) -> Result<Vec<usize>, u32> {
+    let sum = room_of(&rooms);
+    if sum < u64::try_from(total).unwrap_or(u64::MAX) {
+        return Err(u32::try_from(sum).unwrap_or(u32::MAX));
+    }
+    let mut nodes = Vec::with_capacity(total);
+    while nodes.len() < total {
+        let left = total.saturating_sub(nodes.len());
+        let need = u32::try_from(left).unwrap_or(u32::MAX);
+        let Some(position) = choose(&rooms, need, wants_devices) else {
+            return Err(u32::try_from(nodes.len()).unwrap_or(u32::MAX));
+        };
+        let Candidate { at, room, .. } = rooms.swap_remove(position);
+        let take = usize::try_from(room.min(need)).unwrap_or(left);
+        nodes.extend(std::iter::repeat_n(at, take));
+    }
+    Ok(nodes)
 }
 
 /// The next node to fill, as a position in `rooms`.

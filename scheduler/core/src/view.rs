@@ -10,6 +10,9 @@ use crate::resources::Resources;
 
 /// Text for a pod whose gang is not known yet. Constant.
 pub const UNKNOWN_GANG: &str = "muster: this pod's gang is not known yet";
+/// Text for a pod whose controlling job is not there, or is not one that we may act on.
+pub const UNKNOWN_JOB: &str = "muster: this pod's PyTorchJob is not known: it is gone, or its \
+                               spec.runPolicy.managedBy names another controller";
 /// Text when this replica must not answer. kube-scheduler treats it as an error and tries again.
 pub const NOT_LEADING: &str = "muster: this replica is not the leader";
 /// Text while the first LIST is not complete. kube-scheduler treats it as an error and tries again.

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::ids::{GangKey, NodeName, PlanId, ResourceVersion, RoleName};
+use crate::interpod::Labels;
 use crate::pod::PodShape;
 
 /// Largest number of members a gang may have. Far above any real job; keeps a slip of the keyboard
@@ -47,6 +48,8 @@ pub struct RoleSpec {
     /// What each of them asks for, as its user wrote it: nodes that we confined the template to are
     /// not in here but in `pinned`.
     pub shape: Arc<PodShape>,
+    /// Labels that each of them has, as far as a rule between the job's pods looks at them.
+    pub labels: Arc<Labels>,
     /// Nodes that the role's template is confined to by us now; `None` when we put nothing in.
     pub pinned: Option<Vec<NodeName>>,
 }
@@ -128,6 +131,10 @@ pub struct Workload {
     pub created_seconds: i64,
     /// Priority of the gang: the largest of its pods'.
     pub priority: i32,
+    /// Whether the object itself says that it is ours: a template names our scheduler, or we have
+    /// marked it. A job that does not say so is ours from the moment that a pod of it names us:
+    /// training-operator may put the name into its pods.
+    pub ours: bool,
     /// Who the members are.
     pub members: MemberSource,
     /// Members that must run together. `None`: all of them.

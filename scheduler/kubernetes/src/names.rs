@@ -69,6 +69,11 @@ pub const REPLICA_TYPE: &str = "training.kubeflow.org/replica-type";
 /// Pod label of training-operator: index within the role.
 pub const REPLICA_INDEX: &str = "training.kubeflow.org/replica-index";
 
+/// Pod label of training-operator: which of its controllers made the pod.
+pub const OPERATOR_NAME: &str = "training.kubeflow.org/operator-name";
+/// Pod label of training-operator: `master` on the Master, or on the first worker without one.
+pub const JOB_ROLE: &str = "training.kubeflow.org/job-role";
+
 /// Group of the PodGroups of scheduler-plugins.
 pub const POD_GROUP_GROUP: &str = "scheduling.x-k8s.io";
 /// Pod label: name of the PodGroup in the pod's namespace.

@@ -30,9 +30,7 @@ pub(super) async fn bind(State(extender): Door, request: Request) -> Response {
         Err(error) => return super::malformed(&error),
     };
     let outcome = extender.bind(args).await;
-    extender
-        .metrics
-        .bind_left(started.elapsed(), extender.binds.len());
+    extender.metrics.bind_left(started.elapsed());
     match &outcome {
         Ok(()) => super::answer(&BindingResult::bound()),
         Err(text) => super::answer(&BindingResult::refused(text.as_ref())),
@@ -51,6 +49,8 @@ impl Drop for Ticketed<'_> {
             self.extender.metrics.bind_not_asked("dropped");
             self.extender.inbox.dropped(self.ticket);
         }
+        let held = self.extender.binds.len();
+        self.extender.metrics.binds_held(held);
     }
 }
 
@@ -78,6 +78,7 @@ impl Extender {
             extender: self,
             ticket,
         };
+        self.metrics.binds_held(self.binds.len());
         let asked = Event::BindAsked(BindAsked {
             ticket,
             namespace: args.pod_namespace.into(),

@@ -181,6 +181,41 @@ async fn t24_bind_conflicts_by_cause() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bind_in_doubt_tells_the_version_that_it_cited_last() {
+    let cited = |outcome: WriteOutcome| match outcome {
+        WriteOutcome::BindingUnknown { cited, .. } => cited.as_str().to_owned(),
+        other => panic!("{other:?}"),
+    };
+    // The pod has moved on after the first attempt; the second one cites it as it is then.
+    let silent = scripted(|line, _, _| match line.starts_with("POST") {
+        true => Reply::Hang,
+        false => pod("12", json!({})),
+    });
+    assert_eq!(cited(outcome(&silent, bind()).await), "12");
+    // A refusal of the second attempt says nothing about the first, at the version of which it stands.
+    let refused = |version: &'static str| {
+        scripted(
+            move |line, count, _| match (line.starts_with("POST"), count) {
+                (true, 1) => Reply::Hang,
+                (true, _) => status(422, "Invalid"),
+                _ => pod(version, json!({})),
+            },
+        )
+    };
+    assert_eq!(cited(outcome(&refused("10"), bind()).await), "10");
+    assert!(matches!(
+        outcome(&refused("11"), bind()).await,
+        WriteOutcome::Refused(_)
+    ));
+    // Nor does a reading that is not answered.
+    let mute = scripted(|line, _, _| match line.starts_with("POST") {
+        true => status(500, "InternalError"),
+        false => Reply::Hang,
+    });
+    assert_eq!(cited(outcome(&mute, bind()).await), "10");
+}
+
+#[tokio::test(start_paused = true)]
 async fn t39_throttled_and_unreachable_servers() {
     let standin = scripted(|_, count, _| match count {
         1 => Reply::Later(3),
@@ -193,7 +228,7 @@ async fn t39_throttled_and_unreachable_servers() {
     let started = tokio::time::Instant::now();
     assert!(matches!(
         outcome(&silent, bind()).await,
-        WriteOutcome::Unknown(_)
+        WriteOutcome::BindingUnknown { .. }
     ));
     assert!(started.elapsed() <= config::Config::default().writes.deadline.0 * 2);
 }

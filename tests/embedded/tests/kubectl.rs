@@ -1,25 +1,21 @@
-//! kubectl and an HTTP client against the served API server.
+//! kubectl and an HTTP client against the served API server. The kubectl is the one that is built with
+//! the real control plane.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use kube::api::{Api, ListParams};
+use muster_control_plane::Binaries;
 use muster_embedded::api::{ApiServer, Limits};
 use muster_embedded::clock::Clock;
 use serde_json::json;
 
-fn kubectl_path() -> Option<&'static str> {
-    let found = Command::new("kubectl")
-        .args(["version", "--client"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    found.is_ok_and(|s| s.success()).then_some("kubectl")
-}
-
 /// Runs kubectl off the runtime's threads; returns success, stdout and stderr.
 async fn kubectl(config: &Path, args: &[&str], input: &str) -> (bool, String, String) {
-    let mut command = Command::new(kubectl_path().unwrap());
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let program = PROGRAM.get_or_init(|| Binaries::locate_or_build().unwrap().kubectl);
+    let mut command = Command::new(program);
     command
         .arg("--kubeconfig")
         .arg(config)
@@ -88,10 +84,6 @@ spec:
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_gets_describes_applies_and_deletes() {
-    if kubectl_path().is_none() {
-        eprintln!("kubectl is not on PATH: this test needs it");
-        return;
-    }
     for tls in [false, true] {
         let server = ApiServer::new(Clock::wall(), 1, Limits::default());
         let served = server.serve(0, tls).await.unwrap();

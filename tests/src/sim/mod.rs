@@ -31,7 +31,7 @@ use muster_embedded::{EmbeddedCluster, NodePool, value};
 use muster_kubernetes::manifests;
 use muster_scheduler::clock::Wall;
 use muster_scheduler::config::Config;
-use muster_scheduler::scheduler::{Clients, Options, Scheduler};
+use muster_scheduler::scheduler::{Clients, Ended, Options, Scheduler};
 use serde_json::{Value, json};
 
 pub use script::{Script, Trap};
@@ -271,6 +271,18 @@ impl Sim {
         .await
     }
 
+    /// Waits until the scheduler ends by itself, and starts another, as the kubelet does.
+    pub async fn restart_when_ended(&mut self) -> anyhow::Result<()> {
+        let ended = match &mut self.scheduler {
+            Some(scheduler) => scheduler.ended().await,
+            None => bail!("no scheduler runs"),
+        };
+        anyhow::ensure!(ended == Ended::LeadershipLost, "it ended: {ended}");
+        self.kill_scheduler().await;
+        self.start_scheduler();
+        Ok(())
+    }
+
     /// Waits until a trap of the script has sprung; `false` when it did not within `timeout`.
     pub async fn sprung(&self, timeout: Duration) -> bool {
         tokio::time::timeout(timeout, self.script.sprung())
@@ -313,8 +325,8 @@ impl Sim {
         Ok(Some(name))
     }
 
-    /// Judges what has happened with the real control plane's judge: nothing over-committed, no
-    /// device held twice, no gang bound in part past its deadline, no invariant of the scheduler broken.
+    /// Judges what has happened with the real control plane's judge: all of it was seen, nothing
+    /// over-committed, no device held twice, no gang bound in part past its deadline, no invariant of the scheduler broken.
     pub async fn judge(&self) -> anyhow::Result<History> {
         self.judge_by(GangRule::new(self.partial_max())).await
     }
@@ -338,6 +350,9 @@ impl Sim {
 
     async fn judge_by(&self, rule: GangRule) -> anyhow::Result<History> {
         let history = self.recorder.caught_up(Duration::from_secs(30)).await?;
+        if let Some(gaps) = history.unseen() {
+            bail!(gaps);
+        }
         let over = history.over_commitments();
         if let Some(first) = over.first() {
             bail!("{} over-commitments, the first: {first}", over.len());

@@ -163,6 +163,10 @@ fn other_values_reach_the_objects() {
     assert_eq!(config["inventory"]["nodesWithoutAgent"], "useAllocatable");
     assert_eq!(config["lease"]["namespace"], "gpu");
     assert_eq!(config["lease"]["duration"], "30s");
+    assert_eq!(
+        config["agents"]["serviceAccount"],
+        "system:serviceaccount:gpu:muster-agent"
+    );
 }
 
 #[test]
@@ -207,6 +211,10 @@ fn wrong_values_are_refused_by_name() {
         ("admissionPolicy: {install: sometimes}", "install"),
         ("config: {schedulerName: other}", "schedulerName"),
         ("config: {lease: {namespace: elsewhere}}", "lease"),
+        (
+            "config: {agents: {serviceAccount: 'system:serviceaccount:a:b'}}",
+            "agents",
+        ),
         ("agent: {podResourcesDir: relative}", "podResourcesDir"),
     ] {
         let error = try_template(NAMESPACE, KUBE_VERSION, values).expect_err(values);

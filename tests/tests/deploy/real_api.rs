@@ -97,6 +97,7 @@ async fn a_real_api_server_accepts_both_installations_and_the_examples() {
         }
     }
 
+    check_gang_rules(&cluster).await;
     check_rights(&cluster, &base).await;
 
     // The check itself finds what it is for.
@@ -123,6 +124,66 @@ async fn a_real_api_server_accepts_both_installations_and_the_examples() {
         "{}",
         output.stderr
     );
+}
+
+/// The API server itself keeps the Gang's rules, whoever writes: the workload is the same for ever, a
+/// plan has an epoch and members, and the epoch never goes back. Each refusal names the rule.
+async fn check_gang_rules(cluster: &Cluster) {
+    let gang = serde_json::json!({
+        "apiVersion": "muster.dev/v1alpha1", "kind": "Gang", "metadata": {"name": "ruled", "namespace": "default"},
+        "spec": {"workload": {"kind": "Label", "name": "ruled", "uid": "label/ruled"}},
+    });
+    cluster.apply_yaml(&gang.to_string()).await.unwrap();
+    let member = r#"{"role":"Worker","index":0,"node":"n0","bound":false}"#;
+    let plan = |epoch: &str| {
+        format!(r#"{{"status":{{"planId":"e4-1","epoch":{epoch},"members":[{member}]}}}}"#)
+    };
+    let status = "--subresource=status";
+    let back = "status.epoch never goes back";
+    let half = "a plan has an epoch and members";
+    let fixed = "spec.workload is immutable";
+    let cases: [(&str, String, Option<&str>); 9] = [
+        (status, r#"{"status":{"planId":"e4-1"}}"#.into(), Some(half)),
+        (
+            status,
+            r#"{"status":{"planId":"e4-1","epoch":4}}"#.into(),
+            Some(half),
+        ),
+        (status, plan("null"), Some(half)),
+        (status, plan("4"), None),
+        (status, plan("3"), Some(back)),
+        // Without a plan the epoch stays, or a leader that was fenced off could plan again.
+        (
+            status,
+            r#"{"status":{"planId":null,"members":null,"epoch":null}}"#.into(),
+            Some(back),
+        ),
+        (
+            status,
+            r#"{"status":{"planId":null,"members":null}}"#.into(),
+            None,
+        ),
+        (status, plan("5"), None),
+        (
+            "",
+            r#"{"spec":{"workload":{"uid":"label/other"}}}"#.into(),
+            Some(fixed),
+        ),
+    ];
+    for (subresource, patch, refusal) in cases {
+        let mut args = vec!["patch", "gang", "ruled", "--type=merge", "-p", &patch];
+        args.extend(Some(subresource).filter(|text| !text.is_empty()));
+        let output = cluster.kubectl(&args).await.unwrap();
+        match refusal {
+            None => assert!(output.success, "{patch}: {}", output.stderr),
+            Some(rule) => assert!(
+                !output.success && output.stderr.contains(rule),
+                "{patch} should be refused ({rule}): {}{}",
+                output.stdout,
+                output.stderr
+            ),
+        }
+    }
 }
 
 /// Account, what `kubectl auth can-i` is asked, and the answer.

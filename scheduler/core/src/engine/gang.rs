@@ -10,6 +10,7 @@ use crate::pod::PodShape;
 use crate::reason::Reason;
 use crate::record::{GangStatus, PlanRecord, SlotRecord};
 use crate::time::Timestamp;
+use crate::view::UNKNOWN_JOB;
 use crate::workload::{Hold, MemberSource, Outcome, Workload, WorkloadKind};
 
 /// One step of a conversation with the API server about one thing.
@@ -50,8 +51,9 @@ pub(crate) struct Slot {
     pub refused_since: Option<Timestamp>,
     /// What kube-scheduler had said of the pod before it had this place: says nothing about it.
     pub said_before: Option<Arc<str>>,
-    /// resourceVersion of the pod that a Binding cites which may still apply.
-    pub cited: Option<ResourceVersion>,
+    /// Newest resourceVersion of the pod that a Binding has cited of which it is not known whether it
+    /// applies. The one that is on its way is not counted in.
+    pub doubtful: Option<ResourceVersion>,
 }
 
 impl Slot {
@@ -71,13 +73,18 @@ impl Slot {
             predecessor: None,
             refused_since: None,
             said_before: None,
-            cited: None,
+            doubtful: None,
         }
     }
 
     /// Bound, or past needing it.
     pub fn is_settled(&self) -> bool {
         self.bound || self.done
+    }
+
+    /// Whether a Binding of its pod may still apply.
+    pub fn is_in_doubt(&self) -> bool {
+        self.binding.is_some() || self.doubtful.is_some()
     }
 }
 
@@ -114,6 +121,19 @@ impl Plan {
         count(self.slots.values().filter(|slot| slot.is_settled()))
     }
 
+    /// Places of members that have ended well.
+    pub fn ended(&self) -> BTreeMap<Seat, Slot> {
+        let ended = self.slots.iter().filter(|(_, slot)| slot.done);
+        ended
+            .map(|(seat, slot)| (seat.clone(), slot.clone()))
+            .collect()
+    }
+
+    /// Whether a member is bound and has not ended.
+    pub fn holds_any(&self) -> bool {
+        self.slots.values().any(|slot| slot.bound && !slot.done)
+    }
+
     pub fn arrived(&self) -> u32 {
         count(
             self.slots
@@ -139,6 +159,7 @@ impl Plan {
                     pod: slot.pod.clone(),
                     pod_name: slot.pod.as_ref().and_then(&names),
                     bound: slot.is_settled(),
+                    ended: slot.done,
                 })
             })
             .collect();
@@ -178,6 +199,8 @@ pub(crate) struct Gang {
     /// Order of arrival among gangs created in the same second.
     pub sequence: u64,
     pub workload: Option<Workload>,
+    /// The job does not say that it is ours: a pod of it did.
+    pub claimed: bool,
     pub pods: BTreeSet<PodUid>,
     pub plan: Option<Plan>,
     pub reason: Option<Reason>,
@@ -216,6 +239,9 @@ pub(crate) struct Gang {
     /// Versions that the Gang object had before the one it is known at, latest last. The watch
     /// brings them late; they are no news.
     pub past_versions: VecDeque<ResourceVersion>,
+    /// Places of members that had ended well when the gang was released as a whole: nobody makes them
+    /// again, and the others need not wait for them.
+    pub ended_slots: BTreeMap<Seat, Slot>,
     /// Released as a whole: what is still bound of it is to go before anything is planned.
     pub releasing: bool,
     /// Without a plan: since when fewer than the minimum have been bound.
@@ -243,6 +269,7 @@ impl Gang {
             name,
             sequence,
             workload: None,
+            claimed: false,
             pods: BTreeSet::new(),
             plan: None,
             reason: None,
@@ -266,6 +293,7 @@ impl Gang {
             status_after: Timestamp(0),
             status_failures: 0,
             past_versions: VecDeque::new(),
+            ended_slots: BTreeMap::new(),
             releasing: false,
             partial_since: None,
             unready: false,
@@ -356,6 +384,9 @@ impl Gang {
 
     /// Text of every refusal in this state.
     pub fn refusal(&self) -> Arc<str> {
+        if self.is_job() && self.workload.is_none() {
+            return Arc::from(UNKNOWN_JOB);
+        }
         let code = self.reason.as_ref().map_or("Waiting", Reason::code);
         Arc::from(format!(
             "muster: gang {} waits ({code}); see: kubectl describe gang {}",

@@ -212,7 +212,7 @@ impl Engine {
             // The watch brings the job as it is now; until then, or for a good while, nothing is
             // repeated.
             WriteOutcome::Conflict(_) | WriteOutcome::Gone => {}
-            WriteOutcome::Unknown(_) => {
+            WriteOutcome::Unknown(_) | WriteOutcome::BindingUnknown { .. } => {
                 gang.job_changed_at = None;
                 gang.blocked_until = now + self.config.retry_after;
             }
@@ -342,7 +342,9 @@ impl Engine {
                 slot.release = Step::Done;
                 return;
             }
-            WriteOutcome::Conflict(_) | WriteOutcome::Unknown(_) => RELEASE_RETRY,
+            WriteOutcome::Conflict(_)
+            | WriteOutcome::Unknown(_)
+            | WriteOutcome::BindingUnknown { .. } => RELEASE_RETRY,
             // Whatever refuses it may stop doing so. Nobody else would ever let the pod go.
             WriteOutcome::Refused(_) => REFUSED_RETRY,
         };

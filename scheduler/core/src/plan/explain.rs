@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{GangRequest, RoleRequest, devices_of, place_all, ports_taken, times, weight};
+use super::rules::Rules;
+use super::{
+    Failure, GangRequest, RoleRequest, devices_of, place, place_all, ports_taken, times, weight,
+};
 use crate::config::Config;
 use crate::ids::ResourceName;
 use crate::pod::Mismatch;
@@ -57,10 +60,10 @@ fn similar(snapshot: &Snapshot, wanted: &ResourceName) -> Option<ResourceName> {
 pub(super) fn explain(
     snapshot: &Snapshot,
     gang: &GangRequest,
-    role: &RoleRequest,
-    placed: u32,
+    failure: &Failure,
     config: &Config,
 ) -> Unplaceable {
+    let Failure { role, placed } = *failure;
     let needed = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
     let tally = tally(snapshot, gang, role, config);
     let candidates: Vec<&NodeCapacity> = snapshot
@@ -156,6 +159,67 @@ fn scarce(candidates: &[&NodeCapacity], role: &RoleRequest, config: &Config) -> 
         .map_or(Shortage::Cpu, |(_, what)| what)
 }
 
+/// Says why a gang with rules between its members has no place: which rule it is, where there would
+/// be a place without it.
+pub(super) fn explain_rules(
+    snapshot: &Snapshot,
+    gang: &GangRequest,
+    rules: &Rules,
+    failure: &Failure,
+    config: &Config,
+) -> Unplaceable {
+    if let Err(failure) = place(snapshot, gang, &Rules::default(), config) {
+        return explain(snapshot, gang, &failure, config);
+    }
+    // The first without which there is a place; any where it takes several to be without.
+    let one = rules
+        .each_left_out()
+        .find(|(_, others)| place(snapshot, gang, others, config).is_ok())
+        .or_else(|| rules.each_left_out().next())
+        .map(|(rule, _)| rule.clone());
+    let Some(rule) = one else {
+        return explain(snapshot, gang, failure, config);
+    };
+    let Failure { role, placed } = *failure;
+    let empty = Snapshot {
+        nodes: snapshot
+            .nodes
+            .iter()
+            .map(|capacity| emptied(capacity))
+            .collect(),
+    };
+    let unavoided = GangRequest {
+        avoid: BTreeSet::new(),
+        ..gang.clone()
+    };
+    let possible = match place(&empty, &unavoided, rules, config) {
+        Err(never) if never.role.role == role.role => Some(never.placed),
+        _ => None,
+    };
+    Unplaceable::RuleBetweenMembers {
+        role: role.role.clone(),
+        needed: u32::try_from(role.indices.len()).unwrap_or(u32::MAX),
+        placed,
+        possible,
+        kind: rule.kind,
+        topology: rule.topology,
+        tally: tally(snapshot, gang, role, config),
+    }
+}
+
+/// The node with nothing on it.
+fn emptied(capacity: &NodeCapacity) -> Arc<NodeCapacity> {
+    Arc::new(NodeCapacity {
+        node: Arc::clone(&capacity.node),
+        eligibility: Eligibility::Eligible,
+        free: capacity.node.allocatable.clone(),
+        well: capacity.node.allocatable.clone(),
+        reported: true,
+        ports: BTreeSet::new(),
+        devices: Vec::new(),
+    })
+}
+
 /// Members of `role` that the empty cluster could take, when that or the whole gang is too much
 /// for it. `None` when the gang would fit into the empty cluster.
 fn too_large(
@@ -183,28 +247,18 @@ fn too_large(
     let empty = Snapshot {
         nodes: candidates
             .iter()
-            .map(|capacity| {
-                Arc::new(NodeCapacity {
-                    node: Arc::clone(&capacity.node),
-                    eligibility: Eligibility::Eligible,
-                    free: capacity.node.allocatable.clone(),
-                    well: capacity.node.allocatable.clone(),
-                    reported: true,
-                    ports: BTreeSet::new(),
-                    devices: Vec::new(),
-                })
-            })
+            .map(|capacity| emptied(capacity))
             .collect(),
     };
-    let same: Vec<&RoleRequest> = gang
+    let mut order: Vec<(usize, &RoleRequest)> = gang
         .roles
         .iter()
-        .filter(|other| devices_of(&other.shape, config) > 0 || other.role == role.role)
+        .enumerate()
+        .filter(|(_, other)| devices_of(&other.shape, config) > 0 || other.role == role.role)
         .collect();
-    let mut order = same;
-    order.sort_by_key(|role| std::cmp::Reverse(weight(&role.shape, config)));
-    let free_of_avoidance = GangRequest::default();
-    match place_all(&empty, &free_of_avoidance, &order, config) {
+    order.sort_by_key(|(_, role)| std::cmp::Reverse(weight(&role.shape, config)));
+    let none = BTreeSet::new();
+    match place_all(&empty, &none, &order, &Rules::default(), config) {
         Ok(_) => None,
         Err(failure) if failure.role.role == role.role => Some(failure.placed),
         Err(_) => None,

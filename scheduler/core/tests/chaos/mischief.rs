@@ -39,8 +39,18 @@ impl Storm {
                 let more = self.rng.below(40_000);
                 self.world.now = self.world.now + Millis(more);
             }
+            24 => self.lose_api(),
             _ => {}
         }
+    }
+
+    fn lose_api(&mut self) {
+        self.away = 1 + self.rng.below(40);
+        let before = Millis(self.rng.below(5000));
+        self.note(|| "api is away".to_owned());
+        self.world
+            .engine
+            .handle(Event::ApiAway(before), self.world.now);
     }
 
     pub(super) fn agents_report(&mut self) {

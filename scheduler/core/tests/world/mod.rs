@@ -43,6 +43,8 @@ pub struct World {
     /// Agents report.
     pub reports: bool,
     pub pods: BTreeMap<PodUid, Pod>,
+    /// Pods that have ended well, those that are gone since too.
+    pub ended: BTreeSet<PodUid>,
     pub jobs: BTreeMap<GangKey, Workload>,
     pub gangs: BTreeMap<GangKey, StoredGang>,
     pub answers: BTreeMap<Ticket, Result<(), Arc<str>>>,
@@ -61,6 +63,8 @@ pub struct World {
     generation: u64,
     pub operator: bool,
     pub scheduler: bool,
+    /// Templates of jobs name our scheduler; otherwise training-operator puts the name into pods.
+    pub named: bool,
     /// Agents say nothing.
     pub silent: bool,
 }
@@ -102,6 +106,7 @@ impl World {
             clones: BTreeMap::new(),
             reports: true,
             pods: BTreeMap::new(),
+            ended: BTreeSet::new(),
             jobs: BTreeMap::new(),
             gangs: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -116,6 +121,7 @@ impl World {
             generation: 1,
             operator: true,
             scheduler: true,
+            named: true,
             silent: false,
         };
         for index in 0..nodes {
@@ -292,6 +298,7 @@ impl World {
             generation: 1,
             created_seconds: i64::try_from(self.next).unwrap(),
             priority: 0,
+            ours: self.named,
             members: MemberSource::Roles(
                 roles
                     .iter()
@@ -299,6 +306,7 @@ impl World {
                         name: (*role).into(),
                         count: *count,
                         shape: Arc::clone(shape),
+                        labels: Arc::new([("app".into(), "gang".into())].into()),
                         pinned: None,
                     })
                     .collect(),
@@ -346,6 +354,7 @@ impl World {
             priority: 0,
             ours: true,
             membership,
+            labels: Arc::new([("app".into(), "gang".into())].into()),
             gated: false,
             gated_by_others: false,
             controlled: true,
@@ -389,6 +398,9 @@ impl World {
         let pod = self.pods.get_mut(uid).unwrap();
         change(pod);
         pod.resource_version = version;
+        if pod.phase == PodPhase::Succeeded {
+            self.ended.insert(uid.clone());
+        }
         self.watch.push_back(Event::PodApplied(pod.clone()));
     }
 

@@ -45,6 +45,7 @@ pub fn pod_group(group: &LitePodGroup) -> Option<Workload> {
         generation: meta.generation.unwrap_or(0),
         created_seconds: created_seconds(meta),
         priority: 0,
+        ours: true,
         members: MemberSource::Pods,
         minimum,
         hold: Hold::Free,

@@ -6,13 +6,16 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use muster_core::ids::{GangKey, NodeName, PlanId, ResourceVersion, RoleName};
+use muster_core::interpod::{Labels, looked_at};
 use muster_core::workload::{
     Hold, InvalidWorkload, MEMBERS_MAX, MemberSource, Outcome, RoleSpec, Shown, Workload,
     WorkloadKind,
 };
 use serde_json::{Map, Value};
 
+use super::between::Whose;
 use super::{PodRules, Problem, annotation, created_seconds, requests, settings, shape, text};
 use crate::lite::{LiteContainer, LitePodSpec, LitePort, LitePyTorchJob, LiteResources};
 use crate::names;
@@ -29,9 +32,11 @@ const CONTAINER: &str = "pytorch";
 const PORT_NAME: &str = "pytorchjob-port";
 const PORT: i64 = 23_456;
 
-/// A PyTorchJob as the gang it asks for. `None` when it is not ours: no template names our
-/// scheduler, or `managedBy` names another controller. A job that Muster has marked stays ours
-/// whatever its templates now say.
+/// A PyTorchJob as the gang it asks for. `None` when `managedBy` names another controller.
+///
+/// It says itself that it is ours when a template names our scheduler, or when Muster has marked
+/// it, whatever its templates now say. Of any other job only its pods tell: training-operator with
+/// `--gang-scheduler-name` puts a name into those whose template has none.
 pub fn pytorchjob(job: &LitePyTorchJob, rules: &PodRules) -> Option<Workload> {
     let policy = job.spec.get("runPolicy");
     let managed_by = policy.and_then(|policy| policy.get("managedBy"));
@@ -45,16 +50,26 @@ pub fn pytorchjob(job: &LitePyTorchJob, rules: &PodRules) -> Option<Workload> {
         .and_then(Value::as_object)
         .unwrap_or(&empty);
     let meta = &job.metadata;
-    let ours = specs
-        .values()
-        .any(|spec| scheduler_of(spec, rules) == rules.scheduler_name);
-    if !ours && annotation(meta, names::HOLD).is_none() {
-        return None;
-    }
+    let named = |unnamed: &str| {
+        specs
+            .values()
+            .any(|spec| scheduler_of(spec, unnamed) == rules.scheduler_name)
+    };
+    let unnamed = if rules.unnamed_jobs_are_ours {
+        rules.scheduler_name.as_str()
+    } else {
+        DEFAULT_SCHEDULER
+    };
+    let ours = named(unnamed) || annotation(meta, names::HOLD).is_some();
     let mut reading = Reading::default();
-    reading.mixed_schedulers(specs, rules);
+    if ours {
+        reading.mixed_schedulers(specs, unnamed, rules);
+    } else {
+        // It becomes ours by a pod that names us: then the operator does so where nobody else did.
+        reading.mixed_schedulers(specs, &rules.scheduler_name, rules);
+    }
     let pinned = pins::recorded(annotation(meta, names::PINNED));
-    let roles = reading.roles(specs, &pinned);
+    let roles = reading.roles(meta, specs, &pinned);
     let minimum = reading.minimum(job, &roles);
     let name = text(meta.name.as_ref());
     Some(Workload {
@@ -65,6 +80,7 @@ pub fn pytorchjob(job: &LitePyTorchJob, rules: &PodRules) -> Option<Workload> {
         generation: meta.generation.unwrap_or(0),
         created_seconds: created_seconds(meta),
         priority: priority(policy, specs, rules),
+        ours,
         members: MemberSource::Roles(roles),
         minimum,
         hold: hold(job),
@@ -98,13 +114,8 @@ fn present<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     value.get(key).filter(|value| !value.is_null())
 }
 
-/// Scheduler that the pods of a replica spec will name.
-fn scheduler_of<'a>(spec: &'a Value, rules: &'a PodRules) -> &'a str {
-    let unnamed = if rules.unnamed_jobs_are_ours {
-        rules.scheduler_name.as_str()
-    } else {
-        DEFAULT_SCHEDULER
-    };
+/// Scheduler that the pods of a replica spec will name; `unnamed` where it names none.
+fn scheduler_of<'a>(spec: &'a Value, unnamed: &'a str) -> &'a str {
     spec.get("template")
         .and_then(|template| template.get("spec"))
         .and_then(|spec| spec.get("schedulerName"))
@@ -200,26 +211,31 @@ impl Reading {
         self.problem.get_or_insert(problem);
     }
 
-    fn mixed_schedulers(&mut self, specs: &Map<String, Value>, rules: &PodRules) {
+    fn mixed_schedulers(&mut self, specs: &Map<String, Value>, unnamed: &str, rules: &PodRules) {
         let ours = specs
             .iter()
-            .find(|(_, spec)| scheduler_of(spec, rules) == rules.scheduler_name);
+            .find(|(_, spec)| scheduler_of(spec, unnamed) == rules.scheduler_name);
         let other = specs
             .iter()
-            .find(|(_, spec)| scheduler_of(spec, rules) != rules.scheduler_name);
+            .find(|(_, spec)| scheduler_of(spec, unnamed) != rules.scheduler_name);
         if let Some((role, spec)) = other {
             let beside = ours.map_or_else(String::new, |(name, _)| {
                 format!(" as {} does", super::shortened(name))
             });
             self.note(Problem::new(
                 format!("{}.template.spec.schedulerName", role_path(role)),
-                scheduler_of(spec, rules),
+                scheduler_of(spec, unnamed),
                 format!("must be {}{beside}", rules.scheduler_name),
             ));
         }
     }
 
-    fn roles(&mut self, specs: &Map<String, Value>, pinned: &Pinned) -> Vec<RoleSpec> {
+    fn roles(
+        &mut self,
+        meta: &ObjectMeta,
+        specs: &Map<String, Value>,
+        pinned: &Pinned,
+    ) -> Vec<RoleSpec> {
         if specs.is_empty() {
             self.note(Problem::new(
                 REPLICA_SPECS,
@@ -241,7 +257,12 @@ impl Reading {
             let count = self.replicas(name, spec);
             let pins = pinned.get(name);
             let (template, found) = self.template(name, spec, pins, master);
-            let (shape, problem) = shape::of_spec(&template);
+            let labels = labels_of_pods(meta, name, spec);
+            let whose = Whose {
+                namespace: text(meta.namespace.as_ref()),
+                labels: &labels,
+            };
+            let (shape, problem) = shape::of_spec(&template, whose);
             let refused = || requests::refused_by_api_server(&template);
             if let Some(problem) = problem.or_else(refused) {
                 self.note(problem.below(&format!("{}.template.spec", role_path(name))));
@@ -251,10 +272,12 @@ impl Reading {
                     name: RoleName::from(name.as_str()),
                     count,
                     shape: Arc::new(shape),
+                    labels: Arc::new(labels),
                     pinned: (!found.is_empty()).then_some(found),
                 });
             }
         }
+        keep_labels_looked_at(&mut roles);
         let total = roles
             .iter()
             .fold(0_u32, |sum, role| sum.saturating_add(role.count));
@@ -349,6 +372,38 @@ impl Reading {
             self.note(Problem::new(field, &shown(value), count_limit()));
             0
         })
+    }
+}
+
+/// Labels that every pod of the role has: its template's, and over them those of training-operator.
+/// Its index is not among them, nor `job-role`, which of workers only the first may have.
+fn labels_of_pods(meta: &ObjectMeta, role: &str, spec: &Value) -> Labels {
+    let own = spec
+        .get("template")
+        .and_then(|template| template.get("metadata")?.get("labels")?.as_object());
+    let mut labels: Labels = own
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| Some((Arc::from(key.as_str()), Arc::from(value.as_str()?))))
+        .collect();
+    let lower = role.to_lowercase();
+    let mut put = |key: &str, value: &str| labels.insert(Arc::from(key), Arc::from(value));
+    put(names::JOB_NAME, text(meta.name.as_ref()));
+    put(names::OPERATOR_NAME, "pytorchjob-controller");
+    put(names::REPLICA_TYPE, &lower);
+    if role == "Master" {
+        put(names::JOB_ROLE, "master");
+    }
+    labels
+}
+
+/// Leaves to each role the labels that a rule of one of the roles looks at: none, nearly always, so
+/// that jobs with the same wants are alike.
+fn keep_labels_looked_at(roles: &mut [RoleSpec]) {
+    let shapes: Vec<_> = roles.iter().map(|role| Arc::clone(&role.shape)).collect();
+    for role in roles {
+        let rules = shapes.iter().flat_map(|shape| &shape.between_pods);
+        role.labels = Arc::new(looked_at(&role.labels, rules));
     }
 }
 

@@ -10,6 +10,7 @@
 //!
 //! Who belongs to which gang is decided here and nowhere else: see [`pod`].
 
+mod between;
 mod group;
 mod job;
 mod node;
@@ -46,7 +47,7 @@ pub struct PodRules {
     /// Value of each PriorityClass by name. The entry with the empty name is the cluster's default.
     pub priority_classes: BTreeMap<String, i32>,
     /// training-operator runs with `--gang-scheduler-name` naming us: a template that names no
-    /// scheduler is ours.
+    /// scheduler is ours before any pod of it says so.
     pub unnamed_jobs_are_ours: bool,
 }
 

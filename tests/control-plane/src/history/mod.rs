@@ -169,6 +169,14 @@ pub enum Violation {
         /// All pods that held some of it.
         pods: Vec<String>,
     },
+    /// The record has a gap: what else was broken in it, nobody saw.
+    #[error("{gaps} gaps in the record, the first at {at}: what happened in it was not seen")]
+    Unseen {
+        /// When the first was found.
+        at: Timestamp,
+        /// How many there are.
+        gaps: usize,
+    },
 }
 
 impl History {
@@ -181,6 +189,14 @@ impl History {
             until,
             gaps: Vec::new(),
         }
+    }
+
+    /// The gaps of the record: a gang may have been bound in part in one of them. `None` when all was seen.
+    pub fn unseen(&self) -> Option<Violation> {
+        self.gaps.first().map(|at| Violation::Unseen {
+            at: *at,
+            gaps: self.gaps.len(),
+        })
     }
 
     /// The events, in order of resource version.

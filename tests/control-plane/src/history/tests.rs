@@ -116,6 +116,15 @@ fn a_gang_partial_for_longer_than_its_deadline_is_found_with_its_numbers() {
 }
 
 #[test]
+fn a_record_with_a_gap_is_no_proof_of_anything() {
+    let mut history = History::new(Script::default().job(2, false).events);
+    assert_eq!(history.unseen(), None);
+    let at = Timestamp::from_second(7).unwrap();
+    history.gaps = vec![at, Timestamp::from_second(9).unwrap()];
+    assert_eq!(history.unseen(), Some(Violation::Unseen { at, gaps: 2 }));
+}
+
+#[test]
 fn a_gang_still_partial_at_the_end_is_found() {
     let found = Script::default()
         .job(2, false)

@@ -39,6 +39,12 @@ fn workers(replicas: &str) -> String {
     role(replicas, &format!("containers: [{GPU}]"))
 }
 
+/// Whether it is ours by its own word, and the summary.
+fn whose(workload: &Workload) -> String {
+    let whose = if workload.ours { "ours" } else { "not ours" };
+    format!("{whose}: {}", summary(workload))
+}
+
 /// `Master=1 Worker=3 min=2`, or what is wrong.
 fn summary(workload: &Workload) -> String {
     if let Some(invalid) = &workload.invalid {
@@ -274,32 +280,36 @@ fn whose_job_it_is() {
     let queued = ", annotations: {muster.dev/hold: queued}";
     let mixed = |other: &str| {
         format!(
-            "invalid: spec.pytorchReplicaSpecs.Worker.template.spec.schedulerName is {other}: must be muster as Master does"
+            "ours: invalid: spec.pytorchReplicaSpecs.Worker.template.spec.schedulerName is {other}: must be muster as Master does"
         )
     };
     let cases: Vec<(&str, String, Option<String>)> = vec![
-        ("", format!("pytorchReplicaSpecs: {{Worker: {}}}", named("other")), None),
-        ("", format!("pytorchReplicaSpecs: {{Worker: {unnamed}}}"), None),
-        ("", "pytorchReplicaSpecs: {}".into(), None),
-        ("", "pytorchReplicaSpecs: [1]".into(), None),
-        ("", String::new(), None),
+        ("", format!("pytorchReplicaSpecs: {{Worker: {}}}", named("other")),
+         Some("not ours: invalid: spec.pytorchReplicaSpecs.Worker.template.spec.schedulerName is other: must be muster".into())),
+        // A pod of it that names us says that the operator put the name there.
+        ("", format!("pytorchReplicaSpecs: {{Worker: {unnamed}}}"), Some("not ours: Worker=1".into())),
+        ("", format!("pytorchReplicaSpecs: {{Master: {unnamed}, Worker: {}}}", named("other")),
+         Some("not ours: invalid: spec.pytorchReplicaSpecs.Worker.template.spec.schedulerName is other: must be muster as Master does".into())),
+        ("", "pytorchReplicaSpecs: {}".into(), Some("not ours: invalid: spec.pytorchReplicaSpecs is {}: must have Master or Worker".into())),
+        ("", "pytorchReplicaSpecs: [1]".into(), Some("not ours: invalid: spec.pytorchReplicaSpecs is {}: must have Master or Worker".into())),
+        ("", String::new(), Some("not ours: invalid: spec.pytorchReplicaSpecs is {}: must have Master or Worker".into())),
         ("", format!("pytorchReplicaSpecs: {{Master: {}, Worker: {}}}", named("muster"), named("other")), Some(mixed("other"))),
         ("", format!("pytorchReplicaSpecs: {{Master: {}, Worker: {unnamed}}}", named("muster")), Some(mixed("default-scheduler"))),
         ("", format!("pytorchReplicaSpecs: {{Master: {}, Worker: {}}}", named("muster"), named(&"s".repeat(300))),
          Some(mixed(&format!("{}...", "s".repeat(61))))),
         // A job that we hold stays ours, or nobody would ever look after it.
-        (queued, "pytorchReplicaSpecs: {}".into(), Some("invalid: spec.pytorchReplicaSpecs is {}: must have Master or Worker".into())),
+        (queued, "pytorchReplicaSpecs: {}".into(), Some("ours: invalid: spec.pytorchReplicaSpecs is {}: must have Master or Worker".into())),
         (queued, format!("pytorchReplicaSpecs: {{Worker: {}}}", named("other")),
-         Some("invalid: spec.pytorchReplicaSpecs.Worker.template.spec.schedulerName is other: must be muster".into())),
+         Some("ours: invalid: spec.pytorchReplicaSpecs.Worker.template.spec.schedulerName is other: must be muster".into())),
         ("", format!("runPolicy: {{managedBy: kueue.x-k8s.io/multikueue}}, pytorchReplicaSpecs: {{Worker: {}}}", named("muster")), None),
         ("", format!("runPolicy: {{managedBy: 7}}, pytorchReplicaSpecs: {{Worker: {}}}", named("muster")), None),
-        ("", format!("runPolicy: {{managedBy: kubeflow.org/training-operator}}, pytorchReplicaSpecs: {{Worker: {}}}", named("muster")), Some("Worker=1".into())),
-        ("", format!("runPolicy: {{managedBy: ''}}, pytorchReplicaSpecs: {{Worker: {}}}", named("muster")), Some("Worker=1".into())),
-        ("", format!("runPolicy: odd, pytorchReplicaSpecs: {{Worker: {}}}", named("muster")), Some("Worker=1".into())),
+        ("", format!("runPolicy: {{managedBy: kubeflow.org/training-operator}}, pytorchReplicaSpecs: {{Worker: {}}}", named("muster")), Some("ours: Worker=1".into())),
+        ("", format!("runPolicy: {{managedBy: ''}}, pytorchReplicaSpecs: {{Worker: {}}}", named("muster")), Some("ours: Worker=1".into())),
+        ("", format!("runPolicy: odd, pytorchReplicaSpecs: {{Worker: {}}}", named("muster")), Some("ours: Worker=1".into())),
     ];
     for (meta, spec, expected) in cases {
         assert_eq!(
-            job(meta, &spec).as_ref().map(summary),
+            job(meta, &spec).as_ref().map(whose),
             expected,
             "{meta} {spec}"
         );
@@ -312,7 +322,7 @@ fn whose_job_it_is() {
         "{{metadata: {{name: j}}, spec: {{pytorchReplicaSpecs: {{Master: {unnamed}, Worker: {unnamed}}}}}}}"
     );
     let workload = pytorchjob(&read(&yaml), &by_flag).expect("ours");
-    assert_eq!(summary(&workload), "Master=1 Worker=1");
+    assert_eq!(whose(&workload), "ours: Master=1 Worker=1");
 }
 
 #[test]
