@@ -137,6 +137,19 @@ fn spread_leaves_nodes_without_the_label_alone() {
          role worker 2x2 spread=zone:1",
         "worker b b",
     );
+    check_plan(
+        "node a gpu=8
+         node b gpu=8 label=zone:x
+         role worker 2x2 spread=zone@others:1",
+        "worker b b",
+    );
+    check_plan(
+        "node a gpu=8
+         node b gpu=8 label=zone:x
+         role master 1x1
+         role worker 4x2 spread=zone:1",
+        "master a; worker b b b b",
+    );
 }
 
 #[test]

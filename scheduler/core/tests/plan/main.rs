@@ -4,7 +4,7 @@
 //! node NAME [gpu=N] [used=N] [sick=N] [cpu=N] [has=RESOURCE:N] [taint=KEY] [label=KEY:VALUE]
 //!           [port=N] [numa=N,N..] [cordoned] [notready] [silent]
 //! role NAME COUNTxGPUS [cpu=N] [has=RESOURCE:N] [tolerate=KEY] [select=KEY:VALUE] [port=N]
-//!           [app=NAME] [apart=KEY[@APP]] [together=KEY[@APP]] [spread=KEY:SKEW[:DOMAINS]]
+//!           [app=NAME] [apart=KEY[@APP]] [together=KEY[@APP]] [spread=KEY[@APP]:SKEW[:DOMAINS]]
 //! placed NODE [app=NAME] [apart=KEY[@APP]]
 //! avoid NAME
 //! ```
