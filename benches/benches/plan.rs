@@ -18,7 +18,7 @@ use muster_core::pod::PodShape;
 use muster_core::resources::Resources;
 use muster_core::snapshot::{Eligibility, NodeCapacity, Snapshot};
 use muster_core::time::Timestamp;
-use muster_core::workload::{Hold, MemberSource, RoleSpec, Workload, WorkloadKind};
+use muster_core::workload::{Hold, MemberSource, RoleSpec, Shown, Workload, WorkloadKind};
 
 const GPU: &str = "nvidia.com/gpu";
 
@@ -136,13 +136,16 @@ fn gang(members: u32, gpus: u64) -> GangRequest {
                 role: "Master".into(),
                 indices: vec![0],
                 shape: shape(0),
+                labels: Arc::default(),
             },
             RoleRequest {
                 role: "Worker".into(),
                 indices: (0..members.saturating_sub(1)).collect(),
                 shape: shape(gpus),
+                labels: Arc::default(),
             },
         ],
+        placed: Vec::new(),
         avoid: BTreeSet::new(),
     }
 }
@@ -213,6 +216,7 @@ fn job(number: u64) -> Workload {
         name: name.into(),
         count,
         shape: shape(gpus),
+        labels: Arc::default(),
         pinned: None,
     };
     Workload {
@@ -227,6 +231,7 @@ fn job(number: u64) -> Workload {
         members: MemberSource::Roles(vec![role("Master", 1, 0), role("Worker", 2, 1)]),
         minimum: None,
         hold: Hold::Held,
+        shown: Shown::Nothing,
         finished: None,
         invalid: None,
         settings: BTreeMap::new(),

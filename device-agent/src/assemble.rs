@@ -154,8 +154,10 @@ fn finish(
     if let Some(resource) = kubelet.resource_of(&device) {
         device.resource_name = resource.to_owned();
     }
-    // Without the kubelet nobody knows who holds what, so nothing is called leaked.
-    let suspicious = busy && kubelet.known && device.holders.is_empty();
+    // Without the kubelet nobody knows who holds what, and a claim that does not tell its GPU may be for
+    // this one: then nothing is called leaked.
+    let known = kubelet.known && !kubelet.claims_unmatched;
+    let suspicious = busy && known && device.holders.is_empty();
     device.leaked = leaks.leaked(now, &device.uuid, suspicious);
     device
 }
@@ -235,6 +237,18 @@ mod tests {
             !bench.at(90, Sampler::Ok)[5].leaked,
             "unknown holders are no leak"
         );
+    }
+
+    #[test]
+    fn gpu_that_may_be_held_by_a_claim_is_not_called_leaked() {
+        let mut bench = Bench::new("h100-8");
+        bench.node.apply(&FaultEvent::Leak { gpu: 5 });
+        bench.kubelet.claims_unmatched = true;
+        bench.at(10, Sampler::Ok);
+        assert!(!bench.at(90, Sampler::Ok)[5].leaked);
+        bench.kubelet.claims_unmatched = false;
+        bench.at(91, Sampler::Ok);
+        assert!(bench.at(106, Sampler::Ok)[5].leaked);
     }
 
     #[test]

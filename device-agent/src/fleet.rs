@@ -336,6 +336,7 @@ fn simulated(devices: &[FakeDevice], holders: BTreeMap<String, Vec<Holder>>) -> 
     let holders = holders.into_iter().filter(|(_, pods)| !pods.is_empty());
     KubeletState {
         known: true,
+        claims_unmatched: false,
         allocatable,
         holders: holders
             .map(|(uuid, pods)| (DeviceId::Uuid(uuid), pods))

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use muster_proto::inventory::{Device, Holder, KubeletView, ResourceDevices};
-use muster_proto::podresources::{AllocatableResourcesResponse, ListPodResourcesResponse};
+use muster_proto::podresources::{
+    AllocatableResourcesResponse, ClaimResource, ListPodResourcesResponse,
+};
 
 /// Prefix of resource names this agent looks at.
 const RESOURCE_PREFIX: &str = "nvidia.com/";
@@ -40,6 +42,20 @@ impl DeviceId {
         }
     }
 
+    /// The GPU of a dynamic resource claim: NVIDIA's driver names devices by minor number (`gpu-3`), and
+    /// some write the UUID into the CDI name. `None` when it cannot be told which it is, as for a slice
+    /// (`gpu-3-mig-9-4-4`).
+    fn of_claim(claim: &ClaimResource) -> Option<Self> {
+        let by_uuid = claim.cdi_devices.iter().find_map(|device| {
+            let (_, name) = device.name.split_once('=')?;
+            Self::parse(name).filter(|id| matches!(id, Self::Uuid(_)))
+        });
+        by_uuid.or_else(|| {
+            let minor = claim.device_name.strip_prefix("gpu-")?.parse().ok()?;
+            Some(Self::Minor(minor, None))
+        })
+    }
+
     /// The ids under which a plugin may offer this device.
     fn of(device: &Device) -> impl Iterator<Item = Self> {
         let instance = device.mig.as_ref().map(|mig| mig.gpu_instance_id);
@@ -57,8 +73,17 @@ pub struct KubeletState {
     pub known: bool,
     /// Device ids that can be handed out, as the plugin spells them, by resource name.
     pub allocatable: BTreeMap<String, Vec<String>>,
-    /// Holders by device.
+    /// Holders by device, by device plugin or by dynamic resource claim.
     pub holders: BTreeMap<DeviceId, Vec<Holder>>,
+    /// Some pod has a GPU by a claim that does not tell which: a GPU in use without a holder may be that one.
+    pub claims_unmatched: bool,
+}
+
+/// Whether a claim's device may be a GPU. Another driver's (network, storage) says nothing about GPUs,
+/// and NVIDIA's compute domains hand out channels.
+fn may_be_gpu(claim: &ClaimResource) -> bool {
+    let driver = claim.driver_name.to_ascii_lowercase();
+    (driver.contains("nvidia") || driver.contains("gpu")) && !driver.starts_with("compute-domain.")
 }
 
 impl KubeletState {
@@ -90,14 +115,24 @@ impl KubeletState {
                     .devices
                     .into_iter()
                     .filter(|devices| devices.resource_name.starts_with(RESOURCE_PREFIX));
-                for id in ours.flat_map(|devices| devices.device_ids) {
-                    let Some(device) = DeviceId::parse(&id) else {
+                let plugin = ours
+                    .flat_map(|devices| devices.device_ids)
+                    .filter_map(|id| DeviceId::parse(&id));
+                let claims = container
+                    .dynamic_resources
+                    .into_iter()
+                    .flat_map(|claim| claim.claim_resources)
+                    .filter(may_be_gpu)
+                    .map(|claim| DeviceId::of_claim(&claim));
+                for device in plugin.map(Some).chain(claims) {
+                    let Some(device) = device else {
+                        state.claims_unmatched = true;
                         continue;
                     };
                     if left == 0 {
                         continue;
                     }
-                    left -= 1;
+                    left = left.saturating_sub(1);
                     let holder = Holder {
                         namespace: pod.namespace.clone(),
                         pod: pod.name.clone(),
@@ -154,8 +189,8 @@ impl KubeletState {
 mod tests {
     use muster_proto::inventory::{Device, MigSlice};
     use muster_proto::podresources::{
-        AllocatableResourcesResponse, ContainerDevices, ContainerResources,
-        ListPodResourcesResponse, PodResources,
+        AllocatableResourcesResponse, CdiDevice, ClaimResource, ContainerDevices,
+        ContainerResources, DynamicResource, ListPodResourcesResponse, PodResources,
     };
 
     use super::{DeviceId, KubeletState};
@@ -262,5 +297,65 @@ mod tests {
         );
         assert_eq!(state.resource_of(&gpu("GPU-2")), None);
         assert_eq!(state.to_view().allocatable.len(), 1);
+    }
+
+    fn claim(driver: &str, device: &str, cdi: &str) -> DynamicResource {
+        DynamicResource {
+            claim_name: "c".into(),
+            claim_namespace: "team".into(),
+            claim_resources: vec![ClaimResource {
+                cdi_devices: vec![CdiDevice { name: cdi.into() }],
+                driver_name: driver.into(),
+                pool_name: "node".into(),
+                device_name: device.into(),
+                share_id: None,
+            }],
+        }
+    }
+
+    fn claimed(claims: Vec<DynamicResource>) -> KubeletState {
+        let mut pod = pod("a", Vec::new());
+        pod.containers[0].dynamic_resources = claims;
+        let pods = ListPodResourcesResponse {
+            pod_resources: vec![pod],
+        };
+        KubeletState::from_answers(pods, AllocatableResourcesResponse::default())
+    }
+
+    #[test]
+    fn gpus_of_claims_are_held_by_minor_number_or_uuid() {
+        let state = claimed(vec![
+            claim(
+                "gpu.nvidia.com",
+                "gpu-3",
+                "k8s.gpu.nvidia.com/claim=c1-gpu-3",
+            ),
+            claim("gpu.example.org", "some", "nvidia.com/gpu=GPU-77"),
+            claim("compute-domain.nvidia.com", "channel-0", "x/y=z"),
+            claim("dra.net", "gpu-5", "x/y=z"),
+        ]);
+        let held = |uuid: &str, minor: u32| {
+            let device = Device {
+                uuid: uuid.into(),
+                minor_number: Some(minor),
+                ..Device::default()
+            };
+            !state.holders_of(&device).is_empty()
+        };
+        assert!(held("GPU-a", 3) && held("GPU-77", 7));
+        assert!(!held("GPU-b", 0) && !held("GPU-c", 5));
+        assert!(!state.claims_unmatched);
+    }
+
+    #[test]
+    fn claim_that_does_not_tell_its_gpu_is_remembered_as_such() {
+        let slice = claim(
+            "gpu.nvidia.com",
+            "gpu-0-mig-9-4-4",
+            "k8s.gpu.nvidia.com/claim=x",
+        );
+        let state = claimed(vec![slice]);
+        assert!(state.claims_unmatched && state.holders.is_empty());
+        assert!(!claimed(Vec::new()).claims_unmatched);
     }
 }

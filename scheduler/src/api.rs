@@ -12,6 +12,8 @@ use kube::client::Body;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use crate::inbox::Inbox;
+
 /// Largest answer that is read, bytes. Objects are limited to 1.5 MiB by etcd; a job of many roles
 /// stays far below.
 const ANSWER_BYTES_MAX: usize = 8 << 20;
@@ -45,6 +47,7 @@ pub enum Answer {
 pub struct Caller {
     client: Client,
     attempt: Duration,
+    inbox: Option<Inbox>,
 }
 
 impl std::fmt::Debug for Caller {
@@ -67,7 +70,18 @@ pub enum Content {
 impl Caller {
     /// A caller whose attempts take at most `attempt`.
     pub fn new(client: Client, attempt: Duration) -> Self {
-        Self { client, attempt }
+        Self {
+            client,
+            attempt,
+            inbox: None,
+        }
+    }
+
+    /// Tells the cycle whether the API server answers.
+    #[must_use]
+    pub fn telling(mut self, inbox: Inbox) -> Self {
+        self.inbox = Some(inbox);
+        self
     }
 
     /// Reads an object.
@@ -103,11 +117,18 @@ impl Caller {
             Ok(request) => request,
             Err(error) => return Answer::Refused(format!("no valid request: {error}")),
         };
-        let end = deadline.min(Instant::now() + self.attempt);
-        match tokio::time::timeout_at(end, self.exchange(request)).await {
+        let sent = Instant::now();
+        let end = deadline.min(sent + self.attempt);
+        let answer = match tokio::time::timeout_at(end, self.exchange(request)).await {
             Ok(answer) => answer,
             Err(_) => Answer::Unknown("no answer in time".into()),
+        };
+        match (&self.inbox, &answer) {
+            (Some(inbox), Answer::Unknown(_) | Answer::NotSent(_)) => inbox.unanswered(sent),
+            (Some(inbox), _) => inbox.answered(),
+            (None, _) => {}
         }
+        answer
     }
 
     async fn exchange(&self, request: Request<Body>) -> Answer {

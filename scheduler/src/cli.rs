@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use muster_kubernetes::manifests;
 
 use crate::clock::Wall;
-use crate::config::Config;
+use crate::config::{Config, DOCUMENTED};
 use crate::logs;
 use crate::scheduler::{Clients, Ended, Options, Scheduler};
 use crate::server::Door;
@@ -80,6 +80,8 @@ enum What {
     AdmissionPolicy,
     /// The configuration of the kube-scheduler that calls Muster.
     KubeSchedulerConfig,
+    /// Muster's own configuration file: every key with its default, unit and limits.
+    Config,
 }
 
 /// Print what has to be installed, as YAML.
@@ -137,6 +139,7 @@ impl Print {
             What::Crds => manifests::crds(),
             What::Rbac => manifests::rbac(),
             What::AdmissionPolicy => manifests::admission_policy(),
+            What::Config => DOCUMENTED.to_owned(),
             What::KubeSchedulerConfig => {
                 let Some(url) = self.extender_url.clone() else {
                     bail!("--extender-url is missing");
@@ -306,4 +309,82 @@ async fn asked_to_stop() -> std::io::Result<&'static str> {
         _ = term.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    /// Other tools start these: the spellings stay.
+    #[test]
+    fn command_lines_that_others_use_are_taken() {
+        let lines = [
+            "muster-scheduler serve --kubeconfig k --config c --extender-listen 0.0.0.0:1 \
+             --agent-listen 0.0.0.0:2 --http-listen [::]:3 --tls-dir d",
+            "muster-scheduler serve --kubeconfig k --config c --extender-listen 127.0.0.1:1 \
+             --agent-listen 127.0.0.1:2 --http-listen 127.0.0.1:3 --insecure-loopback",
+            "muster-scheduler print crds",
+            "muster-scheduler print rbac",
+            "muster-scheduler print admission-policy",
+            "muster-scheduler print config",
+            "muster-scheduler print kube-scheduler-config --extender-url https://a:1 --tls-dir d \
+             --kubeconfig k --filter-timeout 5s --bind-timeout 5m",
+            "muster-scheduler print kube-scheduler-config --extender-url http://127.0.0.1:1",
+            "muster-scheduler check-config file",
+        ];
+        for line in lines {
+            if let Err(error) = parse(line) {
+                panic!("{line}\n{error}");
+            }
+        }
+        #[cfg(feature = "demo")]
+        for line in [
+            "muster-scheduler demo",
+            "muster-scheduler demo --hold",
+            "muster-scheduler demo --plain --nodes 40",
+        ] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn values_of_a_command_line_arrive() {
+        let cli = parse(
+            "muster-scheduler print kube-scheduler-config --extender-url https://a:1 --tls-dir d \
+             --kubeconfig k --filter-timeout 7s --bind-timeout 3m",
+        );
+        let Command::Print(print) = cli.unwrap().command else {
+            panic!("print");
+        };
+        let text = print.text().unwrap();
+        for wanted in ["https://a:1", "d/ca.crt", "kubeconfig: k", "7s", "180s"] {
+            assert!(text.contains(wanted), "{wanted} is not in\n{text}");
+        }
+        let cli = parse("muster-scheduler serve --agent-listen 127.0.0.1:7 --insecure-loopback");
+        let Command::Serve(serve) = cli.unwrap().command else {
+            panic!("serve");
+        };
+        assert_eq!(serve.agent_listen.to_string(), "127.0.0.1:7");
+        assert!(serve.insecure_loopback && serve.config.is_none());
+    }
+
+    #[test]
+    fn wrong_command_lines_are_refused() {
+        for line in [
+            "muster-scheduler",
+            "muster-scheduler serve --colour red",
+            "muster-scheduler serve --tls-dir d --insecure-loopback",
+            "muster-scheduler serve --agent-listen nowhere",
+            "muster-scheduler print",
+            "muster-scheduler print everything",
+            "muster-scheduler print kube-scheduler-config",
+            "muster-scheduler check-config",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
 }

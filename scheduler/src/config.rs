@@ -10,6 +10,9 @@ use serde::Deserialize;
 
 use crate::span::Span;
 
+/// A file with every key at its default, and what each is for. What `print config` prints.
+pub const DOCUMENTED: &str = include_str!("config.yaml");
+
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -131,6 +134,9 @@ pub struct Extender {
 pub struct Agents {
     /// Audience that a token must be issued for.
     pub audience: String,
+    /// User name of the agents' ServiceAccount, `system:serviceaccount:NAMESPACE:NAME`. A token of
+    /// any other account is refused, whatever node it names.
+    pub service_account: String,
     /// Most TokenReviews a second. 1 to 10000.
     pub token_reviews_per_second: u32,
     /// Heartbeats that agents are asked for.
@@ -234,6 +240,7 @@ impl Default for Agents {
     fn default() -> Self {
         Self {
             audience: "muster-scheduler".into(),
+            service_account: "system:serviceaccount:muster-system:muster-agent".into(),
             token_reviews_per_second: 100,
             heartbeat_every: Span::secs(10),
             stream_age_max: Span::secs(3600),
@@ -327,6 +334,7 @@ impl Config {
     pub fn check(&self) -> Result<(), InvalidConfig> {
         text("schedulerName", &self.scheduler_name)?;
         text("agents.audience", &self.agents.audience)?;
+        account("agents.serviceAccount", &self.agents.service_account)?;
         text("lease.namespace", &self.lease.namespace)?;
         text("lease.name", &self.lease.name)?;
         count(
@@ -507,6 +515,24 @@ fn text(key: &'static str, value: &str) -> Result<(), InvalidConfig> {
     Ok(())
 }
 
+/// A ServiceAccount's user name.
+fn account(key: &'static str, value: &str) -> Result<(), InvalidConfig> {
+    text(key, value)?;
+    let parts: Vec<&str> = value.split(':').collect();
+    match parts.as_slice() {
+        ["system", "serviceaccount", namespace, name]
+            if !namespace.is_empty() && !name.is_empty() =>
+        {
+            Ok(())
+        }
+        _ => Err(InvalidConfig::OutOfRange {
+            key,
+            value: format!("\"{}\"", value.chars().take(64).collect::<String>()),
+            limit: "must be system:serviceaccount:NAMESPACE:NAME".into(),
+        }),
+    }
+}
+
 fn count(key: &'static str, value: usize, min: usize, max: usize) -> Result<(), InvalidConfig> {
     if (min..=max).contains(&value) {
         return Ok(());
@@ -545,6 +571,68 @@ mod tests {
         assert_eq!(Config::parse("# nothing\n\n").ok(), Some(Config::default()));
     }
 
+    /// The keys of a part of the file, as the parser lists them when it meets one that is none.
+    fn keys_of(part: &str) -> Vec<String> {
+        let json = match part {
+            "" => r#"{"no-such-key": 1}"#.to_owned(),
+            part => format!(r#"{{"{part}": {{"no-such-key": 1}}}}"#),
+        };
+        let said = serde_json::from_str::<Config>(&json).unwrap_err();
+        let said = said.to_string();
+        let listed = said.split_once("expected").unwrap().1;
+        let keys: Vec<String> = listed
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect();
+        assert!(!keys.is_empty(), "{said}");
+        keys
+    }
+
+    #[test]
+    fn documented_file_holds_every_key_once_with_its_default() {
+        assert_eq!(Config::parse(DOCUMENTED).unwrap(), Config::default());
+        let mut part = String::new();
+        let mut found = Vec::new();
+        let mut explained = false;
+        for line in DOCUMENTED.lines() {
+            let text = line.trim_start();
+            if text.is_empty() || text.starts_with('#') {
+                explained = text.starts_with('#');
+                continue;
+            }
+            let Some((key, value)) = text.split_once(':').filter(|_| !text.starts_with('-')) else {
+                continue;
+            };
+            assert!(explained, "{line} has no comment above it");
+            explained = false;
+            if line.starts_with(' ') {
+                found.push(format!("{part}.{key}"));
+            } else {
+                found.push(key.to_owned());
+                part = if value.is_empty() {
+                    key.to_owned()
+                } else {
+                    String::new()
+                };
+            }
+        }
+        let mut wanted = Vec::new();
+        for key in keys_of("") {
+            let is_part = found
+                .iter()
+                .any(|name| name.starts_with(&format!("{key}.")));
+            if is_part {
+                wanted.extend(keys_of(&key).iter().map(|name| format!("{key}.{name}")));
+            }
+            wanted.push(key);
+        }
+        found.sort();
+        wanted.sort();
+        assert_eq!(found, wanted);
+    }
+
     #[test]
     fn unknown_key_is_named_with_its_path() {
         let said = refusal("inventory:\n  nodesWithoutAgents: refuse\n");
@@ -574,6 +662,10 @@ mod tests {
         );
         let said = refusal("gang: {gatherMax: 200s}\n");
         assert_eq!(said, "gang.gatherMax is 200s: must be 1s to 150s");
+        for wrong in ["muster-agent", "system:serviceaccount::a", "system:node:n1"] {
+            let said = refusal(&format!("agents: {{serviceAccount: '{wrong}'}}\n"));
+            assert!(said.contains("agents.serviceAccount is"), "{said}");
+        }
         let said = refusal("lease: {renewDeadline: 15s}\n");
         assert!(said.contains("lease.renewDeadline is 15s"), "{said}");
         let said = refusal("writes: {deadline: 30}\n");

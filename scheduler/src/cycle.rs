@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::binds::Binds;
 use crate::clock::Clock;
 use crate::inbox::Outbox;
-use crate::metrics::{INVARIANTS, Metrics};
+use crate::metrics::Metrics;
 
 /// Events taken in before the engine decides. Bounds how long a decision waits in a burst; large
 /// enough that the first LIST of a big cluster takes few decisions.
@@ -190,11 +190,8 @@ impl Cycle {
         }
         self.audited = now;
         for violation in self.engine.audit() {
-            let text = violation.to_string();
-            let id = INVARIANTS.iter().find(|id| text.starts_with(**id));
-            self.metrics
-                .invariant_violated(id.copied().unwrap_or("other"));
-            tracing::error!(violation = %text, "an invariant is broken");
+            self.metrics.invariant_violated(violation.id());
+            tracing::error!(%violation, "an invariant is broken");
         }
     }
 }

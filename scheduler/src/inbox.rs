@@ -6,6 +6,7 @@
 //!   extender: BindAsked, PlannedNodeNotOffered ────┤ try_send ("try again" / dropped)
 //!                                                  ├──> Receiver ──> cycle
 //!   agents: latest report and heartbeat by node ───┤ mail, latest wins
+//!   whether the API server answers ────────────────┤ mail, latest wins
 //!   extender: dropped Binds ───────────────────────┘ mail, at most one per held Bind
 //! ```
 
@@ -15,7 +16,9 @@ use std::sync::{Arc, Mutex};
 use muster_core::event::{Event, Ticket};
 use muster_core::ids::NodeName;
 use muster_core::inventory::{NodeReport, ReportOrder};
+use muster_core::time::Millis;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use crate::locked;
 
@@ -29,8 +32,37 @@ struct Mailed {
     heartbeat: Option<(ReportOrder, bool)>,
 }
 
+/// Whether the API server answers.
+#[derive(Debug, Default)]
+struct Reach {
+    /// The last answer to anything.
+    answered: Option<Instant>,
+    /// When the first of the requests was sent of which none has been answered.
+    away_since: Option<Instant>,
+    /// What the cycle was told.
+    told_away: bool,
+}
+
+impl Reach {
+    fn news(&mut self) -> Option<Event> {
+        let is_away = self.away_since.is_some();
+        if is_away == self.told_away {
+            return None;
+        }
+        self.told_away = is_away;
+        let Some(since) = self.away_since else {
+            return Some(Event::ApiBack);
+        };
+        let span = since.elapsed().as_millis();
+        Some(Event::ApiAway(Millis(
+            u64::try_from(span).unwrap_or(u64::MAX),
+        )))
+    }
+}
+
 #[derive(Debug, Default)]
 struct Mail {
+    reach: Mutex<Reach>,
     agents: Mutex<BTreeMap<NodeName, Mailed>>,
     dropped: Mutex<Vec<Ticket>>,
     notify: Notify,
@@ -100,6 +132,27 @@ impl Inbox {
         self.mail.notify.notify_one();
     }
 
+    /// The API server has answered a request, whatever it said.
+    pub fn answered(&self) {
+        let mut reach = locked(&self.mail.reach);
+        reach.answered = Some(Instant::now());
+        if reach.away_since.take().is_some() {
+            drop(reach);
+            self.mail.notify.notify_one();
+        }
+    }
+
+    /// A request that was sent at `sent` has had no answer. The API server is away when nothing else
+    /// has had one since.
+    pub fn unanswered(&self, sent: Instant) {
+        let mut reach = locked(&self.mail.reach);
+        if reach.away_since.is_none() && reach.answered.is_none_or(|at| at < sent) {
+            reach.away_since = Some(sent);
+            drop(reach);
+            self.mail.notify.notify_one();
+        }
+    }
+
     /// Says that nobody waits for the answer of this Bind any more.
     pub fn dropped(&self, ticket: Ticket) {
         locked(&self.mail.dropped).push(ticket);
@@ -129,7 +182,8 @@ impl Outbox {
         self.events.try_recv().ok()
     }
 
-    /// Everything that was left by agents and dropped Binds, by node and then in order of dropping.
+    /// Everything that was left by agents and dropped Binds, by node and then in order of dropping;
+    /// then whether the API server answers, if that has changed.
     pub fn collect(&self) -> Vec<Event> {
         let agents = std::mem::take(&mut *locked(&self.mail.agents));
         let dropped = std::mem::take(&mut *locked(&self.mail.dropped));
@@ -147,6 +201,7 @@ impl Outbox {
             );
         }
         events.extend(dropped.into_iter().map(Event::BindDropped));
+        events.extend(locked(&self.mail.reach).news());
         events
     }
 }
@@ -181,6 +236,28 @@ mod tests {
             outbox.collect(),
             [Event::Report(report("n", 2)), Event::BindDropped(Ticket(9))]
         );
+        assert!(outbox.collect().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn api_server_is_away_when_nothing_is_answered_after_a_request_that_was_not() {
+        let (inbox, outbox) = inbox();
+        let second = std::time::Duration::from_secs(1);
+        let first = Instant::now();
+        tokio::time::advance(second).await;
+        inbox.answered();
+        inbox.unanswered(first);
+        assert!(outbox.collect().is_empty(), "another one was answered");
+        tokio::time::advance(second).await;
+        let second_try = Instant::now();
+        tokio::time::advance(second).await;
+        inbox.unanswered(second_try);
+        assert_eq!(outbox.collect(), [Event::ApiAway(Millis(1000))]);
+        inbox.unanswered(Instant::now());
+        assert!(outbox.collect().is_empty(), "told once");
+        inbox.answered();
+        assert_eq!(outbox.collect(), [Event::ApiBack]);
+        inbox.answered();
         assert!(outbox.collect().is_empty());
     }
 

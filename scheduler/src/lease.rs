@@ -89,6 +89,7 @@ impl Elector {
         };
         tracing::info!(epoch = held.epoch.0, identity = %self.identity, "leading");
         self.fence.open(held.epoch);
+        self.inbox.answered();
         if self
             .inbox
             .send(Event::LeadershipGained(held.epoch))
@@ -231,8 +232,13 @@ impl Elector {
             }
             let end = held.renewed + self.settings.renew_deadline.0;
             let seen = self.fence.seen();
+            let sent = Instant::now();
             let renewal = tokio::time::timeout_at(end, self.renew(&mut held)).await;
             failed = !matches!(renewal, Ok(Renewal::Done));
+            match renewal {
+                Ok(Renewal::Done | Renewal::Taken) => self.inbox.answered(),
+                Ok(Renewal::Again) | Err(_) => self.inbox.unanswered(sent),
+            }
             let lost = match renewal {
                 Ok(Renewal::Done) => {
                     self.fence.confirm(seen);
@@ -276,6 +282,7 @@ impl Elector {
                 // Our own renewal whose answer was lost, a touch by a person, or another leader.
                 match api.get(&self.settings.name).await {
                     Ok(current) if holder(&current) == self.identity => {
+                        self.inbox.answered();
                         held.lease = current;
                         Renewal::Again
                     }
@@ -289,6 +296,9 @@ impl Elector {
             Err(kube::Error::Api(status)) if status.is_not_found() => Renewal::Taken,
             Err(error) => {
                 tracing::warn!(%error, "the lease cannot be renewed");
+                if matches!(&error, kube::Error::Api(status) if status.code < 500) {
+                    self.inbox.answered();
+                }
                 Renewal::Again
             }
         }

@@ -150,7 +150,8 @@ impl Scheduler {
             config.watch.unhealthy_after.millis(),
         ));
         let published = Arc::new(AtomicU64::new(0));
-        let caller = Caller::new(clients.write.clone(), config.writes.attempt_timeout.0);
+        let caller = Caller::new(clients.write.clone(), config.writes.attempt_timeout.0)
+            .telling(inbox.clone());
         let mut scheduler = Self {
             extender: Extender::new(
                 Arc::clone(&view),
@@ -395,8 +396,7 @@ fn identities(
     }
     Identities::reviewed(
         clients.write.clone(),
-        &config.agents.audience,
-        config.agents.token_reviews_per_second,
+        &config.agents,
         options.wall,
         Arc::clone(metrics),
     )

@@ -80,12 +80,25 @@ impl Stack {
     }
 
     async fn agent_token(&self, node: &str) -> anyhow::Result<String> {
-        let name = format!("muster-agent-{node}");
-        let pods: Api<Pod> = Api::namespaced(self.cluster.admin(), "muster-system");
-        if pods.get_opt(&name).await?.is_none() {
+        let pod = format!("muster-agent-{node}");
+        self.pod_token("muster-system", "muster-agent", &pod, node)
+            .await
+    }
+
+    /// A token for the scheduler's audience, bound to a pod of this ServiceAccount on the node. The pod
+    /// is made where it is not there.
+    pub async fn pod_token(
+        &self,
+        namespace: &str,
+        account: &str,
+        name: &str,
+        node: &str,
+    ) -> anyhow::Result<String> {
+        let pods: Api<Pod> = Api::namespaced(self.cluster.admin(), namespace);
+        if pods.get_opt(name).await?.is_none() {
             let pod = serde_json::from_value(json!({
                 "metadata": { "name": name },
-                "spec": { "nodeName": node, "serviceAccountName": "muster-agent",
+                "spec": { "nodeName": node, "serviceAccountName": account,
                           "containers": [{ "name": "agent", "image": "agent" }],
                           "tolerations": [{ "operator": "Exists" }] },
             }))?;
@@ -93,14 +106,14 @@ impl Stack {
         }
         let options = TokenOptions {
             audiences: vec!["muster-scheduler".into()],
-            pod: Some(name),
+            pod: Some(name.to_owned()),
             // Longer than a person keeps a local cluster up: nobody renews it.
             expiration_seconds: 7 * 24 * 3600,
             ..TokenOptions::default()
         };
         let token = self
             .cluster
-            .service_account_token("muster-system", "muster-agent", &options)
+            .service_account_token(namespace, account, &options)
             .await?;
         Ok(token)
     }

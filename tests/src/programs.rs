@@ -81,3 +81,13 @@ pub fn scheduler() -> anyhow::Result<PathBuf> {
 pub fn agent() -> anyhow::Result<PathBuf> {
     program("muster-agent")
 }
+
+/// Path of the fake `libnvidia-ml`, which is built with the tests of this package.
+pub fn fake_nvml() -> anyhow::Result<PathBuf> {
+    let folder = folder()?;
+    let places = ["deps/libnvidia_ml.so", "libnvidia_ml.so"].map(|name| folder.join(name));
+    places
+        .into_iter()
+        .find(|path| path.is_file())
+        .with_context(|| format!("libnvidia_ml.so is not in {}", folder.display()))
+}

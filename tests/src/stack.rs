@@ -33,7 +33,7 @@ pub struct StackOptions {
     pub policies: bool,
     /// Run training-operator, and how.
     pub operator: Option<TrainingOperatorOptions>,
-    /// Run fake agents; otherwise the configuration says `nodesWithoutAgent: useAllocatable`.
+    /// Run fake agents for the GPU pools; otherwise the configuration says `nodesWithoutAgent: useAllocatable`.
     pub agents: bool,
     /// Further lines of Muster's configuration.
     pub config: String,
@@ -114,12 +114,12 @@ impl Stack {
             agents,
             options,
         };
-        if stack.options.agents {
+        let fleet = Fleet {
+            scenario: stack.options.scenario.clone(),
+            ..Fleet::of(&stack.options.pools)
+        };
+        if stack.options.agents && !fleet.nodes.is_empty() {
             say("starting a fake agent for each GPU node");
-            let fleet = Fleet {
-                scenario: stack.options.scenario.clone(),
-                ..Fleet::of(&stack.options.pools)
-            };
             stack.start_fleet(&fleet).await?;
         }
         stack.wait_ready(Duration::from_secs(60)).await?;

@@ -32,6 +32,8 @@ enum Step {
     Apply(String),
     /// A user suspends a job, or resumes it.
     Suspend(&'static str, bool),
+    /// A user sets an annotation of a job, or takes it off.
+    Annotate(&'static str, &'static str, Value),
     /// A user deletes an object and waits until it, and the pods with this prefix, are gone.
     Delete(&'static str, &'static str),
     /// A pod goes away and comes back with another UID.
@@ -44,7 +46,7 @@ enum Step {
     Look(&'static str),
 }
 
-use Step::{Apply, Delete, Look, Replace, Started, Suspend, Until};
+use Step::{Annotate, Apply, Delete, Look, Replace, Started, Suspend, Until};
 
 /// A pod of ours that asks for no GPU.
 const PLAIN_POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: plain, namespace: default}\nspec: {schedulerName: muster, \
@@ -70,11 +72,19 @@ fn steps() -> Vec<Step> {
         Apply(train("train").running_for(5).yaml()),
         Until("train", "Succeeded", ""),
         Look("a job has run to its end"),
-        Apply(workers("first", 3, 25)),
+        Apply(workers("first", 3, 60)),
         Until("first", "Running", ""),
         Apply(workers("second", 3, 5)),
         Until("second", "Waiting", "NotEnoughFree"),
         Look("one of two gangs of sixty percent runs, the other holds nothing"),
+        Suspend("second", false),
+        Look("resuming a queued job makes no difference"),
+        Annotate("second", "muster.dev/hold", Value::Null),
+        Until("second", "Suspended", ""),
+        Look("its user has taken it out of the queue"),
+        Suspend("second", false),
+        Until("second", "Waiting", "NotEnoughFree"),
+        Look("and put it back"),
         Until("second", "Succeeded", ""),
         Look("the other has run after it"),
         example(include_str!(
@@ -229,6 +239,12 @@ impl Place {
                 api.patch(job, &PatchParams::default(), &Patch::Merge(&patch))
                     .await?;
             }
+            Annotate(job, key, value) => {
+                let patch = json!({"metadata": {"annotations": {*key: value}}});
+                let api = self.api("PyTorchJob")?;
+                api.patch(job, &PatchParams::default(), &Patch::Merge(&patch))
+                    .await?;
+            }
             Delete(kind, name) => {
                 self.api(kind)?
                     .delete(name, &DeleteParams::default())
@@ -308,10 +324,13 @@ fn show_job(job: &Value) -> String {
     let annotation = |key| value::at(job, &["metadata", "annotations", key]).is_some();
     let specs = value::at(job, &["spec", "pytorchReplicaSpecs"]);
     let pinned = specs.is_some_and(|specs| specs.to_string().contains("matchFields"));
+    // What kubectl shows in the column STATE.
+    let last = value::items(job, &["status", "conditions"]).last();
     format!(
-        "suspended {suspended}, held {}, pinned {} {pinned}",
+        "suspended {suspended}, held {}, pinned {} {pinned}, state {}",
         annotation("muster.dev/hold"),
-        annotation("muster.dev/pinned")
+        annotation("muster.dev/pinned"),
+        last.map_or("", |condition| value::text(condition, &["type"]))
     )
 }
 

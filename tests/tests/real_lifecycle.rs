@@ -1,6 +1,8 @@
 //! What users do to their jobs, on the real control plane.
 
-use muster_control_plane::{NodeTemplate, TrainingOperatorOptions};
+use std::time::Duration;
+
+use muster_control_plane::{Identity, NodeTemplate, TrainingOperatorOptions};
 use muster_tests::acts::PATIENCE;
 use muster_tests::jobs::{Job, Role};
 use muster_tests::stack::{Stack, StackOptions};
@@ -34,6 +36,12 @@ async fn jobs_are_followed_through_what_their_users_do() -> anyhow::Result<()> {
         .await?;
     stack
         .step("a suspended job is left alone", born_suspended(&stack))
+        .await?;
+    stack
+        .step(
+            "a queued job is shown, applied again and taken out",
+            queued(&stack),
+        )
         .await?;
     stack.step("a job is scaled", scaled(&stack)).await?;
     stack
@@ -187,8 +195,122 @@ async fn born_suspended(stack: &Stack) -> anyhow::Result<()> {
         .recorder
         .look(|world| world.pods_of("sleeper").count());
     assert_eq!(pods, 0);
+    // Resumed while there is no room: it queues without pods, and says so.
+    stack.suspend_job("sleeper", false).await?;
+    stack
+        .wait_gang("default", "sleeper", PATIENCE, |says| {
+            says.reason == "NotEnoughFree"
+        })
+        .await?;
+    wait_state(stack, "sleeper", "Queued").await?;
+    assert_held(stack, "sleeper").await?;
     stack.end_job("busy").await?;
+    stack.wait_running("sleeper", 2).await?;
+    wait_state(stack, "sleeper", "Running").await?;
     stack.end_job("sleeper").await
+}
+
+/// Waits until `kubectl get pytorchjobs` shows this state.
+async fn wait_state(stack: &Stack, name: &str, state: &str) -> anyhow::Result<()> {
+    let get = ["get", "pytorchjobs", name, "--no-headers"];
+    let what = format!("kubectl to show {name} as {state}");
+    stack
+        .wait_until(PATIENCE, &what, async || {
+            stack
+                .cluster
+                .kubectl(&get)
+                .await
+                .is_ok_and(|found| found.stdout.split_whitespace().nth(1) == Some(state))
+        })
+        .await
+}
+
+/// Suspended and marked by Muster, and without pods.
+async fn assert_held(stack: &Stack, name: &str) -> anyhow::Result<()> {
+    let job = stack.job(name).await?;
+    assert_eq!(job["spec"]["runPolicy"]["suspend"], json!(true), "{name}");
+    assert_eq!(
+        job["metadata"]["annotations"]["muster.dev/hold"],
+        json!("queued"),
+        "{name}"
+    );
+    let pods = stack.recorder.look(|world| world.pods_of(name).count());
+    assert_eq!(pods, 0, "pods of {name}");
+    Ok(())
+}
+
+/// What a GitOps tool does again and again: the whole manifest, which says that the job is not
+/// suspended, in each of kubectl's ways.
+async fn apply_again(stack: &Stack, job: &Job) -> anyhow::Result<()> {
+    let yaml = job.clone().policy("suspend: false").yaml();
+    stack.cluster.apply_yaml(&yaml).await?;
+    for args in [["apply", "-f", "-"], ["replace", "-f", "-"]] {
+        let done = stack
+            .cluster
+            .kubectl_as(&Identity::Admin, &args, &yaml)
+            .await?;
+        assert!(done.success, "{args:?}: {}", done.stderr);
+    }
+    Ok(())
+}
+
+async fn queued(stack: &Stack) -> anyhow::Result<()> {
+    let tenant = workers("tenant", 4);
+    let hopeful = workers("hopeful", 2);
+    stack.submit(&tenant).await?;
+    stack.wait_running("tenant", 4).await?;
+    wait_state(stack, "tenant", "Running").await?;
+    stack.submit(&hopeful).await?;
+    stack
+        .wait_gang("default", "hopeful", PATIENCE, |says| {
+            says.reason == "NotEnoughFree"
+        })
+        .await?;
+    wait_state(stack, "hopeful", "Queued").await?;
+    let writes = stack.cluster.api_writes().await?;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let more = stack.cluster.api_writes().await?.since(&writes);
+    let of_jobs = more.count(|kind| kind.resource == "pytorchjobs");
+    assert_eq!(of_jobs, 0, "writes of jobs while one waits: {more:?}");
+
+    apply_again(stack, &hopeful).await?;
+    assert_held(stack, "hopeful").await?;
+    wait_state(stack, "hopeful", "Queued").await?;
+    let members = |stack: &Stack| -> Vec<String> {
+        stack
+            .recorder
+            .look(|world| world.pods_of("tenant").map(|pod| pod.uid.clone()).collect())
+    };
+    let before = members(stack);
+    stack
+        .cluster
+        .apply_yaml(&tenant.clone().policy("suspend: false").yaml())
+        .await?;
+    let job = stack.job("tenant").await?;
+    assert_eq!(job["spec"]["runPolicy"]["suspend"], json!(false));
+
+    let annotate = ["annotate", "pytorchjobs", "hopeful", "muster.dev/hold-"];
+    stack.cluster.kubectl(&annotate).await?;
+    stack
+        .wait_gang("default", "hopeful", PATIENCE, |says| {
+            says.phase == "Suspended"
+        })
+        .await?;
+    wait_state(stack, "hopeful", "Suspended").await?;
+    stack.suspend_job("hopeful", false).await?;
+    stack
+        .wait_gang("default", "hopeful", PATIENCE, |says| {
+            says.phase == "Waiting"
+        })
+        .await?;
+    wait_state(stack, "hopeful", "Queued").await?;
+    assert_held(stack, "hopeful").await?;
+
+    assert_eq!(members(stack), before, "the running job kept its pods");
+    stack.end_job("tenant").await?;
+    stack.wait_running("hopeful", 2).await?;
+    wait_state(stack, "hopeful", "Running").await?;
+    stack.end_job("hopeful").await
 }
 
 fn replicas(count: u32) -> Value {

@@ -1,7 +1,7 @@
 //! The repository itself is tested: who may depend on whom, and that the code is formatted.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn root() -> &'static Path {
@@ -73,6 +73,80 @@ fn core_knows_no_runtime_no_kubernetes_no_serialisation_and_no_chance() {
     );
 }
 
+/// The Rust sources under a folder, with their texts.
+fn sources(folder: &Path) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder of sources") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            let text = std::fs::read_to_string(&path).expect("a source is text");
+            found.push((path.display().to_string(), text));
+        }
+    }
+    found
+}
+
+/// Lines of code, comments left out, that hold one of these words.
+fn lines_with(text: &str, words: &[&str]) -> Vec<String> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    text.lines()
+        .map(|line| line.split_once("//").map_or(line, |(code, _)| code))
+        .filter(|code| {
+            code.split(|c| !is_word(c)).any(|path| {
+                words.iter().any(|word| {
+                    path == *word
+                        || path.starts_with(&format!("{word}::"))
+                        || path.ends_with(&format!("::{word}"))
+                        || path.contains(&format!("::{word}::"))
+                })
+            })
+        })
+        .map(str::to_owned)
+        .collect()
+}
+
+/// What the standard library offers and the core must not take: the dependency tree does not show it.
+const NOT_IN_CORE: [&str; 16] = [
+    "HashMap",
+    "HashSet",
+    "RandomState",
+    "Instant",
+    "SystemTime",
+    "std::time",
+    "std::thread",
+    "std::fs",
+    "std::net",
+    "std::env",
+    "std::io",
+    "std::process",
+    "println",
+    "eprintln",
+    "print",
+    "dbg",
+];
+
+#[test]
+fn core_has_no_clock_no_threads_no_io_and_no_hash_order() {
+    let sources = sources(&root().join("scheduler/core/src"));
+    assert!(sources.len() > 20, "{} sources", sources.len());
+    for (path, text) in sources {
+        let found = lines_with(&text, &NOT_IN_CORE);
+        assert!(found.is_empty(), "{path}: {found:?}");
+    }
+    for line in [
+        "use std::collections::HashMap;",
+        "let now = std::time::Instant::now();",
+        "    Instant::now() // the time",
+        "map: HashSet<u8>,",
+        "std::thread::spawn(|| ());",
+    ] {
+        assert_eq!(lines_with(line, &NOT_IN_CORE).len(), 1, "{line}");
+    }
+    assert!(lines_with("// no HashMap here, InstantNoodles", &NOT_IN_CORE).is_empty());
+}
+
 #[test]
 fn translation_has_no_client_and_no_runtime() {
     assert_free_of(
@@ -103,6 +177,118 @@ fn agent_and_scheduler_share_only_the_protocol() {
     let scheduler = ours(tree("muster-scheduler", false));
     let shared: Vec<&String> = agent.intersection(&scheduler).collect();
     assert_eq!(shared, ["muster-proto"]);
+}
+
+/// What kube-scheduler's extender protocol, and what lies behind it, can do to a gang scheduler.
+/// The tests of a trap carry its number: `t07_no_score_is_ever_sent`.
+const TRAPS: [&str; 43] = [
+    "names in any case come in, PascalCase goes out; null, absent and empty are told apart",
+    "a request with whole nodes is answered with nodes",
+    "what is not 200 against what has an Error",
+    "null or {} for a Bind reads as success",
+    "a node that was not offered",
+    "5,000 names within a millisecond",
+    "a score above 10 or below 0",
+    "preemption by UID, unknown victims, no victims",
+    "a thousand Binds at once over HTTP/2",
+    "slow, large and broken requests, callers without a certificate",
+    "a hang, and the caller's deadline",
+    "a refusal whose text changes makes kube-scheduler spin",
+    "a bound pod wakes every pod that was refused",
+    "default plugins refuse every node, and nobody asks",
+    "a nominated node is asked about alone first",
+    "Filter is asked many times",
+    "kube-scheduler offers a sample of the nodes",
+    "CPU-only members, init containers, resources of the pod",
+    "the barrier's deadline against the caller's",
+    "OK without a binding loses the pod",
+    "a binding after the caller has given up",
+    "a lost answer, and the same Bind again",
+    "a pod made again under its name",
+    "conflicts: deleted, gated, bound elsewhere",
+    "a node that is lost between plan and bind",
+    "some bindings fail",
+    "the barrier opens once, however often it is asked",
+    "a held pod is preempted",
+    "gangs interleaved on room for one",
+    "a large gang beside a stream of small ones",
+    "another number of members than expected",
+    "a crash at every step",
+    "kube-scheduler restarts with half a gang in Bind",
+    "an old leader",
+    "a foreign pod takes planned room",
+    "a gate of somebody else",
+    "a pin to a node that died",
+    "one release is refused",
+    "429 and timeouts",
+    "gates come off in any order",
+    "a device is lost between plan and kubelet's admission",
+    "the agent's inventory against the node's allocatable",
+    "pods of native groups",
+];
+
+/// Traps that have no test here, with the reason.
+const TRAPS_ELSEWHERE: [(usize, &str); 1] = [(30, "nothing holds before there are queues")];
+
+/// The Rust files below a folder, but for build outputs and hidden folders.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
+            found.extend(sources(&path));
+        } else if name.ends_with(".rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn every_trap_of_the_extender_protocol_has_a_test() {
+    let mut carried: BTreeSet<usize> = BTreeSet::new();
+    for file in sources(root()) {
+        let text = std::fs::read_to_string(&file).expect("a source file");
+        let mut is_test = false;
+        for line in text.lines().map(str::trim) {
+            if line.starts_with("#[") {
+                is_test |= line.contains("test");
+                continue;
+            }
+            let name = line.trim_start_matches("async ").strip_prefix("fn t");
+            let number = name
+                .and_then(|name| name.split_once('_'))
+                .map(|(number, _)| number);
+            if let Some(Ok(number)) = number.filter(|_| is_test).map(str::parse) {
+                carried.insert(number);
+            }
+            is_test &= line.starts_with("//");
+        }
+    }
+    assert!(carried.contains(&1), "the tree was read: {carried:?}");
+    let elsewhere: BTreeSet<usize> = TRAPS_ELSEWHERE.iter().map(|(number, _)| *number).collect();
+    let missing: Vec<(usize, &str)> = (1..)
+        .zip(TRAPS)
+        .filter(|(number, _)| !carried.contains(number) && !elsewhere.contains(number))
+        .collect();
+    assert_eq!(missing, [], "traps without a test");
+    assert!(
+        carried
+            .iter()
+            .all(|number| (1..=TRAPS.len()).contains(number)),
+        "a test of a trap that is not listed: {carried:?}"
+    );
+    let excused: Vec<&usize> = elsewhere.intersection(&carried).collect();
+    assert_eq!(
+        excused,
+        Vec::<&usize>::new(),
+        "traps that have a test after all"
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use muster_agent::fake::{FakeGpu, FakeNode, FakeSlice};
 use muster_agent::model::DeviceEventKind;
@@ -186,9 +186,15 @@ impl World {
                 .for_node(&name),
             None => Vec::new(),
         };
+        let start = Instant::now();
+        if let Some(file) = variable("MUSTER_FAKE_NVML_STARTED_FILE") {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            let now = now.map_err(|error| error.to_string())?.as_millis();
+            std::fs::write(&file, now.to_string()).map_err(|error| format!("{file}: {error}"))?;
+        }
         Ok(Self {
             node: FakeNode::new(profile.shape_for(&name), &name),
-            start: Instant::now(),
+            start,
             timeline: timeline.into(),
             not_supported: names("MUSTER_FAKE_NVML_NOT_SUPPORTED"),
             missing: names("MUSTER_FAKE_NVML_MISSING"),
@@ -200,7 +206,10 @@ impl World {
     /// Applies what is due by now. Events reach the sets that the GPU was registered in before.
     fn advance(&mut self) {
         let elapsed = self.start.elapsed();
-        while let Some((_, fault)) = self.timeline.pop_front_if(|(at, _)| *at <= elapsed) {
+        while self.timeline.front().is_some_and(|(at, _)| *at <= elapsed) {
+            let Some((_, fault)) = self.timeline.pop_front() else {
+                break;
+            };
             let Some(event) = self.node.apply(&fault) else {
                 continue;
             };

@@ -41,7 +41,12 @@ pub struct FleetArgs {
     )]
     kubeconfig: Option<PathBuf>,
     /// Only nodes with these labels, e.g. pool=gpu,!maintenance.
-    #[arg(long, value_name = "SELECTOR", requires = "kubeconfig")]
+    #[arg(
+        long,
+        value_name = "SELECTOR",
+        requires = "kubeconfig",
+        conflicts_with = "count"
+    )]
     node_selector: Option<String>,
     /// Play this many nodes without a cluster.
     #[arg(long, value_name = "N")]

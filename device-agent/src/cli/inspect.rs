@@ -41,6 +41,9 @@ pub struct InspectArgs {
     /// The driver's library, where the loader does not find libnvidia-ml.so.1 by itself.
     #[arg(long, value_name = "FILE")]
     nvml_library: Option<PathBuf>,
+    /// Where sysfs is mounted: it tells which GPUs are on the PCI bus, and near which CPUs.
+    #[arg(long, value_name = "DIR", default_value = "/sys")]
+    sysfs: PathBuf,
     /// What to print.
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -76,6 +79,7 @@ pub async fn inspect(args: InspectArgs) -> Result<ExitCode> {
             let library = args.nvml_library.map(PathBuf::into_os_string);
             read_once(&NvmlConfig {
                 library,
+                sysfs: args.sysfs,
                 ..NvmlConfig::default()
             })
             .context("cannot read GPUs through NVML (no NVIDIA driver here? try --source fake)")?

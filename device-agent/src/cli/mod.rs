@@ -193,12 +193,57 @@ fn boot_id(path: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     use super::Cli;
 
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    /// Other tools start these: the spellings stay.
+    #[test]
+    fn command_lines_that_others_use_are_taken() {
+        for line in [
+            "muster-agent run --scheduler https://a:1 --node-name n --source nvml --ca-file c \
+             --token-file t --nvml-library l --pod-resources-socket s --expected-gpus 8 \
+             --watchdog 45 --node-uid u",
+            "muster-agent run --scheduler http://a:1 --node-name n --source fake --profile h100-8 \
+             --scenario xid79-and-back",
+            "muster-agent run --scheduler http://a:1 --node-name n",
+            "muster-agent inspect",
+            "muster-agent inspect --output json",
+            "muster-agent inspect --output table --source fake --profile p --scenario s --at 30",
+            "muster-agent fleet --scheduler http://a:1 --profile p --scenario s --kubeconfig k \
+             --node-selector a=b,!c",
+            "muster-agent fleet --scheduler http://a:1 --profile p --count 5000 --prefix gpu-",
+            "muster-agent fleet --scheduler https://a:1 --profile p --count 5 --token-dir d \
+             --ca-file c --spread 2.5 --seed 7 --kubelet unknown",
+            "muster-agent --log-format json inspect",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}\n{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_command_lines_are_refused() {
+        for line in [
+            "muster-agent",
+            "muster-agent run --scheduler http://a:1 --node-name n --source magic",
+            "muster-agent run --scheduler http://a:1 --node-name n --watchdog 0",
+            "muster-agent fleet --scheduler http://a:1 --profile p",
+            "muster-agent fleet --scheduler http://a:1 --count 5 --kubeconfig k",
+            "muster-agent fleet --scheduler http://a:1 --count 5 --node-selector a=b",
+            "muster-agent inspect --output xml",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
     }
 }

@@ -50,9 +50,12 @@ pub struct RunArgs {
     /// The driver's library, where the loader does not find libnvidia-ml.so.1 by itself.
     #[arg(long, value_name = "FILE")]
     nvml_library: Option<PathBuf>,
-    /// GPUs this node should have; reported beside the number that is seen.
+    /// GPUs this node should have, where that is another number than the PCI bus tells: no more than these are told as lost.
     #[arg(long, value_name = "N")]
     expected_gpus: Option<u32>,
+    /// Where sysfs is mounted: it tells which GPUs are on the PCI bus, and near which CPUs.
+    #[arg(long, value_name = "DIR", default_value = "/sys")]
+    sysfs: PathBuf,
     /// Time after which a call into the driver counts as hanging, seconds; 1 to 3600.
     #[arg(long, value_name = "SECONDS", default_value_t = 45, value_parser = clap::value_parser!(u64).range(1..=3600))]
     watchdog: u64,
@@ -93,6 +96,7 @@ pub async fn run(args: RunArgs) -> Result<ExitCode> {
         SourceKind::Nvml => {
             let config = NvmlConfig {
                 library: args.nvml_library.map(PathBuf::into_os_string),
+                sysfs: args.sysfs,
                 devices_expected: args.expected_gpus,
                 watchdog,
                 ..NvmlConfig::default()

@@ -113,6 +113,8 @@ pub enum JobChange {
     Hold,
     /// What we put into the templates taken out, and our marks; suspension left as it is.
     Strip,
+    /// The job's own status says whether it is queued by us; nothing else is touched.
+    Show,
 }
 
 /// What to write.

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use crate::ids::{Epoch, GangKey, Namespace, NodeName, PodUid};
+use crate::ids::{Epoch, GangKey, Namespace, NodeName, PodUid, ResourceVersion};
 use crate::inventory::{NodeReport, ReportOrder};
 use crate::node::Node;
 use crate::pod::Pod;
 use crate::record::GangRecord;
+use crate::time::Millis;
 use crate::workload::Workload;
 
 /// Number of a Bind that is being held.
@@ -47,6 +48,26 @@ pub enum WriteOutcome {
     Refused(Arc<str>),
     /// Not known: neither the write nor the reading after it got an answer in time.
     Unknown(Arc<str>),
+    /// The same of a Binding, with the newest resourceVersion of the pod that an attempt has cited:
+    /// it may apply until the pod has moved on from there.
+    BindingUnknown {
+        /// The resourceVersion.
+        cited: ResourceVersion,
+        /// What was said last.
+        said: Arc<str>,
+    },
+}
+
+impl WriteOutcome {
+    /// Version of the pod from which on a Binding that ended like this is void; `None` when nothing
+    /// is in doubt. `sent` is the version that the Binding was sent with.
+    pub fn doubtful_version(&self, sent: &ResourceVersion) -> Option<ResourceVersion> {
+        match self {
+            Self::BindingUnknown { cited, .. } => Some(cited.clone()),
+            Self::Unknown(_) => Some(sent.clone()),
+            _ => None,
+        }
+    }
 }
 
 /// What the outside tells the engine.
@@ -87,6 +108,11 @@ pub enum Event {
     LeadershipGained(Epoch),
     /// This replica must not write any more.
     LeadershipLost,
+    /// Nothing that was asked of the API server has been answered for this long. Deadlines that wait
+    /// for something to happen there stand still.
+    ApiAway(Millis),
+    /// The API server answers again.
+    ApiBack,
     /// kube-scheduler asks to bind.
     BindAsked(BindAsked),
     /// The connection that held this Bind is gone. The pod may come again.

@@ -73,9 +73,20 @@ text_id!(
     RoleName
 );
 text_id!(
-    /// `metadata.resourceVersion`; compared for equality only.
+    /// `metadata.resourceVersion`.
     ResourceVersion
 );
+
+impl ResourceVersion {
+    /// Whether this is surely a later version of the same object. Kubernetes writes them as numbers
+    /// that grow; of anything else nothing is known.
+    pub fn is_after(&self, other: &Self) -> bool {
+        let number = |version: &Self| version.as_str().parse::<u64>().ok();
+        number(self)
+            .zip(number(other))
+            .is_some_and(|(this, other)| this > other)
+    }
+}
 text_id!(
     /// Id of one plan of one gang, unique within the cluster: `e<epoch>-<counter>`.
     PlanId

@@ -51,8 +51,8 @@ impl Device {
     }
 }
 
-/// Order of reports of one node: a later boot or instance replaces an earlier one, within one
-/// instance the generation decides.
+/// Order of reports of one node: a later instance replaces an earlier one, and an earlier one
+/// replaces a later one that has fallen silent; within one instance the generation decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportOrder {
     /// Kernel boot id.
@@ -96,8 +96,8 @@ pub struct Belief {
     pub heard: Timestamp,
 }
 
-/// Silence after which a report of another boot is taken although its instance is lower: the node
-/// has come back with its clock behind.
+/// Silence after which a report is taken although its instance is lower: the node's clock was set
+/// back, or the one that spoke before had no right to. Who is alive is then believed.
 const REPLACED_AFTER: Millis = Millis::from_secs(30);
 
 /// All beliefs, by node.
@@ -115,8 +115,7 @@ impl Inventory {
         if let Some(belief) = self.beliefs.get_mut(&report.node) {
             let held = &belief.report.order;
             let silent = now.since(belief.heard) > REPLACED_AFTER;
-            if report.order.instance < held.instance && !(report.order.boot != held.boot && silent)
-            {
+            if report.order.instance < held.instance && !silent {
                 return Err(ReportRefused::Replaced);
             }
             if report.order.instance == held.instance && report.order.boot == held.boot {
@@ -284,6 +283,28 @@ mod tests {
         );
         assert_eq!(
             inventory.apply(report("a", 6, 1, &[]), Timestamp(2)),
+            Ok(true)
+        );
+    }
+
+    #[test]
+    fn instance_from_the_future_does_not_keep_the_node_out_once_it_is_silent() {
+        let mut inventory = Inventory::default();
+        assert_eq!(
+            inventory.apply(report("a", u64::MAX, 9, &["x"]), Timestamp(0)),
+            Ok(true)
+        );
+        assert_eq!(
+            inventory.apply(report("a", 5, 1, &["x"]), Timestamp(30_000)),
+            Err(ReportRefused::Replaced)
+        );
+        assert_eq!(
+            inventory.apply(report("a", 5, 1, &["x"]), Timestamp(30_001)),
+            Ok(true)
+        );
+        // And the silent one is newer again when it comes back: its silence was not its end.
+        assert_eq!(
+            inventory.apply(report("a", u64::MAX, 10, &["x"]), Timestamp(30_002)),
             Ok(true)
         );
     }

@@ -20,6 +20,7 @@ pub mod config;
 pub mod engine;
 pub mod event;
 pub mod ids;
+pub mod interpod;
 pub mod inventory;
 pub mod ledger;
 pub mod node;
@@ -32,3 +33,7 @@ pub mod snapshot;
 pub mod time;
 pub mod view;
 pub mod workload;
+
+// The world of the integration tests calls this crate by its name, and unit tests use that world.
+#[cfg(test)]
+extern crate self as muster_core;

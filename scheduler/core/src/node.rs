@@ -118,7 +118,8 @@ pub struct Requirement {
 }
 
 impl Requirement {
-    fn holds(&self, value: Option<&str>) -> bool {
+    /// Whether a label with this value meets it; `None` is a label that is not there.
+    pub fn holds(&self, value: Option<&str>) -> bool {
         match &self.operator {
             SelectorOperator::In(values) => value.is_some_and(|value| values.contains(value)),
             SelectorOperator::NotIn(values) => !value.is_some_and(|value| values.contains(value)),

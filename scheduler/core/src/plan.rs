@@ -7,17 +7,24 @@
 //! - A role is put on as few nodes as it needs; of nodes that would do, the fullest is taken, so
 //!   that empty nodes stay whole for gangs that need them.
 //! - Roles without devices keep away from nodes with devices while others have room.
+//! - Members keep the rules between them: anti-affinity, affinity, topology spread. See [`rules`].
+
+mod explain;
+mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use self::explain::{explain, explain_rules, missing_resource};
+use self::rules::{Cell, Rules};
 use crate::config::Config;
 use crate::ids::{DeviceUuid, NodeName, ResourceName, RoleName};
+use crate::interpod::Labels;
 use crate::inventory::Device;
 use crate::node::HostPort;
-use crate::pod::{Mismatch, PodShape};
-use crate::reason::{NodeTally, Unplaceable};
-use crate::resources::{Resources, Shortage};
+use crate::pod::PodShape;
+use crate::reason::Unplaceable;
+use crate::resources::Resources;
 use crate::snapshot::{Eligibility, NodeCapacity, Snapshot};
 
 /// Members of one role that need a place.
@@ -29,6 +36,19 @@ pub struct RoleRequest {
     pub indices: Vec<u32>,
     /// What each asks for.
     pub shape: Arc<PodShape>,
+    /// Labels of each, as far as a rule between members looks at them.
+    pub labels: Arc<Labels>,
+}
+
+/// A member that has its place already.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Standing {
+    /// Where.
+    pub node: NodeName,
+    /// What it asks for.
+    pub shape: Arc<PodShape>,
+    /// Its labels, as far as a rule between members looks at them.
+    pub labels: Arc<Labels>,
 }
 
 /// A gang, or the part of one that needs a place.
@@ -36,6 +56,8 @@ pub struct RoleRequest {
 pub struct GangRequest {
     /// Its roles.
     pub roles: Vec<RoleRequest>,
+    /// Members that have a place and keep it; needed only where members have rules between them.
+    pub placed: Vec<Standing>,
     /// Nodes that are out of the question for this gang, for a while.
     pub avoid: BTreeSet<NodeName>,
 }
@@ -74,7 +96,23 @@ struct Builder<'a> {
     config: &'a Config,
     avoid: &'a BTreeSet<NodeName>,
     touched: BTreeMap<usize, Remaining>,
+    rules: Rules,
+    home: Home,
 }
+
+/// The domain in which members come together, where affinity asks for that and leaves it open which:
+/// the first of the domains with room, then the next, when the rest of the gang does not fit there.
+#[derive(Default)]
+struct Home {
+    /// Which of the domains is tried.
+    number: usize,
+    /// How many there are, once somebody has had the choice.
+    of: Option<usize>,
+}
+
+/// Most domains that are tried as the home of one gang. Reached only where more domains have room
+/// for one role and none for the whole gang.
+const HOMES_MAX: usize = 64;
 
 /// Finds a place for every member of `gang`.
 pub fn plan(
@@ -85,15 +123,31 @@ pub fn plan(
     if let Some(missing) = missing_resource(snapshot, gang) {
         return Err(missing);
     }
-    let mut order: Vec<&RoleRequest> = gang.roles.iter().collect();
-    order.sort_by_key(|role| std::cmp::Reverse(weight(&role.shape, config)));
-    match place_all(snapshot, gang, &order, config) {
-        Ok(placement) => Ok(placement),
-        Err(failure) => {
-            order.reverse();
-            place_all(snapshot, gang, &order, config)
-                .map_err(|_| explain(snapshot, gang, failure.role, failure.placed, config))
+    let rules = Rules::of(snapshot, gang);
+    place(snapshot, gang, &rules, config).map_err(|failure| {
+        if rules.is_empty() {
+            explain(snapshot, gang, &failure, config)
+        } else {
+            explain_rules(snapshot, gang, &rules, &failure, config)
         }
+    })
+}
+
+/// Largest roles first, and if that does not work out, smallest first.
+fn place<'a>(
+    snapshot: &Snapshot,
+    gang: &'a GangRequest,
+    rules: &Rules,
+    config: &Config,
+) -> Result<Placement, Failure<'a>> {
+    let mut order: Vec<(usize, &RoleRequest)> = gang.roles.iter().enumerate().collect();
+    order.sort_by_key(|(_, role)| std::cmp::Reverse(weight(&role.shape, config)));
+    match place_all(snapshot, &gang.avoid, &order, rules, config) {
+        Err(failure) if order.len() > 1 => {
+            order.reverse();
+            place_all(snapshot, &gang.avoid, &order, rules, config).map_err(|_| failure)
+        }
+        answer => answer,
     }
 }
 
@@ -120,31 +174,53 @@ struct Failure<'a> {
     placed: u32,
 }
 
+/// Places the roles in this order, each in as many ways as there are homes for the gang.
 fn place_all<'a>(
     snapshot: &Snapshot,
-    gang: &GangRequest,
-    order: &[&'a RoleRequest],
+    avoid: &BTreeSet<NodeName>,
+    order: &[(usize, &'a RoleRequest)],
+    rules: &Rules,
     config: &Config,
 ) -> Result<Placement, Failure<'a>> {
-    let mut builder = Builder {
-        snapshot,
-        config,
-        avoid: &gang.avoid,
-        touched: BTreeMap::new(),
-    };
-    let mut members = Vec::new();
-    for role in order {
-        members.extend(
-            builder
-                .place_role(role)
-                .map_err(|placed| Failure { role, placed })?,
-        );
+    let mut first = None;
+    let mut number = 0usize;
+    loop {
+        let mut builder = Builder {
+            snapshot,
+            config,
+            avoid,
+            touched: BTreeMap::new(),
+            rules: rules.clone(),
+            home: Home { number, of: None },
+        };
+        let failure = match builder.place_roles(order) {
+            Ok(placement) => return Ok(placement),
+            Err(failure) => first.unwrap_or(failure),
+        };
+        number = number.saturating_add(1);
+        if number >= builder.home.of.unwrap_or(0).min(HOMES_MAX) {
+            return Err(failure);
+        }
+        first = Some(failure);
     }
-    members.sort_by(|a, b| (&a.role, a.index).cmp(&(&b.role, b.index)));
-    Ok(Placement { members })
 }
 
 impl Builder<'_> {
+    fn place_roles<'r>(
+        &mut self,
+        order: &[(usize, &'r RoleRequest)],
+    ) -> Result<Placement, Failure<'r>> {
+        let mut members = Vec::new();
+        for (position, role) in order {
+            let placed = self
+                .place_role(*position, role)
+                .map_err(|placed| Failure { role, placed })?;
+            members.extend(placed);
+        }
+        members.sort_by(|a, b| (&a.role, a.index).cmp(&(&b.role, b.index)));
+        Ok(Placement { members })
+    }
+
     fn may_stand(&self, capacity: &NodeCapacity, shape: &PodShape, devices: bool) -> bool {
         capacity.eligibility == Eligibility::Eligible
             && (!devices || capacity.reported)
@@ -171,15 +247,42 @@ impl Builder<'_> {
     }
 
     /// Places every member of the role; the number that found a place otherwise.
-    fn place_role(&mut self, role: &RoleRequest) -> Result<Vec<Placed>, u32> {
-        let total = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
+    fn place_role(&mut self, position: usize, role: &RoleRequest) -> Result<Vec<Placed>, u32> {
+        let total = role.indices.len();
         let wants_devices = devices_of(&role.shape, self.config) > 0;
-        let mut rooms: Vec<Candidate> = Vec::new();
+        let rooms = self.candidates(position, role, wants_devices);
+        let rooms = self.at_home(position, rooms, total, wants_devices)?;
+        let by = self.rules.counting(position);
+        let nodes = if by.is_empty() {
+            fill(rooms, total, wants_devices)?
+        } else {
+            self.share(&by, rooms, total, wants_devices)?
+        };
+        let places = role.indices.iter().zip(nodes);
+        Ok(places
+            .filter_map(|(index, at)| self.take(position, at, role, *index))
+            .collect())
+    }
+
+    /// The nodes that have room for members of the role, beside those that have a place.
+    fn candidates(
+        &self,
+        position: usize,
+        role: &RoleRequest,
+        wants_devices: bool,
+    ) -> Vec<Candidate> {
+        let total = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
+        let mut rooms = Vec::new();
         for (at, capacity) in self.snapshot.nodes.iter().enumerate() {
-            if !self.may_stand(capacity, &role.shape, wants_devices) {
+            if !self.may_stand(capacity, &role.shape, wants_devices)
+                || !self.rules.admit(position, at)
+            {
                 continue;
             }
-            let room = self.room(at, capacity, &role.shape, total);
+            let mut room = self.room(at, capacity, &role.shape, total);
+            if room > 1 && self.rules.one_on_node(position, at) {
+                room = 1;
+            }
             if room > 0 {
                 rooms.push(Candidate {
                     at,
@@ -189,30 +292,83 @@ impl Builder<'_> {
                 });
             }
         }
-        let sum = rooms.iter().fold(0u64, |sum, candidate| {
-            sum.saturating_add(u64::from(candidate.room))
+        rooms
+    }
+
+    /// Of the candidates, those in the domain that is to be the home of the gang, where affinity
+    /// between its members leaves that open. The most that one domain has room for, when none has
+    /// room for all.
+    fn at_home(
+        &mut self,
+        position: usize,
+        rooms: Vec<Candidate>,
+        total: usize,
+        wants_devices: bool,
+    ) -> Result<Vec<Candidate>, u32> {
+        let open = self.rules.open(position);
+        if open.is_empty() {
+            return Ok(rooms);
+        }
+        let mut domains: BTreeMap<Vec<Option<u32>>, Vec<Candidate>> = BTreeMap::new();
+        for candidate in rooms {
+            let domain = self.rules.domains(&open, candidate.at);
+            domains.entry(domain).or_default().push(candidate);
+        }
+        let most = domains.values().map(|rooms| room_of(rooms)).max();
+        let needed = u64::try_from(total).unwrap_or(u64::MAX);
+        let mut enough: Vec<Vec<Candidate>> = domains
+            .into_values()
+            .filter(|rooms| room_of(rooms) >= needed)
+            .collect();
+        // The fullest domain that would do, as with nodes.
+        enough.sort_by_key(|rooms| {
+            let spare = |sum: u64, a: &Candidate| sum.saturating_add(a.spare);
+            let (keeps_off, _, at) = rank(rooms, wants_devices);
+            (keeps_off, rooms.iter().fold(0, spare), at)
         });
-        if sum < u64::from(total) {
-            return Err(u32::try_from(sum).unwrap_or(u32::MAX));
+        let number = match self.home.of {
+            None => self.home.number,
+            Some(_) => 0,
+        };
+        self.home.of.get_or_insert(enough.len());
+        enough
+            .into_iter()
+            .nth(number)
+            .ok_or_else(|| u32::try_from(most.unwrap_or(0)).unwrap_or(u32::MAX))
+    }
+
+    /// The node of each of `total` members, shared out over domains as the rules at `by` ask for.
+    fn share(
+        &self,
+        by: &[usize],
+        rooms: Vec<Candidate>,
+        total: usize,
+        wants_devices: bool,
+    ) -> Result<Vec<usize>, u32> {
+        let mut parts: BTreeMap<Vec<Option<u32>>, Vec<Candidate>> = BTreeMap::new();
+        for candidate in rooms {
+            let domains = self.rules.domains(by, candidate.at);
+            parts.entry(domains).or_default().push(candidate);
         }
-        let mut left = role.indices.as_slice();
-        let mut placed = Vec::with_capacity(role.indices.len());
-        while !left.is_empty() {
-            let need = u32::try_from(left.len()).unwrap_or(u32::MAX);
-            let Some(position) = choose(&rooms, need, wants_devices) else {
-                return Err(total.saturating_sub(need));
-            };
-            let Candidate { at, room, .. } = rooms.swap_remove(position);
-            let take = usize::try_from(room.min(need))
-                .unwrap_or(left.len())
-                .min(left.len());
-            let (now, later) = left.split_at(take);
-            for index in now {
-                placed.push(self.take(at, role, *index));
-            }
-            left = later;
+        let mut cells: Vec<Cell> = parts
+            .iter()
+            .map(|(domains, rooms)| Cell {
+                domains: domains.clone(),
+                room: room_of(rooms),
+                rank: rank(rooms, wants_devices),
+                taken: 0,
+            })
+            .collect();
+        let order = self.rules.allot(by, &mut cells, total)?;
+        let mut nodes: Vec<std::vec::IntoIter<usize>> = Vec::with_capacity(cells.len());
+        for (cell, rooms) in cells.iter().zip(parts.into_values()) {
+            let taken = usize::try_from(cell.taken).unwrap_or(usize::MAX);
+            nodes.push(fill(rooms, taken, wants_devices)?.into_iter());
         }
-        Ok(placed.into_iter().flatten().collect())
+        Ok(order
+            .into_iter()
+            .filter_map(|cell| nodes.get_mut(cell)?.next())
+            .collect())
     }
 
     /// Free devices on the node, of every kind.
@@ -227,7 +383,14 @@ impl Builder<'_> {
             .fold(0, |sum, (_, amount)| sum.saturating_add(*amount))
     }
 
-    fn take(&mut self, at: usize, role: &RoleRequest, index: u32) -> Option<Placed> {
+    fn take(
+        &mut self,
+        position: usize,
+        at: usize,
+        role: &RoleRequest,
+        index: u32,
+    ) -> Option<Placed> {
+        self.rules.add(position, at);
         let capacity = self.snapshot.nodes.get(at)?;
         let remaining = self.touched.entry(at).or_insert_with(|| Remaining {
             free: capacity.free.clone(),
@@ -302,6 +465,43 @@ fn offers_devices(capacity: &NodeCapacity, config: &Config) -> bool {
         .any(|name| config.is_device(name))
 }
 
+/// Members that the candidates have room for.
+fn room_of(rooms: &[Candidate]) -> u64 {
+    rooms.iter().fold(0u64, |sum, candidate| {
+        sum.saturating_add(u64::from(candidate.room))
+    })
+}
+
+/// Of two groups of candidates the one with the smaller rank is filled first.
+fn rank(rooms: &[Candidate], wants_devices: bool) -> (bool, u64, usize) {
+    rooms
+        .iter()
+        .map(|a| (a.has_devices && !wants_devices, a.spare, a.at))
+        .min()
+        .unwrap_or((true, u64::MAX, usize::MAX))
+}
+
+/// The node of each of `total` members, on as few of the candidates as it needs; the number that
+/// they have room for, when that is too small.
+fn fill(mut rooms: Vec<Candidate>, total: usize, wants_devices: bool) -> Result<Vec<usize>, u32> {
+    let sum = room_of(&rooms);
+    if sum < u64::try_from(total).unwrap_or(u64::MAX) {
+        return Err(u32::try_from(sum).unwrap_or(u32::MAX));
+    }
+    let mut nodes = Vec::with_capacity(total);
+    while nodes.len() < total {
+        let left = total.saturating_sub(nodes.len());
+        let need = u32::try_from(left).unwrap_or(u32::MAX);
+        let Some(position) = choose(&rooms, need, wants_devices) else {
+            return Err(u32::try_from(nodes.len()).unwrap_or(u32::MAX));
+        };
+        let Candidate { at, room, .. } = rooms.swap_remove(position);
+        let take = usize::try_from(room.min(need)).unwrap_or(left);
+        nodes.extend(std::iter::repeat_n(at, take));
+    }
+    Ok(nodes)
+}
+
 /// The next node to fill, as a position in `rooms`.
 ///
 /// While some node can be filled by what is still needed, the one that takes most; then, for the
@@ -349,258 +549,4 @@ fn predict(free: &mut Vec<Device>, resource: &ResourceName, amount: u64) -> Vec<
         !wanted
     });
     taken
-}
-
-/// A resource that somebody asks for and no node offers.
-fn missing_resource(snapshot: &Snapshot, gang: &GangRequest) -> Option<Unplaceable> {
-    for role in &gang.roles {
-        for (resource, amount) in &role.shape.requests.extended {
-            let offered = snapshot
-                .nodes
-                .iter()
-                .any(|capacity| capacity.node.allocatable.extended(resource.as_str()) > 0);
-            if *amount > 0 && !offered {
-                return Some(Unplaceable::NoSuchResource {
-                    role: role.role.clone(),
-                    resource: resource.clone(),
-                    similar: similar(snapshot, resource),
-                });
-            }
-        }
-    }
-    None
-}
-
-/// An offered resource whose name differs from `wanted` by at most two letters at its end, or of
-/// the same vendor.
-fn similar(snapshot: &Snapshot, wanted: &ResourceName) -> Option<ResourceName> {
-    let vendor = |name: &str| name.split('/').next().map(str::to_owned);
-    let offered: BTreeSet<&ResourceName> = snapshot
-        .nodes
-        .iter()
-        .flat_map(|capacity| capacity.node.allocatable.extended.keys())
-        .collect();
-    offered
-        .into_iter()
-        .filter(|name| vendor(name.as_str()) == vendor(wanted.as_str()))
-        .max_by_key(|name| {
-            name.as_str()
-                .chars()
-                .zip(wanted.as_str().chars())
-                .take_while(|(a, b)| a == b)
-                .count()
-        })
-        .cloned()
-}
-
-/// Says why: the dominant cause with numbers, for the role that failed.
-fn explain(
-    snapshot: &Snapshot,
-    gang: &GangRequest,
-    role: &RoleRequest,
-    placed: u32,
-    config: &Config,
-) -> Unplaceable {
-    let needed = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
-    let tally = tally(snapshot, gang, role, config);
-    let candidates: Vec<&NodeCapacity> = snapshot
-        .nodes
-        .iter()
-        .map(AsRef::as_ref)
-        .filter(|capacity| role.shape.mismatch(&capacity.node).is_none())
-        .collect();
-    if candidates.is_empty() {
-        return Unplaceable::NoNode {
-            role: role.role.clone(),
-            tally,
-        };
-    }
-    let what = scarce(&candidates, role, config);
-    let each = amount(&role.shape.requests, &what);
-    if let Some(possible) = too_large(&candidates, gang, role, config) {
-        let largest = candidates
-            .iter()
-            .map(|capacity| amount(&capacity.node.allocatable, &what))
-            .max()
-            .unwrap_or(0);
-        return Unplaceable::NeverFits {
-            role: role.role.clone(),
-            needed,
-            possible,
-            what,
-            each,
-            largest,
-            tally,
-        };
-    }
-    let free = candidates
-        .iter()
-        .filter(|capacity| capacity.eligibility == Eligibility::Eligible)
-        .fold(0u64, |sum, capacity| {
-            sum.saturating_add(amount(&capacity.free, &what))
-        });
-    Unplaceable::NotEnoughFree {
-        role: role.role.clone(),
-        needed,
-        placed,
-        what,
-        each,
-        free,
-        tally,
-    }
-}
-
-fn amount(resources: &Resources, what: &Shortage) -> u64 {
-    match what {
-        Shortage::Cpu => resources.milli_cpu,
-        Shortage::Memory => resources.memory_bytes,
-        Shortage::EphemeralStorage => resources.ephemeral_bytes,
-        Shortage::Pods => resources.pods,
-        Shortage::Extended(name) => resources.extended(name.as_str()),
-    }
-}
-
-/// The resource that keeps the role out of most of its nodes; devices where it is even.
-fn scarce(candidates: &[&NodeCapacity], role: &RoleRequest, config: &Config) -> Shortage {
-    let mut counts: BTreeMap<Shortage, u32> = BTreeMap::new();
-    for capacity in candidates {
-        if let Some(short) = capacity.free.shortage(&role.shape.requests) {
-            *counts.entry(short).or_insert(0) += 1;
-        }
-    }
-    if let Some((short, _)) = counts.into_iter().max_by_key(|(_, count)| *count) {
-        return short;
-    }
-    // Each node has room for one: what there is the fewest times of, devices where it is even.
-    let device = |name: &ResourceName| config.is_device(name);
-    let mut asked: Vec<(bool, Shortage)> = role
-        .shape
-        .requests
-        .extended
-        .keys()
-        .map(|name| (!device(name), Shortage::Extended(name.clone())))
-        .chain([(true, Shortage::Cpu), (true, Shortage::Memory)])
-        .filter(|(_, what)| amount(&role.shape.requests, what) > 0)
-        .collect();
-    asked.sort_by_key(|(last, what)| {
-        let each = amount(&role.shape.requests, what);
-        let sum = candidates.iter().fold(0u64, |sum, capacity| {
-            let times = amount(&capacity.free, what).checked_div(each).unwrap_or(0);
-            sum.saturating_add(times)
-        });
-        (sum, *last)
-    });
-    asked
-        .into_iter()
-        .next()
-        .map_or(Shortage::Cpu, |(_, what)| what)
-}
-
-/// Members of `role` that the empty cluster could take, when that or the whole gang is too much
-/// for it. `None` when the gang would fit into the empty cluster.
-fn too_large(
-    candidates: &[&NodeCapacity],
-    gang: &GangRequest,
-    role: &RoleRequest,
-    config: &Config,
-) -> Option<u32> {
-    let needed = u64::try_from(role.indices.len()).unwrap_or(u64::MAX);
-    let possible = candidates.iter().fold(0u64, |sum, capacity| {
-        let times = times(&capacity.node.allocatable, &role.shape.requests);
-        let times = if role.shape.host_ports.is_empty() {
-            times
-        } else {
-            times.min(1)
-        };
-        sum.saturating_add(times)
-    });
-    if possible < needed {
-        return Some(u32::try_from(possible).unwrap_or(u32::MAX));
-    }
-    if gang.roles.len() < 2 {
-        return None;
-    }
-    let empty = Snapshot {
-        nodes: candidates
-            .iter()
-            .map(|capacity| {
-                Arc::new(NodeCapacity {
-                    node: Arc::clone(&capacity.node),
-                    eligibility: Eligibility::Eligible,
-                    free: capacity.node.allocatable.clone(),
-                    well: capacity.node.allocatable.clone(),
-                    reported: true,
-                    ports: BTreeSet::new(),
-                    devices: Vec::new(),
-                })
-            })
-            .collect(),
-    };
-    let same: Vec<&RoleRequest> = gang
-        .roles
-        .iter()
-        .filter(|other| devices_of(&other.shape, config) > 0 || other.role == role.role)
-        .collect();
-    let mut order = same;
-    order.sort_by_key(|role| std::cmp::Reverse(weight(&role.shape, config)));
-    let free_of_avoidance = GangRequest::default();
-    match place_all(&empty, &free_of_avoidance, &order, config) {
-        Ok(_) => None,
-        Err(failure) if failure.role.role == role.role => Some(failure.placed),
-        Err(_) => None,
-    }
-}
-
-/// What became of each node, by the first cause that applies.
-fn tally(
-    snapshot: &Snapshot,
-    gang: &GangRequest,
-    role: &RoleRequest,
-    config: &Config,
-) -> NodeTally {
-    let mut tally = NodeTally::default();
-    let devices = devices_of(&role.shape, config) > 0;
-    for capacity in &snapshot.nodes {
-        tally.nodes = tally.nodes.saturating_add(1);
-        let count = match role.shape.mismatch(&capacity.node) {
-            Some(Mismatch::Taint(_)) => &mut tally.taint,
-            Some(Mismatch::Selector) => &mut tally.selector,
-            None => cause(&mut tally, capacity, gang, role, devices),
-        };
-        *count = count.saturating_add(1);
-    }
-    tally
-}
-
-fn cause<'a>(
-    tally: &'a mut NodeTally,
-    capacity: &NodeCapacity,
-    gang: &GangRequest,
-    role: &RoleRequest,
-    devices: bool,
-) -> &'a mut u32 {
-    let requests = &role.shape.requests;
-    match capacity.eligibility {
-        Eligibility::Cordoned => return &mut tally.cordoned,
-        Eligibility::NotReady => return &mut tally.not_ready,
-        Eligibility::Eligible => {}
-    }
-    if capacity.node.allocatable.shortage(requests).is_some() {
-        return &mut tally.small;
-    }
-    if devices && !capacity.reported {
-        return &mut tally.no_report;
-    }
-    if gang.avoid.contains(&capacity.node.name) {
-        return &mut tally.refused;
-    }
-    match capacity.free.shortage(requests) {
-        None if ports_taken(capacity, &role.shape) => &mut tally.ports,
-        None => &mut tally.fits,
-        Some(Shortage::Extended(_)) if capacity.well.shortage(requests).is_none() => {
-            &mut tally.unhealthy
-        }
-        Some(Shortage::Extended(_)) => &mut tally.busy,
-        Some(_) => &mut tally.other,
-    }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::ids::{
     DeviceUuid, Epoch, GangKey, Namespace, NodeName, PlanId, PodUid, ResourceVersion, RoleName,
 };
+use crate::interpod::{InterPodRule, Labels};
 use crate::node::{HostPort, Node, SelectorTerm, Taint, Toleration, untolerated};
 use crate::resources::Resources;
 
@@ -24,6 +25,8 @@ pub struct PodShape {
     pub tolerations: Vec<Toleration>,
     /// Ports of the node that it takes.
     pub host_ports: BTreeSet<HostPort>,
+    /// Required anti-affinity and affinity between pods, and topology spread that must hold.
+    pub between_pods: BTreeSet<InterPodRule>,
 }
 
 /// Why a pod of some shape may not stand on a node, whatever else stands there.
@@ -39,19 +42,24 @@ impl PodShape {
     /// Whether labels and taints let a pod of this shape onto `node`. Says nothing about readiness
     /// or room.
     pub fn mismatch(&self, node: &Node) -> Option<Mismatch> {
+        if !self.selects(node) {
+            return Some(Mismatch::Selector);
+        }
+        untolerated(&node.taints, &self.tolerations).map(|taint| Mismatch::Taint(taint.clone()))
+    }
+
+    /// Whether `nodeSelector` and required node affinity match the node.
+    pub fn selects(&self, node: &Node) -> bool {
         let selected = self
             .node_selector
             .iter()
             .all(|(key, value)| node.labels.get(key) == Some(value));
-        let wanted = self.required_affinity.as_ref().is_none_or(|terms| {
-            terms
-                .iter()
-                .any(|term| term.matches(node.name.as_str(), &node.labels))
-        });
-        if !selected || !wanted {
-            return Some(Mismatch::Selector);
-        }
-        untolerated(&node.taints, &self.tolerations).map(|taint| Mismatch::Taint(taint.clone()))
+        selected
+            && self.required_affinity.as_ref().is_none_or(|terms| {
+                terms
+                    .iter()
+                    .any(|term| term.matches(node.name.as_str(), &node.labels))
+            })
     }
 }
 
@@ -142,6 +150,8 @@ pub struct Pod {
     pub membership: Option<Membership>,
     /// Our scheduling gate is on it.
     pub gated: bool,
+    /// Its labels, where the gang is known by its pods; empty otherwise.
+    pub labels: Arc<Labels>,
     /// A scheduling gate of somebody else is on it.
     pub gated_by_others: bool,
     /// It has a controller, which replaces it when it is deleted.

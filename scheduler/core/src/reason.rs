@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::ids::{NodeName, ResourceName, RoleName};
+use crate::interpod::InterPodKind;
 use crate::resources::Shortage;
 use crate::workload::InvalidWorkload;
 
@@ -114,6 +115,23 @@ pub enum Unplaceable {
         /// A resource of similar name that is offered.
         similar: Option<ResourceName>,
     },
+    /// There would be room, if a rule between the gang's own members did not forbid it.
+    RuleBetweenMembers {
+        /// The role that did not fit.
+        role: RoleName,
+        /// Members of that role.
+        needed: u32,
+        /// Members of that role that found a node.
+        placed: u32,
+        /// Members that the empty cluster could take by the rules, where that is too few.
+        possible: Option<u32>,
+        /// What the rule asks for.
+        kind: InterPodKind,
+        /// Label of nodes whose values are the rule's domains.
+        topology: Arc<str>,
+        /// What became of the nodes, the rule aside.
+        tally: NodeTally,
+    },
     /// No node passes taints, selectors and readiness.
     NoNode {
         /// The role.
@@ -130,6 +148,11 @@ impl Unplaceable {
             Self::NotEnoughFree { .. } => "NotEnoughFree",
             Self::NeverFits { .. } => "NeverFits",
             Self::NoSuchResource { .. } => "NoSuchResource",
+            Self::RuleBetweenMembers { kind, .. } => match kind {
+                InterPodKind::AntiAffinity => "AntiAffinityNotMet",
+                InterPodKind::Affinity => "AffinityNotMet",
+                InterPodKind::Spread(_) => "SpreadNotMet",
+            },
             Self::NoNode { .. } => "NoMatchingNode",
         }
     }
@@ -186,6 +209,33 @@ impl fmt::Display for Unplaceable {
                     Some(similar) => write!(f, "; did you mean {similar}"),
                     None => Ok(()),
                 }
+            }
+            Self::RuleBetweenMembers {
+                role,
+                needed,
+                placed,
+                possible,
+                kind,
+                topology,
+                tally,
+            } => {
+                write!(f, "needs room for {needed} {role} ")?;
+                match kind {
+                    InterPodKind::AntiAffinity => {
+                        write!(f, "kept apart by anti-affinity on {topology}")?;
+                    }
+                    InterPodKind::Affinity => {
+                        write!(f, "kept together by affinity on {topology}")?;
+                    }
+                    InterPodKind::Spread(spread) => {
+                        write!(f, "spread over {topology} with maxSkew {}", spread.skew_max)?;
+                    }
+                }
+                write!(f, "; found room for {placed}")?;
+                if let Some(possible) = possible {
+                    write!(f, ", and when the cluster is empty for {possible}")?;
+                }
+                write!(f, ". {tally}")
             }
             Self::NoNode { role, tally } => write!(f, "no node may take {role}. {tally}"),
         }

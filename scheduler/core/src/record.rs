@@ -26,6 +26,8 @@ pub struct SlotRecord {
     pub pod_name: Option<Arc<str>>,
     /// The pod is bound to the node.
     pub bound: bool,
+    /// The member has ended well. Its pod may be gone since.
+    pub ended: bool,
 }
 
 /// A durable plan.

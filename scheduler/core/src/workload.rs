@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::ids::{GangKey, NodeName, PlanId, ResourceVersion, RoleName};
+use crate::interpod::Labels;
 use crate::pod::PodShape;
 
 /// Largest number of members a gang may have. Far above any real job; keeps a slip of the keyboard
@@ -47,6 +48,8 @@ pub struct RoleSpec {
     /// What each of them asks for, as its user wrote it: nodes that we confined the template to are
     /// not in here but in `pinned`.
     pub shape: Arc<PodShape>,
+    /// Labels that each of them has, as far as a rule between the job's pods looks at them.
+    pub labels: Arc<Labels>,
     /// Nodes that the role's template is confined to by us now; `None` when we put nothing in.
     pub pinned: Option<Vec<NodeName>>,
 }
@@ -71,6 +74,18 @@ pub enum Hold {
     Released(PlanId),
     /// Suspended by its user: nothing of it is to run.
     SuspendedByUser,
+}
+
+/// What the job's own status, which its controller writes, says of a suspension.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shown {
+    /// Nothing: it is not suspended, or its controller has not seen it yet.
+    #[default]
+    Nothing,
+    /// Suspended, as if by its user.
+    Suspended,
+    /// Suspended, and queued by us.
+    Queued,
 }
 
 /// How a finished job ended.
@@ -126,6 +141,8 @@ pub struct Workload {
     pub minimum: Option<u32>,
     /// Whether its pods may be born.
     pub hold: Hold,
+    /// What its own status says of that.
+    pub shown: Shown,
     /// How it ended, once it has.
     pub finished: Option<Outcome>,
     /// Why it cannot be taken up at all.

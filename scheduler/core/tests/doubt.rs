@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use muster_core::action::{Action, JobChange, WriteKind};
 use muster_core::event::{BindAsked, Event, Ticket, WriteOutcome};
-use muster_core::ids::{Epoch, GangKey, PodUid};
+use muster_core::ids::{Epoch, GangKey, PodUid, ResourceVersion};
 use muster_core::pod::{Membership, MembershipSource, PodPhase};
 use muster_core::record::Phase;
 use muster_core::time::Millis;
@@ -476,4 +476,106 @@ fn member_that_had_ended_and_is_made_again_runs_again() {
     world.pass(Millis::from_secs(10));
     assert_eq!(world.bound(&key), 2, "{}", world.phase(&key));
     assert_ne!(world.member("train-Worker-1"), uid);
+}
+
+/// The pod of a gang whose Binding is in doubt at this version, at which the watch has not shown it.
+fn doubt_at(world: &mut World, cited: &str) -> PodUid {
+    let key = world.submit("train", &[("Worker", 1, gpus(8))], Hold::Free);
+    let cited = ResourceVersion::from(cited);
+    world.fail = Some(Box::new(move |write| {
+        matches!(write.what, WriteKind::Bind { .. }).then(|| WriteOutcome::BindingUnknown {
+            cited: cited.clone(),
+            said: Arc::from("no answer"),
+        })
+    }));
+    for _ in 0..12 {
+        world.step();
+        if matches!(
+            world.writes.last().map(|write| &write.what),
+            Some(WriteKind::Bind { .. })
+        ) {
+            break;
+        }
+    }
+    (world.scheduler, world.operator) = (false, false);
+    world.edit(&key, |job| job.hold = Hold::SuspendedByUser);
+    world.step();
+    world.member("train-Worker-0")
+}
+
+fn see_at(world: &mut World, uid: &PodUid, version: &str) {
+    let mut pod = world.pods[uid].clone();
+    pod.resource_version = version.into();
+    world.engine.handle(Event::PodApplied(pod), world.now);
+    world.engine.decide(world.now);
+}
+
+#[test]
+fn binding_that_the_writer_sent_again_with_a_later_version_is_in_doubt_until_that_has_passed() {
+    let mut world = World::new(1, 8);
+    let uid = doubt_at(&mut world, "1000");
+    assert_eq!(free(&world, "n0"), 0);
+    see_at(&mut world, &uid, "999");
+    assert_eq!(free(&world, "n0"), 0, "an event from before the last try");
+    see_at(&mut world, &uid, "1000");
+    assert_eq!(free(&world, "n0"), 0, "the version that it cites");
+    see_at(&mut world, &uid, "1001");
+    assert_eq!(free(&world, "n0"), 8, "void");
+}
+
+#[test]
+fn answer_that_comes_after_the_pod_has_moved_on_ends_the_doubt_at_once() {
+    let mut world = World::new(1, 8);
+    doubt_at(&mut world, "1");
+    assert_eq!(free(&world, "n0"), 8);
+}
+
+#[test]
+fn second_binding_that_is_refused_says_nothing_about_the_first() {
+    let mut world = World::new(1, 8);
+    let key = world.submit("train", &[("Worker", 1, gpus(8))], Hold::Free);
+    let mut sent = 0;
+    world.fail = Some(Box::new(move |write| {
+        matches!(write.what, WriteKind::Bind { .. }).then(|| {
+            sent += 1;
+            match sent {
+                1 => lost(),
+                _ => WriteOutcome::Refused(Arc::from("quota")),
+            }
+        })
+    }));
+    for _ in 0..12 {
+        world.step();
+    }
+    let binds = world
+        .writes
+        .iter()
+        .filter(|write| matches!(write.what, WriteKind::Bind { .. }));
+    assert!(binds.count() > 1);
+    (world.scheduler, world.operator) = (false, false);
+    world.edit(&key, |job| job.hold = Hold::SuspendedByUser);
+    world.step();
+    assert_eq!(free(&world, "n0"), 0, "the first may still apply");
+}
+
+#[test]
+fn pod_that_was_not_seen_when_the_others_were_stamped_is_stamped_before_anything_is_planned() {
+    let mut world = World::new(1, 8);
+    world.scheduler = false;
+    world.submit("train", &[("Worker", 1, gpus(8))], Hold::Free);
+    world.settle();
+    world.engine.handle(Event::LeadershipLost, world.now);
+    world
+        .engine
+        .handle(Event::LeadershipGained(Epoch(2)), world.now);
+    let late = world.labelled("late", "group", 1, 1, false);
+    world.settle();
+    assert!(world.engine.view().leading);
+    assert_eq!(world.pods[&late].stamp, Some(Epoch(2)));
+    let stamped = |write: &muster_core::action::Write| match &write.what {
+        WriteKind::StampPod { pod } => Some(pod.uid.clone()),
+        _ => None,
+    };
+    let stamps: Vec<PodUid> = world.writes.iter().filter_map(stamped).collect();
+    assert_eq!(stamps.len(), 2, "each once: {stamps:?}");
 }

@@ -9,7 +9,7 @@ use muster_core::event::{Event, WriteOutcome};
 use muster_core::ids::GangKey;
 use muster_core::pod::{Membership, MembershipSource, PodPhase};
 use muster_core::time::Millis;
-use muster_core::workload::{Hold, MemberSource};
+use muster_core::workload::{Hold, InvalidWorkload, MemberSource, WorkloadKind};
 use world::{World, gpus};
 
 fn group_member(world: &mut World, name: &str, group: &str) -> muster_core::ids::PodUid {
@@ -220,4 +220,245 @@ fn member_that_ended_early_does_not_shield_a_gang_that_never_ran_whole() {
         .iter()
         .any(|said| said.starts_with("ReleasedWhole"));
     assert!(released, "{:?}", world.announced);
+}
+
+/// A world in which only the first member of a gang gets its Binding through.
+fn bind_only_the_first(world: &mut World) {
+    world.fail = Some(Box::new(|write| match &write.what {
+        WriteKind::Bind { pod, .. } if !pod.name.ends_with("-0") => {
+            Some(WriteOutcome::Refused(Arc::from("quota")))
+        }
+        _ => None,
+    }));
+    for _ in 0..30 {
+        world.step();
+    }
+}
+
+/// Starts again without the Gang object, on nodes that take nobody any more.
+fn lose_the_plan(world: &mut World, key: &GangKey) {
+    for name in world.nodes.keys().cloned().collect::<Vec<_>>() {
+        world.change_node(&name, |node| node.unschedulable = true);
+    }
+    world.gangs.remove(key);
+    world.fail = None;
+    world.restart(2);
+}
+
+#[test]
+fn twin_that_is_left_is_not_counted_for_both_after_a_restart() {
+    let mut world = World::new(1, 8);
+    let key = GangKey::labelled("default", "twins");
+    for name in ["a", "b"] {
+        let membership = Membership {
+            gang: key.clone(),
+            source: MembershipSource::Label {
+                name: Arc::from("twins"),
+                size: Ok(2),
+            },
+            role: Some("part".into()),
+            index: Some(0),
+        };
+        let uid = world.pod(name, Some(membership), gpus(4));
+        world.change_pod(&uid, |pod| pod.controlled = false);
+    }
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    let plan = world.gangs[&key].record.plan.clone().unwrap().unwrap();
+    let first = plan.slots.iter().find(|slot| slot.index == 0).unwrap();
+    world.delete_pod(first.pod.as_ref().unwrap());
+    world.settle();
+    assert_eq!(world.phase(&key), "Repairing MembersLost 1/2");
+    world.restart(2);
+    world.settle();
+    assert!(
+        world.phase(&key).starts_with("Repairing MembersLost 1/"),
+        "{}",
+        world.phase(&key)
+    );
+    world.pass(Millis::from_secs(31));
+    assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
+}
+
+#[test]
+fn podgroup_without_a_minimum_is_not_left_bound_in_part() {
+    let mut world = World::new(2, 8);
+    let key = world.submit("group", &[], Hold::Free);
+    world.edit(&key, |group| {
+        group.kind = WorkloadKind::PodGroup;
+        group.members = MemberSource::Pods;
+    });
+    for index in 0..3 {
+        let membership = Membership {
+            gang: key.clone(),
+            source: MembershipSource::PodGroup {
+                name: Arc::from("group"),
+            },
+            role: None,
+            index: None,
+        };
+        world.pod(&format!("p-{index}"), Some(membership), gpus(4));
+    }
+    world.settle();
+    world.now = world.now + Millis::from_secs(4);
+    bind_only_the_first(&mut world);
+    assert_eq!(world.bound(&key), 1);
+    lose_the_plan(&mut world, &key);
+    world.pass(Millis::from_secs(29));
+    assert_eq!(world.bound(&key), 1);
+    world.pass(Millis::from_secs(3));
+    assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
+}
+
+#[test]
+fn gang_that_has_become_invalid_is_not_left_bound_in_part() {
+    let mut world = World::new(2, 8);
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Free);
+    bind_only_the_first(&mut world);
+    assert_eq!(world.bound(&key), 1);
+    world.edit(&key, |job| {
+        job.invalid = Some(InvalidWorkload {
+            field: Arc::from("spec"),
+            value: Arc::from("x"),
+            limit: Arc::from("y"),
+        });
+    });
+    lose_the_plan(&mut world, &key);
+    world.pass(Millis::from_secs(32));
+    assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
+}
+
+#[test]
+fn member_that_ended_in_an_earlier_run_opens_no_barrier() {
+    let mut world = World::new(3, 8);
+    let key = world.submit("train", &[("Worker", 3, gpus(8))], Hold::Held);
+    world.settle();
+    assert_eq!(world.bound(&key), 3);
+    let ended = world.member("train-Worker-1");
+    world.change_pod(&ended, |pod| pod.phase = PodPhase::Succeeded);
+    world.settle();
+    // Held again; its controller has deleted two of its pods and comes to the third later.
+    (world.operator, world.scheduler) = (false, false);
+    for name in ["train-Worker-0", "train-Worker-2"] {
+        let uid = world.member(name);
+        world.delete_pod(&uid);
+    }
+    world.gangs.remove(&key);
+    world.edit(&key, |job| {
+        job.hold = Hold::Held;
+        let MemberSource::Roles(roles) = &mut job.members else {
+            return;
+        };
+        roles.iter_mut().for_each(|role| role.pinned = None);
+    });
+    world.restart(2);
+    world.settle();
+    world.delete_pod(&ended);
+    world.operator = true;
+    world.settle();
+    let uid = world.member("train-Worker-0");
+    let view = world.engine.view();
+    let membership = world.pods[&uid].membership.clone();
+    let muster_core::view::FilterAnswer::Only(node) = view.filter(&uid, membership.as_ref()) else {
+        panic!("no node: {}", world.phase(&key));
+    };
+    world.bind(&uid, &node);
+    world.settle();
+    assert_eq!(world.bound(&key), 0, "two others have not been accepted");
+    world.scheduler = true;
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 3/3");
+}
+
+#[test]
+fn podgroup_whose_minimum_is_raised_before_the_barrier_is_planned_anew() {
+    let mut world = World::new(2, 8);
+    world.scheduler = false;
+    let key = world.submit("group", &[], Hold::Free);
+    world.edit(&key, |group| {
+        group.kind = WorkloadKind::PodGroup;
+        group.members = MemberSource::Pods;
+        group.minimum = Some(2);
+    });
+    let member = |world: &mut World, name: &str| {
+        let membership = Membership {
+            gang: key.clone(),
+            source: MembershipSource::PodGroup {
+                name: Arc::from("group"),
+            },
+            role: None,
+            index: None,
+        };
+        world.pod(name, Some(membership), gpus(4));
+    };
+    member(&mut world, "a");
+    member(&mut world, "b");
+    world.settle();
+    assert!(world.phase(&key).starts_with("Starting"));
+    world.edit(&key, |group| group.minimum = Some(3));
+    world.scheduler = true;
+    world.settle();
+    assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
+    member(&mut world, "c");
+    world.pass(Millis::from_secs(30));
+    assert_eq!(world.phase(&key), "Running AllBound 3/3");
+}
+
+#[test]
+fn new_plan_for_a_gang_bound_in_part_does_not_begin_its_deadline_anew() {
+    let mut world = World::new(2, 8);
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Free);
+    bind_only_the_first(&mut world);
+    assert_eq!(world.bound(&key), 1);
+    lose_the_plan(&mut world, &key);
+    world.pass(Millis::from_secs(20));
+    world.scheduler = false;
+    for name in ["n0", "n1"] {
+        world.change_node(name, |node| node.unschedulable = false);
+    }
+    world.pass(Millis::from_secs(8));
+    assert_eq!(world.bound(&key), 1, "{}", world.phase(&key));
+    world.pass(Millis::from_secs(3));
+    assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
+}
+
+#[test]
+fn pod_that_the_record_names_in_another_place_is_not_counted_twice_after_a_restart() {
+    let mut world = World::new(2, 8);
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    // As a plan by free seats may have it: the pod of seat 1 sits in seat 0, whose own pod is gone.
+    let record = &mut world.gangs.get_mut(&key).unwrap().record;
+    let slots = &mut record.plan.as_mut().unwrap().as_mut().unwrap().slots;
+    let gone = slots[0].pod.clone().unwrap();
+    slots[0].pod = slots[1].pod.take();
+    world.pods.remove(&gone);
+    world.operator = false;
+    world.restart(2);
+    assert_eq!(world.bound(&key), 1);
+    assert_eq!(world.phase(&key), "Repairing MembersLost 1/2");
+}
+
+#[test]
+fn member_bound_behind_our_back_starts_the_time_for_repair() {
+    let mut world = World::new(2, 8);
+    world.scheduler = false;
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.settle();
+    let slot = world.gangs[&key]
+        .record
+        .plan
+        .clone()
+        .unwrap()
+        .unwrap()
+        .slots[0]
+        .clone();
+    let pod = world.pods.values().find(|pod| pod.name.ends_with("-0"));
+    let uid = pod.unwrap().uid.clone();
+    world.change_pod(&uid, |pod| pod.node = Some(slot.node));
+    world.settle();
+    assert_eq!(world.bound(&key), 1);
+    world.pass(Millis::from_secs(31));
+    assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
 }

@@ -158,6 +158,9 @@ pub struct Member {
     pub pod_uid: Option<String>,
     /// The pod is bound to the node.
     pub bound: bool,
+    /// The member has ended well; its pod may be gone since.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ended: bool,
 }
 
 /// One side of a gang's state, as Kubernetes writes conditions.

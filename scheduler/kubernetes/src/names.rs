@@ -20,6 +20,16 @@ pub const ROLE_LABEL: &str = "muster.dev/role";
 /// Pod label: index of a member within its role.
 pub const INDEX_LABEL: &str = "muster.dev/index";
 
+/// Type of the condition in a job's own status that says that the job is held by Muster.
+pub const QUEUED_CONDITION: &str = "Queued";
+/// Reason of [`QUEUED_CONDITION`], by which it is known to be Muster's.
+pub const QUEUED_REASON: &str = "MusterQueued";
+
+/// Message of [`QUEUED_CONDITION`] on the job of this name.
+pub fn queued_message(job: &str) -> String {
+    format!("queued by Muster: `kubectl describe gang {job}` says why")
+}
+
 /// Job annotation: [`HOLD_QUEUED`] while the job is suspended by Muster, [`HOLD_RELEASED`] after.
 pub const HOLD: &str = "muster.dev/hold";
 /// Value of [`HOLD`] on a job that Muster holds back.
@@ -45,6 +55,8 @@ pub const WOKEN_FOR: &str = "muster.dev/woken-for";
 pub const EMULATE: &str = "muster.dev/emulate";
 /// Value of [`EMULATE`] on the policy that suspends PyTorchJobs.
 pub const EMULATE_SUSPEND: &str = "suspend-pytorchjobs";
+/// Value of [`EMULATE`] on the policy that lets a held job's status say that it is queued.
+pub const EMULATE_SHOW: &str = "show-queued";
 /// Value of [`EMULATE`] on the policy that gates pods.
 pub const EMULATE_GATE: &str = "gate-pods";
 
@@ -56,6 +68,11 @@ pub const JOB_NAME: &str = "training.kubeflow.org/job-name";
 pub const REPLICA_TYPE: &str = "training.kubeflow.org/replica-type";
 /// Pod label of training-operator: index within the role.
 pub const REPLICA_INDEX: &str = "training.kubeflow.org/replica-index";
+
+/// Pod label of training-operator: which of its controllers made the pod.
+pub const OPERATOR_NAME: &str = "training.kubeflow.org/operator-name";
+/// Pod label of training-operator: `master` on the Master, or on the first worker without one.
+pub const JOB_ROLE: &str = "training.kubeflow.org/job-role";
 
 /// Group of the PodGroups of scheduler-plugins.
 pub const POD_GROUP_GROUP: &str = "scheduling.x-k8s.io";

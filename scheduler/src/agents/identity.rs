@@ -1,5 +1,8 @@
 //! Which node a caller is: by TokenReview, or by its own word on an insecure loopback door.
 //!
+//! The node named in a token says only where its pod runs: any pod may ask for a token with our
+//! audience. So the token must also be one of the agents' own ServiceAccount.
+//!
 //! A review's answer is kept until the token expires, under a keyed 128-bit hash of the token.
 //! Reviews are limited per second: agents that all come back at once wait their turn instead of
 //! flooding the API server.
@@ -10,7 +13,7 @@ use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use kube::Client;
 use kube::api::{Api, PostParams};
 use tokio::time::Instant;
@@ -18,6 +21,7 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use crate::clock::Wall;
+use crate::config;
 use crate::locked;
 use crate::metrics::Metrics;
 
@@ -31,6 +35,9 @@ const KEPT_MAX: Duration = Duration::from_secs(3600);
 const KEPT_COUNT_MAX: usize = 65_536;
 /// Time for one review.
 const REVIEW_MAX: Duration = Duration::from_secs(10);
+/// How far ahead of our clock a node's may be, microseconds: one day. Instances are times of the
+/// node's clock; one far in the future would keep every later agent of the node out.
+const INSTANCE_AHEAD_MAX_US: i64 = 24 * 3600 * 1_000_000;
 /// Longest token, bytes.
 const TOKEN_MAX: usize = 16 * 1024;
 
@@ -68,6 +75,7 @@ pub struct Identities {
 struct Reviews {
     client: Client,
     audience: String,
+    account: Account,
     per_second: u32,
     wall: Wall,
     metrics: Arc<Metrics>,
@@ -90,19 +98,19 @@ impl Identities {
         Self { reviews: None }
     }
 
-    /// Callers are reviewed for `audience`, at most `per_second` of them each second.
+    /// Callers are reviewed, as `settings` say.
     pub fn reviewed(
         client: Client,
-        audience: &str,
-        per_second: u32,
+        settings: &config::Agents,
         wall: Wall,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             reviews: Some(Reviews {
                 client,
-                audience: audience.to_owned(),
-                per_second,
+                audience: settings.audience.clone(),
+                account: Account::of(&settings.service_account),
+                per_second: settings.token_reviews_per_second,
                 wall,
                 metrics,
                 keys: (RandomState::new(), RandomState::new()),
@@ -113,6 +121,13 @@ impl Identities {
                 }),
             }),
         }
+    }
+
+    /// The largest instance that an agent of this moment can have; `None` where callers are believed.
+    pub fn instance_max(&self) -> Option<u64> {
+        let reviews = self.reviews.as_ref()?;
+        let now = reviews.wall.now().as_microsecond();
+        u64::try_from(now.saturating_add(INSTANCE_AHEAD_MAX_US)).ok()
     }
 
     /// Who a call comes from, by its `authorization: Bearer` metadata.
@@ -134,6 +149,34 @@ impl Identities {
             None => Ok(Identity::Believed),
             Some(reviews) => reviews.identify(token).await,
         }
+    }
+}
+
+/// A ServiceAccount, as a review shows it.
+struct Account {
+    user_name: String,
+    groups: [String; 2],
+}
+
+impl Account {
+    /// The account with this user name, `system:serviceaccount:NAMESPACE:NAME`.
+    fn of(user_name: &str) -> Self {
+        let namespace = user_name.split(':').nth(2).unwrap_or_default();
+        Self {
+            user_name: user_name.to_owned(),
+            groups: [
+                "system:serviceaccounts".to_owned(),
+                format!("system:serviceaccounts:{namespace}"),
+            ],
+        }
+    }
+
+    /// Whether the user is this account. Another authenticator of the API server may give the same
+    /// name to somebody else, but not the groups of service accounts with it.
+    fn is(&self, user: &UserInfo) -> bool {
+        let groups = user.groups.as_deref().unwrap_or_default();
+        user.username.as_deref() == Some(self.user_name.as_str())
+            && self.groups.iter().all(|group| groups.contains(group))
     }
 }
 
@@ -224,9 +267,16 @@ impl Reviews {
                 self.audience
             )));
         }
-        let name = status
-            .user
-            .and_then(|user| user.extra)
+        let user = status.user.unwrap_or_default();
+        if !self.account.is(&user) {
+            self.metrics.token_reviewed("another account");
+            return Err(Status::permission_denied(format!(
+                "the token is not one of {}",
+                self.account.user_name
+            )));
+        }
+        let name = user
+            .extra
             .and_then(|extra| extra.get(NODE_NAME)?.first().cloned())
             .filter(|name| !name.is_empty());
         let Some(name) = name else {

@@ -302,6 +302,12 @@ impl Served {
                 "the token speaks for another node than the hello",
             ));
         }
+        let instance_max = self.inner.identities.instance_max();
+        if instance_max.is_some_and(|max| hello.instance > max) {
+            return Err(Status::invalid_argument(
+                "hello.instance is a time more than a day ahead: set the node's clock, then restart the agent",
+            ));
+        }
         let place = self
             .inner
             .registry

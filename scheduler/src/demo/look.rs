@@ -261,7 +261,8 @@ impl Look {
     }
 
     /// The end of the story in a few lines.
-    pub fn summary(&self, out: &mut impl Write) -> io::Result<()> {
+    pub fn summary(&self, laptop: &Laptop, out: &mut impl Write) -> io::Result<()> {
+        let broken = self.broken(laptop);
         let total: usize = self.nodes.values().map(Vec::len).sum();
         writeln!(out, "\nGangs at the end:")?;
         for gang in self.gangs.values() {
@@ -275,9 +276,9 @@ impl Look {
             out,
             "At most {} of {total} GPUs were in use at once; invariants broken: {}",
             self.most_used,
-            self.broken.len()
+            broken.len()
         )?;
-        for line in &self.broken {
+        for line in &broken {
             writeln!(out, "  {line}")?;
         }
         out.flush()

@@ -27,7 +27,7 @@ use story::Story;
 /// How often the picture is drawn.
 const FRAME: Duration = Duration::from_millis(500);
 
-/// Show gangs being placed on fake GPUs, in this process, for about 45 seconds.
+/// Show gangs being placed on fake GPUs, in this process, for about 50 seconds.
 #[derive(Debug, Args)]
 pub struct Demo {
     /// Keep the cluster up after the story, until Ctrl-C, for kubectl.
@@ -87,12 +87,13 @@ impl Demo {
                 () = tokio::time::sleep(FRAME) => {}
             }
         }
-        look.summary(&mut out)?;
-        let broken = look.broken(&laptop);
+        look.summary(&laptop, &mut out)?;
         let ended = story.missing(&look);
         if self.hold {
             self.hold(&mut laptop, &mut look, &mut out).await?;
         }
+        // What broke while it was held counts as well.
+        let broken = look.broken(&laptop);
         laptop.stop().await;
         if let Some(first) = broken.first() {
             anyhow::bail!("{} invariants broke, the first: {first}", broken.len());

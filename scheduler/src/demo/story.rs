@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
+
 use super::laptop::Laptop;
 use super::look::Look;
 
@@ -14,6 +16,9 @@ const IMPOSSIBLE: &str = include_str!("../../../deploy/examples/pytorchjob-impos
 
 /// End of the story.
 const END: Duration = Duration::from_secs(45);
+
+/// The pod under which a GPU fails.
+const VICTIM: &str = "train-cpu-master-worker-1";
 
 #[derive(Clone, Copy, Debug)]
 enum Turn {
@@ -89,36 +94,37 @@ impl Story {
                     laptop.cluster.apply_yaml(yaml)?;
                     said.push(format!("submitted: {what}"));
                 }
-                Turn::FailGpu => said.extend(self.fail_gpu(laptop)?),
+                Turn::FailGpu => said.push(self.fail_gpu(laptop)?),
                 Turn::RepairGpu => {
-                    if let Some((node, gpu)) = &self.failed {
-                        laptop.repair_gpu(node, *gpu)?;
-                        said.push(format!("GPU {gpu} of {node} is repaired"));
-                    }
+                    let (node, gpu) = self
+                        .failed
+                        .as_ref()
+                        .context("no GPU has failed that could be repaired")?;
+                    laptop.repair_gpu(node, *gpu)?;
+                    said.push(format!("GPU {gpu} of {node} is repaired"));
                 }
             }
         }
         Ok(said)
     }
 
-    /// Fails GPU 3 of the node of the CPU-only master's second worker.
-    fn fail_gpu(&mut self, laptop: &Laptop) -> anyhow::Result<Option<String>> {
-        let pod = laptop
-            .cluster
-            .get(("", "pods"), "default", "train-cpu-master-worker-1");
+    /// Fails GPU 3 of the node of the CPU-only master's second worker, which holds all 8 of them. An
+    /// error when it does not run: the story would go on without its accident, and nobody notice.
+    fn fail_gpu(&mut self, laptop: &Laptop) -> anyhow::Result<String> {
+        let pod = laptop.cluster.get(("", "pods"), "default", VICTIM);
         let node = pod
             .as_ref()
             .and_then(|pod| pod.pointer("/spec/nodeName"))
             .and_then(|node| node.as_str())
-            .map(str::to_owned);
-        let Some(node) = node else { return Ok(None) };
+            .map(str::to_owned)
+            .with_context(|| format!("{VICTIM} has no node whose GPU could fail"))?;
         let victim = laptop
             .fail_gpu(&node, 3)?
-            .unwrap_or_else(|| "nobody".into());
+            .with_context(|| format!("nobody holds GPU 3 of {node}, the node of {VICTIM}"))?;
         self.failed = Some((node.clone(), 3));
-        Ok(Some(format!(
+        Ok(format!(
             "XID 79: GPU 3 of {node} falls off the bus under {victim}"
-        )))
+        ))
     }
 
     /// What did not come out as it should; `None` when all did.

@@ -4,6 +4,10 @@
 //! most once and never to a pod that another leader has stamped. After a conflict the pod is read:
 //! bound to this node is done; unbound, not deleted, not gated and not stamped by a later leader is
 //! tried again with the version just read; anything else is refused.
+//!
+//! An attempt whose answer was lost may apply as long as the pod is at the version that it cites. A
+//! later attempt that is refused says nothing about it: the outcome is then not known, and tells
+//! that version.
 
 use std::sync::Arc;
 
@@ -62,6 +66,16 @@ fn look(pod: &Value, node: &NodeName, epoch: Epoch) -> Found {
     Found::Free(text(pod, "/metadata/resourceVersion").into())
 }
 
+/// The outcome, given the version that an unanswered attempt cites and that the pod may still be at.
+fn with_doubt(outcome: WriteOutcome, doubtful: Option<ResourceVersion>) -> WriteOutcome {
+    match (outcome, doubtful) {
+        (WriteOutcome::Refused(said) | WriteOutcome::Unknown(said), Some(cited)) => {
+            WriteOutcome::BindingUnknown { cited, said }
+        }
+        (outcome, _) => outcome,
+    }
+}
+
 impl Writer {
     pub(super) async fn bind(
         &self,
@@ -75,6 +89,7 @@ impl Writer {
         let mut attempts = self.attempts(write, deadline);
         let mut target = pod.clone();
         let mut conflicts: u32 = 0;
+        let mut doubtful: Option<ResourceVersion> = None;
         loop {
             let binding = write::binding(&target, node, plan, write.epoch, devices);
             let body = match serde_json::to_value(binding) {
@@ -85,24 +100,32 @@ impl Writer {
             match attempts.send(&request).await {
                 Tried::Done(_) => return WriteOutcome::Done(None),
                 Tried::NotFound => return WriteOutcome::Gone,
-                Tried::Over(outcome) => return outcome,
+                Tried::Over(outcome) => return with_doubt(outcome, doubtful),
                 Tried::Conflict { .. } => conflicts = conflicts.saturating_add(1),
-                Tried::Doubt => attempts.pause().await,
+                Tried::Doubt => {
+                    doubtful = Some(target.resource_version.clone());
+                    attempts.pause().await;
+                }
             }
             let found = match attempts.read_pod(pod).await {
                 Ok(found) => found,
-                Err(outcome) => return outcome,
+                Err(outcome) => return with_doubt(outcome, doubtful),
             };
             match look(&found, node, write.epoch) {
                 Found::Bound => return WriteOutcome::Done(None),
                 Found::Closed(why) => return WriteOutcome::Refused(Arc::from(why)),
-                Found::Free(_) if conflicts > CONFLICTS_MAX => {
-                    return WriteOutcome::Refused(Arc::from("the pod is changed again and again"));
+                Found::Free(version) => {
+                    // Read after the attempt: at another version now, the pod has moved on from it.
+                    doubtful.take_if(|cited| *cited != version);
+                    target.resource_version = version;
                 }
-                Found::Free(version) => target.resource_version = version,
+            }
+            if conflicts > CONFLICTS_MAX {
+                let said = Arc::from("the pod is changed again and again");
+                return with_doubt(WriteOutcome::Refused(said), doubtful);
             }
             if attempts.spent() {
-                return attempts.unknown();
+                return with_doubt(attempts.unknown(), doubtful);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Changing a job: one merge patch, made from the job as it is and refused when it is another one
+//! Changing a job, or what its status shows: one merge patch, made from the job as it is and refused when it is another one
 //! or has changed since the engine saw it. The engine then decides again on what it sees.
 
 use std::sync::Arc;
@@ -28,6 +28,10 @@ impl Writer {
             "/apis/kubeflow.org/v1/namespaces/{}/pytorchjobs/{}",
             job.namespace, job.name
         );
+        let changed = match change {
+            JobChange::Show => format!("{path}/status"),
+            _ => path.clone(),
+        };
         let mut attempts = self.attempts(write, deadline);
         loop {
             let current = match attempts.read(&path).await {
@@ -42,7 +46,7 @@ impl Writer {
             if text(&current, "/metadata/resourceVersion") != version {
                 return WriteOutcome::Conflict(None);
             }
-            match attempts.send(&Request::patch(path.clone(), patch)).await {
+            match attempts.send(&Request::patch(changed.clone(), patch)).await {
                 Tried::Done(_) => return WriteOutcome::Done(None),
                 Tried::NotFound => return WriteOutcome::Gone,
                 Tried::Conflict { .. } => return WriteOutcome::Conflict(None),

@@ -163,7 +163,9 @@ impl Writer {
         self.metrics.written(kind, word, started.elapsed());
         let plan = write.plan.as_ref().map_or("", |plan| plan.as_str());
         match &outcome {
-            WriteOutcome::Refused(said) | WriteOutcome::Unknown(said) => {
+            WriteOutcome::Refused(said)
+            | WriteOutcome::Unknown(said)
+            | WriteOutcome::BindingUnknown { said, .. } => {
                 tracing::warn!(gang = %write.gang, plan, kind, outcome = word, said = %said, "write");
             }
             _ => tracing::debug!(gang = %write.gang, plan, kind, outcome = word, "write"),
@@ -261,7 +263,7 @@ fn word(outcome: &WriteOutcome) -> &'static str {
         WriteOutcome::Conflict(_) => "Conflict",
         WriteOutcome::Gone => "Gone",
         WriteOutcome::Refused(_) => "Refused",
-        WriteOutcome::Unknown(_) => "Unknown",
+        WriteOutcome::Unknown(_) | WriteOutcome::BindingUnknown { .. } => "Unknown",
     }
 }
 

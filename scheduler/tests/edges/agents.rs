@@ -21,7 +21,18 @@ use tonic::{Code, Request, Status, Streaming};
 
 use crate::standin::{Standin, ok};
 
-/// Tokens `token-of-NODE` are good for that node.
+/// What a review says of a ServiceAccount's pod on a node.
+fn user(account: &str, node: &str) -> serde_json::Value {
+    let namespace = account.split(':').next().unwrap();
+    json!({
+        "username": format!("system:serviceaccount:{account}"),
+        "groups": ["system:serviceaccounts", format!("system:serviceaccounts:{namespace}"), "system:authenticated"],
+        "extra": {"authentication.kubernetes.io/node-name": [node]},
+    })
+}
+
+/// Tokens `token-of-NODE` are good for that node; `a-pods-token` is of a user's pod on n1 that asked
+/// for our audience, and `look-alike` of a person to whom another authenticator gives the agent's name.
 fn reviewer() -> Standin {
     Standin::new(|call| {
         assert_eq!(call.path, "/apis/authentication.k8s.io/v1/tokenreviews");
@@ -31,10 +42,22 @@ fn reviewer() -> Standin {
             Some(node) => json!({
                 "authenticated": true,
                 "audiences": ["muster-scheduler"],
-                "user": {"extra": {"authentication.kubernetes.io/node-name": [node]}},
+                "user": user("muster-system:muster-agent", node),
             }),
-            None if token == "person" => {
-                json!({"authenticated": true, "audiences": ["muster-scheduler"], "user": {}})
+            None if token == "no-node" => {
+                let mut user = user("muster-system:muster-agent", "");
+                user["extra"] = json!({});
+                json!({"authenticated": true, "audiences": ["muster-scheduler"], "user": user})
+            }
+            None if token == "a-pods-token" => json!({
+                "authenticated": true,
+                "audiences": ["muster-scheduler"],
+                "user": user("default:default", "n1"),
+            }),
+            None if token == "look-alike" => {
+                let mut user = user("muster-system:muster-agent", "n1");
+                user["groups"] = json!(["system:authenticated"]);
+                json!({"authenticated": true, "audiences": ["muster-scheduler"], "user": user})
             }
             None if token == "elsewhere" => json!({"authenticated": true}),
             None => json!({"authenticated": false}),
@@ -47,8 +70,7 @@ fn door(standin: &Standin, config: &Config) -> (Agents, Outbox) {
     let (inbox, outbox) = inbox::inbox();
     let identities = Identities::reviewed(
         standin.client(),
-        &config.agents.audience,
-        config.agents.token_reviews_per_second,
+        &config.agents,
         Wall::following(jiff::Timestamp::UNIX_EPOCH),
         Arc::default(),
     );
@@ -191,7 +213,7 @@ async fn nobody_speaks_for_another_node() {
         Code::PermissionDenied
     );
     assert_eq!(
-        refusal(&agents, "person", "n1").await,
+        refusal(&agents, "no-node", "n1").await,
         Code::Unauthenticated
     );
     assert_eq!(
@@ -219,6 +241,41 @@ async fn nobody_speaks_for_another_node() {
         agent.hear().await.unwrap_err().code(),
         Code::PermissionDenied
     );
+}
+
+#[tokio::test]
+async fn pod_of_another_account_does_not_speak_for_the_node_it_runs_on() {
+    let standin = reviewer();
+    let (agents, _outbox) = door(&standin, &Config::default());
+    for token in ["a-pods-token", "look-alike"] {
+        assert_eq!(
+            refusal(&agents, token, "n1").await,
+            Code::PermissionDenied,
+            "{token}"
+        );
+    }
+    let mut config = Config::default();
+    config.agents.service_account = "system:serviceaccount:default:default".into();
+    let (agents, _outbox) = door(&standin, &config);
+    assert!(Agent::connect(&agents, "a-pods-token").await.is_ok());
+    assert_eq!(
+        refusal(&agents, "token-of-n1", "n1").await,
+        Code::PermissionDenied
+    );
+}
+
+#[tokio::test]
+async fn instance_from_the_far_future_does_not_lock_the_node_out() {
+    let standin = reviewer();
+    let (agents, _outbox) = door(&standin, &Config::default());
+    let day_us = 24 * 3600 * 1_000_000;
+    for instance in [u64::MAX, 2 * day_us] {
+        let mut liar = Agent::connect(&agents, "token-of-n1").await.unwrap();
+        let refused = liar.hello("n1", instance).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+    }
+    let mut ahead = Agent::connect(&agents, "token-of-n1").await.unwrap();
+    assert!(ahead.hello("n1", day_us / 2).await.is_ok());
 }
 
 #[tokio::test]

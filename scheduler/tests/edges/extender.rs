@@ -12,6 +12,7 @@ use muster_core::event::Event;
 use muster_core::ids::{Epoch, GangKey};
 use muster_core::resources::Resources;
 use muster_core::view::{GangView, View};
+use muster_kubernetes::manifests::{KubeSchedulerConfigOptions, kube_scheduler_config};
 use muster_kubernetes::translate::PodRules;
 use muster_scheduler::binds::{BUSY, Binds, STOPPING};
 use muster_scheduler::config;
@@ -228,9 +229,26 @@ async fn t06_five_thousand_names_are_answered_quickly() {
         assert_eq!(code, 200);
         assert!(bytes.len() > 5000 * 20);
     }
-    // The limit of 1 ms holds in release (benches); this is unoptimised, on a busy machine.
+    // Unoptimised, on a machine that may be busy: this notices another order of growth, no more.
     assert!(best < Duration::from_millis(30), "{best:?}");
     println!("5,000 names in {best:?}");
+}
+
+/// kube-scheduler takes scores as they come, above 10 or below 0. None is ever sent: it is told of
+/// no verb to ask for one, and there is none.
+#[tokio::test]
+async fn t07_no_score_is_ever_sent() {
+    let bench = bench();
+    let config = kube_scheduler_config(&KubeSchedulerConfigOptions::default());
+    assert!(config.contains("filterVerb"), "{config}");
+    for word in ["prioritizeVerb", "weight"] {
+        assert!(!config.contains(word), "{word}");
+    }
+    let body = json!({"Pod": member("m"), "NodeNames": ["n1", "n2"]}).to_string();
+    for path in ["/v1/short/prioritize", "/v1/bind/prioritize"] {
+        let (code, _) = raw(&bench.router, path, body.clone().into_bytes()).await;
+        assert_eq!(code, 404, "{path}");
+    }
 }
 
 #[tokio::test]
@@ -286,6 +304,56 @@ async fn t12_same_state_same_bytes() {
             .unwrap()
             .contains("muster: needs 4 nodes")
     );
+}
+
+/// A pod with a nominated node is filtered twice in one attempt: on that node alone, and where that
+/// is refused on all of them.
+#[tokio::test]
+async fn t15_nominated_node_alone_is_refused_and_the_planned_one_named_right_after() {
+    let bench = bench();
+    for _ in 0..3 {
+        let alone = json!({"Pod": member("m"), "NodeNames": ["n9"]});
+        let answer = ask(&bench.router, FILTER, alone).await;
+        assert_eq!(answer["NodeNames"], json!([]));
+        assert_eq!(answer["Error"], "", "an error would end the attempt");
+        let all = json!({"Pod": member("m"), "NodeNames": ["n1", "n2", "n9"]});
+        assert_eq!(
+            ask(&bench.router, FILTER, all).await["NodeNames"],
+            json!(["n2"])
+        );
+    }
+    let planned = json!({"Pod": member("m"), "NodeNames": ["n2"]});
+    assert_eq!(
+        ask(&bench.router, FILTER, planned).await["NodeNames"],
+        json!(["n2"])
+    );
+    // The engine hears of the node that was missing, and forgets it when the Bind comes.
+    assert!(
+        bench
+            .outbox
+            .collect()
+            .iter()
+            .all(|event| matches!(event, Event::PlannedNodeNotOffered { .. }))
+    );
+}
+
+/// In preemption kube-scheduler asks Filter once for each node that it tries, with nothing of that
+/// to be seen here.
+#[tokio::test]
+async fn t16_filter_asked_a_thousand_times_changes_nothing() {
+    let bench = bench();
+    let before = bench.view.load_full();
+    for pod in [member("m"), member("unplanned"), plain("q")] {
+        let body = json!({"Pod": pod, "NodeNames": ["n1", "n2"]}).to_string();
+        let first = raw(&bench.router, FILTER, body.clone().into_bytes()).await;
+        for _ in 0..1000 {
+            let again = raw(&bench.router, FILTER, body.clone().into_bytes()).await;
+            assert_eq!(again, first);
+        }
+    }
+    assert_eq!(bench.outbox.collect(), [], "the engine is told nothing");
+    assert!(bench.binds.is_empty(), "nothing is held");
+    assert!(Arc::ptr_eq(&before, &bench.view.load_full()));
 }
 
 #[tokio::test]

@@ -181,6 +181,41 @@ async fn t24_bind_conflicts_by_cause() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bind_in_doubt_tells_the_version_that_it_cited_last() {
+    let cited = |outcome: WriteOutcome| match outcome {
+        WriteOutcome::BindingUnknown { cited, .. } => cited.as_str().to_owned(),
+        other => panic!("{other:?}"),
+    };
+    // The pod has moved on after the first attempt; the second one cites it as it is then.
+    let silent = scripted(|line, _, _| match line.starts_with("POST") {
+        true => Reply::Hang,
+        false => pod("12", json!({})),
+    });
+    assert_eq!(cited(outcome(&silent, bind()).await), "12");
+    // A refusal of the second attempt says nothing about the first, at the version of which it stands.
+    let refused = |version: &'static str| {
+        scripted(
+            move |line, count, _| match (line.starts_with("POST"), count) {
+                (true, 1) => Reply::Hang,
+                (true, _) => status(422, "Invalid"),
+                _ => pod(version, json!({})),
+            },
+        )
+    };
+    assert_eq!(cited(outcome(&refused("10"), bind()).await), "10");
+    assert!(matches!(
+        outcome(&refused("11"), bind()).await,
+        WriteOutcome::Refused(_)
+    ));
+    // Nor does a reading that is not answered.
+    let mute = scripted(|line, _, _| match line.starts_with("POST") {
+        true => status(500, "InternalError"),
+        false => Reply::Hang,
+    });
+    assert_eq!(cited(outcome(&mute, bind()).await), "10");
+}
+
+#[tokio::test(start_paused = true)]
 async fn t39_throttled_and_unreachable_servers() {
     let standin = scripted(|_, count, _| match count {
         1 => Reply::Later(3),
@@ -193,7 +228,7 @@ async fn t39_throttled_and_unreachable_servers() {
     let started = tokio::time::Instant::now();
     assert!(matches!(
         outcome(&silent, bind()).await,
-        WriteOutcome::Unknown(_)
+        WriteOutcome::BindingUnknown { .. }
     ));
     assert!(started.elapsed() <= config::Config::default().writes.deadline.0 * 2);
 }
@@ -368,4 +403,39 @@ async fn job_that_changed_since_is_not_patched() {
     });
     assert_eq!(outcome(&same, change()).await, WriteOutcome::Done(None));
     assert_eq!(same.lines().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_status_shows_is_written_to_the_status() {
+    let change = || WriteKind::ChangeJob {
+        job: JobTarget {
+            kind: WorkloadKind::PyTorchJob,
+            namespace: "ns".into(),
+            name: "g".into(),
+            uid: "job-uid".into(),
+            resource_version: "3".into(),
+        },
+        change: JobChange::Show,
+    };
+    let job = || {
+        json!({
+            "metadata": {"name": "g", "namespace": "ns", "uid": "job-uid", "resourceVersion": "3",
+                         "annotations": {"muster.dev/hold": "queued"}},
+            "spec": {"runPolicy": {"suspend": true}, "pytorchReplicaSpecs": {}},
+            "status": {"conditions": [{"type": "Suspended", "status": "True"}]},
+        })
+    };
+    let standin = Standin::new(move |call| {
+        if call.method == http::Method::PATCH {
+            assert!(
+                call.path.ends_with("/pytorchjobs/g/status"),
+                "{}",
+                call.path
+            );
+            assert_eq!(call.body["status"]["conditions"][1]["type"], "Queued");
+        }
+        ok(job())
+    });
+    assert_eq!(outcome(&standin, change()).await, WriteOutcome::Done(None));
+    assert_eq!(standin.lines().len(), 2);
 }

@@ -347,6 +347,7 @@ impl EmbeddedCluster {
     fn install_policies(&self) -> Result<(), ApiError> {
         for (name, mutator) in [
             ("muster-hold-pytorchjobs", "suspend-pytorchjobs"),
+            ("muster-show-queued", "show-queued"),
             ("muster-gate-pods", "gate-pods"),
         ] {
             let label = crate::api::admission::EMULATE_LABEL;

@@ -31,7 +31,7 @@ use muster_embedded::{EmbeddedCluster, NodePool, value};
 use muster_kubernetes::manifests;
 use muster_scheduler::clock::Wall;
 use muster_scheduler::config::Config;
-use muster_scheduler::scheduler::{Clients, Options, Scheduler};
+use muster_scheduler::scheduler::{Clients, Ended, Options, Scheduler};
 use serde_json::{Value, json};
 
 pub use script::{Script, Trap};
@@ -271,6 +271,18 @@ impl Sim {
         .await
     }
 
+    /// Waits until the scheduler ends by itself, and starts another, as the kubelet does.
+    pub async fn restart_when_ended(&mut self) -> anyhow::Result<()> {
+        let ended = match &mut self.scheduler {
+            Some(scheduler) => scheduler.ended().await,
+            None => bail!("no scheduler runs"),
+        };
+        anyhow::ensure!(ended == Ended::LeadershipLost, "it ended: {ended}");
+        self.kill_scheduler().await;
+        self.start_scheduler();
+        Ok(())
+    }
+
     /// Waits until a trap of the script has sprung; `false` when it did not within `timeout`.
     pub async fn sprung(&self, timeout: Duration) -> bool {
         tokio::time::timeout(timeout, self.script.sprung())
@@ -364,6 +376,20 @@ impl Sim {
             }
         }
         Ok(history)
+    }
+
+    /// Filter calls that the running scheduler has answered.
+    pub fn filter_calls(&self) -> u64 {
+        let text = self
+            .scheduler
+            .as_ref()
+            .map(|scheduler| scheduler.metrics().text())
+            .unwrap_or_default();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("muster_filter_duration_seconds_count "));
+        line.and_then(|count| count.trim().parse().ok())
+            .unwrap_or(0)
     }
 
     fn devices(&self) -> std::sync::MutexGuard<'_, Devices> {

@@ -4,10 +4,12 @@
 //! Events and its TokenReviews are left alone and not counted.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use muster_embedded::api::ApiError;
 use muster_embedded::api::faults::{After, Before, Faults, RequestInfo};
 use muster_embedded::signal::Signal;
+use tokio::time::Instant;
 
 use super::CLIENT;
 
@@ -23,6 +25,9 @@ pub enum Trap {
     RefuseAt(u32),
     /// The write is applied, and its answer is lost.
     LoseAt(u32),
+    /// From this write on the API server is away for so many seconds: for everybody connections break
+    /// and nothing is applied.
+    AwayAt(u32, u64),
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +39,8 @@ struct State {
     /// Number of the request that was found to be the one, between before and after.
     chosen: Option<u64>,
     what: String,
+    /// Until when the API server is away.
+    away_until: Option<Instant>,
 }
 
 /// The faults of a run.
@@ -59,6 +66,12 @@ impl Script {
     /// A new scheduler runs: its requests are let through.
     pub(super) fn allow(&self) {
         self.state().dead = false;
+    }
+
+    /// Whether the API server is away now.
+    pub fn is_away(&self) -> bool {
+        let until = self.state().away_until;
+        until.is_some_and(|until| Instant::now() < until)
     }
 
     /// Decision-carrying writes since the trap was set.
@@ -113,13 +126,18 @@ impl Faults for Script {
         if state.dead && request.client == CLIENT {
             return Before::Disconnect;
         }
+        if state.away_until.is_some_and(|until| Instant::now() < until) {
+            return Before::Disconnect;
+        }
         if !counts(request) {
             return Before::Proceed;
         }
         state.writes = state.writes.saturating_add(1);
         let at = match state.trap {
             Trap::None => return Before::Proceed,
-            Trap::CrashAfter(at) | Trap::RefuseAt(at) | Trap::LoseAt(at) => at,
+            Trap::CrashAfter(at) | Trap::RefuseAt(at) | Trap::LoseAt(at) | Trap::AwayAt(at, _) => {
+                at
+            }
         };
         if state.writes != at {
             return Before::Proceed;
@@ -131,6 +149,11 @@ impl Faults for Script {
                 "InternalError",
                 "etcdserver: request timed out",
             ));
+        }
+        if let Trap::AwayAt(_, seconds) = state.trap {
+            state.away_until = Some(Instant::now() + Duration::from_secs(seconds));
+            self.spring(state, request);
+            return Before::Disconnect;
         }
         state.chosen = Some(request.number);
         Before::Proceed

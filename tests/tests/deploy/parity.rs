@@ -163,6 +163,10 @@ fn other_values_reach_the_objects() {
     assert_eq!(config["inventory"]["nodesWithoutAgent"], "useAllocatable");
     assert_eq!(config["lease"]["namespace"], "gpu");
     assert_eq!(config["lease"]["duration"], "30s");
+    assert_eq!(
+        config["agents"]["serviceAccount"],
+        "system:serviceaccount:gpu:muster-agent"
+    );
 }
 
 #[test]
@@ -172,7 +176,7 @@ fn kube_scheduler_has_the_version_of_the_cluster_and_old_clusters_get_no_policy(
         (
             "v1.36.0-eks-1a2b",
             "registry.k8s.io/kube-scheduler:v1.36.0",
-            2,
+            3,
         ),
     ] {
         let objects = template(NAMESPACE, version, "");
@@ -207,6 +211,10 @@ fn wrong_values_are_refused_by_name() {
         ("admissionPolicy: {install: sometimes}", "install"),
         ("config: {schedulerName: other}", "schedulerName"),
         ("config: {lease: {namespace: elsewhere}}", "lease"),
+        (
+            "config: {agents: {serviceAccount: 'system:serviceaccount:a:b'}}",
+            "agents",
+        ),
         ("agent: {podResourcesDir: relative}", "podResourcesDir"),
     ] {
         let error = try_template(NAMESPACE, KUBE_VERSION, values).expect_err(values);

@@ -67,3 +67,8 @@ fn kube_scheduler_configuration_is_as_printed() {
     ];
     check_printed(&kube_scheduler_config(), &paths);
 }
+
+#[test]
+fn documented_configuration_is_as_printed() {
+    check_printed(muster_scheduler::config::DOCUMENTED, &["config.yaml"]);
+}

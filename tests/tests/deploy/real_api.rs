@@ -187,7 +187,7 @@ async fn check_gang_rules(cluster: &Cluster) {
 }
 
 /// Account, what `kubectl auth can-i` is asked, and the answer.
-const RIGHTS: [(&str, &str, bool); 16] = [
+const RIGHTS: [(&str, &str, bool); 18] = [
     (
         "muster-scheduler",
         "create pods --subresource=binding",
@@ -206,6 +206,16 @@ const RIGHTS: [(&str, &str, bool); 16] = [
         true,
     ),
     ("muster-scheduler", "patch pytorchjobs.kubeflow.org", true),
+    (
+        "muster-scheduler",
+        "patch pytorchjobs.kubeflow.org --subresource=status",
+        true,
+    ),
+    (
+        "muster-scheduler",
+        "update pytorchjobs.kubeflow.org --subresource=status",
+        false,
+    ),
     (
         "muster-scheduler",
         "update gangs.muster.dev --subresource=status",

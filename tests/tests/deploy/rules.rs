@@ -210,6 +210,15 @@ fn the_configuration_is_one_that_muster_takes() {
     for file in files {
         let config = Config::parse(file).unwrap_or_else(|error| panic!("{error}\n{file}"));
         assert_eq!(config.lease.namespace, "muster-system");
+        let agent = pod_specs(&objects)
+            .into_iter()
+            .find(|(id, _)| id.starts_with("DaemonSet"))
+            .map(|(_, spec)| text(spec, "/serviceAccountName").to_owned());
+        assert_eq!(
+            config.agents.service_account,
+            format!("system:serviceaccount:muster-system:{}", agent.unwrap()),
+            "Muster believes the account that the DaemonSet runs under"
+        );
         let other = text(&extenders[1], "/httpTimeout");
         let other = Config::parse(&format!("extender: {{bindTimeout: {other}}}")).unwrap();
         let both = (config.extender.bind_timeout, other.extender.bind_timeout);

@@ -3,6 +3,7 @@
 //! ```text
 //!   places.rs     gangs of every kind are placed whole, wait with a reason, follow each other
 //!   troubles.rs   GPUs fail, nodes are cordoned, pods are replaced, jobs suspended and deleted
+//!   outages.rs    the API server is away in the middle of binding
 //!   crashes.rs    the scheduler dies, or the API server fails, at every single write
 //!   same_seed.rs  equal seeds give equal event logs
 //!   demo.rs       `muster-scheduler demo`, on real time
@@ -10,6 +11,7 @@
 
 mod crashes;
 mod demo;
+mod outages;
 mod places;
 mod same_seed;
 mod troubles;

@@ -1,9 +1,10 @@
 //! Gangs of every kind are placed whole, wait with a reason, and follow each other.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use muster_embedded::standins::operator::OperatorConfig;
-use muster_embedded::value;
+use muster_embedded::{NodePool, value};
 use muster_tests::jobs::{Job, Role};
 use muster_tests::sim::{JOBS, PODS, SOON, Sim, SimOptions, bound, gang_field, phase_of};
 
@@ -204,6 +205,67 @@ fn of_thirty_gangs_at_one_and_a_half_pools_twenty_run_whole_and_none_in_part() -
         sim.until("all end", MINUTE * 20, |c| count(c, "Succeeded") == 30)
             .await?;
         sim.judge().await?;
+        sim.stop().await;
+        Ok(())
+    })
+}
+
+#[test]
+fn one_worker_per_host_is_accepted_where_it_is_planned_at_the_first_attempt() -> anyhow::Result<()>
+{
+    paused(async {
+        let sim = Sim::start(SimOptions::nodes(4)).await?;
+        let apart = "affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: \
+                     [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: \
+                     {training.kubeflow.org/job-name: apart}}}]}}";
+        let workers = Role::new("Worker", 4, 1).with(apart);
+        sim.apply(&Job::new("apart", vec![workers]).yaml())?;
+        sim.until_phase("apart", "Running").await?;
+        let nodes: BTreeSet<String> = bound(&sim.cluster, "apart-").into_values().collect();
+        assert_eq!(nodes.len(), 4);
+        let refused = sim.cluster.list(("", "events"));
+        let refused = refused
+            .iter()
+            .filter(|event| value::text(event, &["reason"]) == "FailedScheduling");
+        assert_eq!(refused.count(), 0);
+        sim.judge().await?;
+        sim.stop().await;
+        Ok(())
+    })
+}
+
+#[test]
+fn pods_that_spread_over_zones_run_whole_in_whatever_order_they_are_released() -> anyhow::Result<()>
+{
+    paused(async {
+        let pool = |zone: &str| {
+            NodePool::new(zone, 2, 8)
+                .taint("nvidia.com/gpu", "present", "NoSchedule")
+                .label("zone", zone)
+        };
+        let sim = Sim::start(SimOptions {
+            pools: vec![pool("x"), pool("y")],
+            ..SimOptions::default()
+        })
+        .await?;
+        for index in [4, 1, 5, 0, 3, 2] {
+            sim.apply(&format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: even-{index}, namespace: default, \
+                 labels: {{muster.dev/gang: even, app: even}}, annotations: {{muster.dev/gang-size: \"6\"}}}}\n\
+                 spec: {{schedulerName: muster, tolerations: [{{operator: Exists}}], \
+                 topologySpreadConstraints: [{{topologyKey: zone, maxSkew: 1, whenUnsatisfiable: DoNotSchedule, \
+                 labelSelector: {{matchLabels: {{app: even}}}}}}], \
+                 containers: [{{name: a, image: a, resources: {{limits: {{nvidia.com/gpu: 1}}, \
+                 requests: {{nvidia.com/gpu: 1}}}}}}]}}\n"
+            ))?;
+        }
+        sim.until("all run", SOON, |c| bound(c, "even-").len() == 6)
+            .await?;
+        let nodes = bound(&sim.cluster, "even-");
+        let in_x = nodes.values().filter(|node| node.starts_with('x')).count();
+        assert_eq!(in_x, 3, "{nodes:?}");
+        sim.judge_labelled("muster.dev/gang", &[("default/even", 6)])
+            .await?;
         sim.stop().await;
         Ok(())
     })

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use muster_embedded::{EmbeddedCluster, value};
+use muster_tests::jobs::{Job, Role};
 use muster_tests::sim::{
     GANGS, JOBS, NODES, PODS, SOON, Sim, SimOptions, bound, gang_field, phase_of,
 };
@@ -166,8 +167,8 @@ fn a_job_deleted_at_the_barrier_gives_all_its_room_back() -> anyhow::Result<()> 
 }
 
 #[test]
-fn kube_scheduler_killed_at_the_barrier_comes_back_and_the_gang_binds_whole() -> anyhow::Result<()>
-{
+fn t33_kube_scheduler_killed_at_the_barrier_comes_back_and_the_gang_binds_whole()
+-> anyhow::Result<()> {
     paused(async {
         let options = SimOptions {
             operator: slow_operator(),
@@ -187,6 +188,99 @@ fn kube_scheduler_killed_at_the_barrier_comes_back_and_the_gang_binds_whole() ->
         })
         .await?;
         sim.until_phase("train", "Running").await?;
+        sim.judge().await?;
+        sim.stop().await;
+        Ok(())
+    })
+}
+
+/// Kubelets that stand still admit nothing. When they go on, one finds a device gone that was there
+/// when the gang was planned and bound.
+#[test]
+fn t41_a_member_that_its_kubelet_turns_away_comes_back_on_another_node() -> anyhow::Result<()> {
+    paused(async {
+        let sim = Sim::start(SimOptions::nodes(6)).await?;
+        let names: Vec<String> = (0..6).map(|at| format!("gpu-{at:03}")).collect();
+        for node in &names {
+            sim.cluster.kubelet().set_silent(node, true);
+        }
+        sim.apply(&wide("train").yaml())?;
+        sim.until("all are bound", SOON, |c| bound(c, "train-").len() == 5)
+            .await?;
+        let node = bound(&sim.cluster, "train-worker-2")["train-worker-2"].clone();
+        let before = uid_of(&sim.cluster, "train-worker-2");
+        let devices = sim.agents.with(|fleet| {
+            let found = fleet.devices(&node);
+            found.map(|devices| devices.first().map(|device| device.uuid.clone()))
+        });
+        let device = devices.context("the fleet runs")??.context("a device")?;
+        sim.cluster
+            .kubelet()
+            .set_device_health(&node, &device, false);
+        for node in &names {
+            sim.cluster.kubelet().set_silent(node, false);
+        }
+        sim.until("another one is bound", SOON, |c| {
+            uid_of(c, "train-worker-2") != before && bound(c, "train-").len() == 5
+        })
+        .await?;
+        let after = bound(&sim.cluster, "train-worker-2")["train-worker-2"].clone();
+        assert_ne!(after, node, "away from the node that turned it away");
+        let writes = sim.cluster.api().writes_since(0);
+        let turned_away = writes.iter().filter(|write| {
+            write
+                .line()
+                .contains("status.reason=UnexpectedAdmissionError")
+        });
+        assert_eq!(turned_away.count(), 1);
+        sim.until_phase("train", "Running").await?;
+        sim.judge().await?;
+        sim.stop().await;
+        Ok(())
+    })
+}
+
+/// A pod that is bound, whoever's it is, wakes every pod that an extender has refused. Gangs that
+/// wait are suspended or gated instead of refused, so there is nothing to wake.
+#[test]
+fn t13_a_bound_pod_wakes_none_of_the_gangs_that_wait() -> anyhow::Result<()> {
+    paused(async {
+        let sim = Sim::start(SimOptions::nodes(2)).await?;
+        let fill = Job::new("fill", vec![Role::new("Worker", 2, 8)]);
+        sim.apply(&fill.yaml())?;
+        sim.until_phase("fill", "Running").await?;
+        for at in 0..20 {
+            sim.apply(&Job::new(&format!("job-{at:02}"), vec![Role::new("Worker", 8, 8)]).yaml())?;
+            for member in 0..2 {
+                sim.cluster
+                    .create(json!({"apiVersion": "v1", "kind": "Pod",
+                    "metadata": {"name": format!("label-{at:02}-{member}"),
+                        "labels": {"muster.dev/gang": format!("group-{at:02}")},
+                        "annotations": {"muster.dev/gang-size": "2"}},
+                    "spec": {"schedulerName": "muster", "containers": [{"name": "c", "image": "i",
+                        "resources": {"limits": {"nvidia.com/gpu": "8"}}}]}}))?;
+            }
+        }
+        sim.until("all have a reason", SOON, |c| {
+            c.list(GANGS).len() == 41
+                && (0..20).all(|at| {
+                    !gang_field(c, &format!("job-{at:02}"), "reason").is_empty()
+                        && !gang_field(c, &format!("label-group-{at:02}"), "reason").is_empty()
+                })
+        })
+        .await?;
+        sim.pass(MINUTE).await;
+        let before = sim.filter_calls();
+        sim.cluster.create(
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "plain"},
+            "spec": {"schedulerName": "muster", "containers": [{"name": "c", "image": "i"}]}}),
+        )?;
+        sim.until("the plain pod is bound", SOON, |c| {
+            bound(c, "plain").len() == 1
+        })
+        .await?;
+        sim.pass(MINUTE).await;
+        assert_eq!(sim.filter_calls() - before, 1, "Filter calls for one pod");
         sim.judge().await?;
         sim.stop().await;
         Ok(())

@@ -34,5 +34,7 @@ app.kubernetes.io/component: {{ . }}
 {{- $lease := dict "namespace" .Release.Namespace "name" "muster-scheduler" -}}
 {{- $config := deepCopy .Values.config -}}
 {{- $_ := set $config "lease" (merge $lease (default (dict) $config.lease)) -}}
+{{- $account := printf "system:serviceaccount:%s:muster-agent" .Release.Namespace -}}
+{{- $_ := set $config "agents" (merge (dict "serviceAccount" $account) (default (dict) $config.agents)) -}}
 {{- toYaml $config -}}
 {{- end -}}

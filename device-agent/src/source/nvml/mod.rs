@@ -9,6 +9,7 @@
 //! reports. All calls that nvml-wrapper lacks go through optional symbols ([`raw`]); this module and
 //! the fake library are the only places with `unsafe`.
 
+mod pci;
 mod raw;
 mod read;
 
@@ -47,7 +48,7 @@ pub struct NvmlConfig {
     pub interval: Duration,
     /// Time after which a call counts as hanging.
     pub watchdog: Duration,
-    /// GPUs the node should have; fewer are reported as they are, with this number beside.
+    /// GPUs the node should have, where that is another number than the PCI bus tells.
     pub devices_expected: Option<u32>,
 }
 

@@ -11,6 +11,7 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 
 use super::NvmlConfig;
+use super::pci;
 use super::raw::{self, LinkEnd};
 use crate::fake::slice_resource;
 use crate::model::{FabricReading, GpuReading, Reading, SliceReading, architecture};
@@ -90,9 +91,13 @@ impl Reader {
             .filter(|index| *index >= count)
             .collect();
         missing.into_iter().for_each(|index| self.lose(index));
+        let on_bus = pci::gpus(&self.sysfs);
+        let absent = self.absent(&on_bus);
         self.connect(nvml, &links);
         alive();
-        let seen = u32::try_from(self.known.len()).unwrap_or(u32::MAX);
+        let told = self.known.len().saturating_add(absent.len());
+        let seen = u32::try_from(told).unwrap_or(u32::MAX);
+        let on_bus = u32::try_from(on_bus.len()).unwrap_or(u32::MAX);
         let node = NodeFacts {
             driver_version: nvml.sys_driver_version().ok(),
             cuda_version: nvml
@@ -100,12 +105,47 @@ impl Reader {
                 .ok()
                 .and_then(|version| u32::try_from(version).ok()),
             nvml_version: nvml.sys_nvml_version().ok(),
-            devices_expected: Some(self.expected.unwrap_or(0).max(seen)),
+            devices_expected: Some(self.expected.unwrap_or(on_bus).max(seen)),
         };
         Ok(Reading {
             node,
-            gpus: self.known.values().cloned().collect(),
+            gpus: self.known.values().cloned().chain(absent).collect(),
         })
+    }
+
+    /// GPUs on the PCI bus that the library has not counted since this process began: lost, by their
+    /// address. One that is counted but never told its address takes the first that is left over.
+    fn absent(&mut self, on_bus: &[String]) -> Vec<GpuReading> {
+        let told: BTreeSet<String> = self
+            .known
+            .values()
+            .filter_map(|reading| reading.facts.pci_address.clone())
+            .collect();
+        let mut left = on_bus.iter().filter(|address| !told.contains(*address));
+        for reading in self.known.values_mut() {
+            if reading.facts.pci_address.is_none() {
+                let Some(address) = left.next() else { break };
+                reading.facts.pci_address = reading.lost.then(|| address.clone());
+            }
+        }
+        let room = self.expected.map_or(usize::MAX, |expected| {
+            usize::try_from(expected)
+                .unwrap_or(usize::MAX)
+                .saturating_sub(self.known.len())
+        });
+        left.take(room)
+            .map(|address| GpuReading {
+                facts: Facts {
+                    uuid: format!("GPU-unreadable-{address}"),
+                    pci_address: Some(address.clone()),
+                    numa_node: numa_node(&self.sysfs, address),
+                    resource_name: "nvidia.com/gpu".into(),
+                    ..Facts::default()
+                },
+                lost: true,
+                ..GpuReading::default()
+            })
+            .collect()
     }
 
     fn lose(&mut self, index: u32) {

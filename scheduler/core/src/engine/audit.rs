@@ -1,16 +1,40 @@
 //! Checks of what must always hold, on the engine's own state. Cheap enough for tests after every
 //! step, and for production now and then.
+//!
+//! Each check counts for itself, from pods, nodes and reports, and does not ask the code that it
+//! judges. What only a history or two engines could tell (LEAD-1, QUE-1, DET-1, TEXT-1) is not
+//! here but in the tests that carry those names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::Engine;
-use crate::ids::{DeviceUuid, NodeName};
+use super::gang::{Gang, Record, Slot};
+use super::{AGE_CHECK, Engine};
+use crate::config::NodesWithoutAgent;
+use crate::ids::{DeviceUuid, NodeName, PodUid};
 use crate::ledger::SlotKey;
+use crate::node::untolerated;
+use crate::pod::{Pod, PodPhase};
+
+/// The invariants that [`Engine::audit`] checks.
+pub const AUDITED: [&str; 6] = ["GANG-1", "GANG-2", "DEV-1", "RES-1", "INV-1", "PLACE-1"];
 
 /// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Violation {
+    /// GANG-1: a gang bound in part whose time for repair is over, or was never set.
+    Partial {
+        /// The gang.
+        gang: String,
+        /// Members bound.
+        bound: u32,
+        /// Members that must be.
+        minimum: u32,
+    },
+    /// GANG-2: a member bound under a plan that does not cover the gang's minimum.
+    BelowMinimum(String),
+    /// DEV-1: a device that is promised twice.
+    DeviceTwice(DeviceUuid),
     /// RES-1: a reservation that no live plan has.
     Orphan {
         /// Where.
@@ -25,34 +49,87 @@ pub enum Violation {
         /// Whose it is.
         slot: String,
     },
-    /// DEV-1: a device that is promised twice.
-    DeviceTwice(DeviceUuid),
-    /// GANG-2: a member bound under a plan that does not cover the gang's minimum.
-    BelowMinimum(String),
+    /// INV-1: a member that is not bound yet has a place on a node whose GPUs nobody vouches for.
+    Unreported {
+        /// Where.
+        node: NodeName,
+        /// Whose it is.
+        slot: String,
+    },
+    /// PLACE-1: a member that is not bound yet has a place on a node that it may not run on.
+    Unfit {
+        /// Where.
+        node: NodeName,
+        /// Whose it is.
+        slot: String,
+        /// What is wrong with the node.
+        what: &'static str,
+    },
+}
+
+impl Violation {
+    /// The invariant, one of [`AUDITED`].
+    pub fn id(&self) -> &'static str {
+        match self {
+            Self::Partial { .. } => "GANG-1",
+            Self::BelowMinimum(_) => "GANG-2",
+            Self::DeviceTwice(_) => "DEV-1",
+            Self::Orphan { .. } | Self::Unreserved { .. } => "RES-1",
+            Self::Unreported { .. } => "INV-1",
+            Self::Unfit { .. } => "PLACE-1",
+        }
+    }
 }
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.id())?;
         match self {
-            Self::Orphan { node, slot } => write!(
+            Self::Partial {
+                gang,
+                bound,
+                minimum,
+            } => write!(
                 f,
-                "RES-1: reservation of {slot} on {node} belongs to no plan"
+                "{gang} has {bound} of {minimum} bound and no time left for it"
             ),
-            Self::Unreserved { node, slot } => {
-                write!(f, "RES-1: {slot} has no reservation on {node}")
-            }
-            Self::DeviceTwice(uuid) => write!(f, "DEV-1: device {uuid} is promised twice"),
             Self::BelowMinimum(gang) => {
-                write!(f, "GANG-2: the plan of {gang} does not cover its minimum")
+                write!(f, "the plan of {gang} does not cover its minimum")
+            }
+            Self::DeviceTwice(uuid) => write!(f, "device {uuid} is promised twice"),
+            Self::Orphan { node, slot } => {
+                write!(f, "reservation of {slot} on {node} belongs to no plan")
+            }
+            Self::Unreserved { node, slot } => write!(f, "{slot} has no reservation on {node}"),
+            Self::Unreported { node, slot } => {
+                write!(f, "{slot} is planned on {node}, which nobody reports")
+            }
+            Self::Unfit { node, slot, what } => {
+                write!(f, "{slot} is planned on {node}, which {what}")
             }
         }
     }
 }
 
 impl Engine {
-    /// Every invariant that is broken now.
+    /// Every invariant that was broken when [`Engine::decide`] had run last.
     pub fn audit(&self) -> Vec<Violation> {
         let mut violations = Vec::new();
+        self.audit_reservations(&mut violations);
+        // A replica that does not lead promises nothing, and what is dirty is looked at at once.
+        if self.may_act() {
+            for gang in self.gangs.values() {
+                if !self.dirty.contains(&gang.key) && !matches!(gang.record, Record::Unreadable(_))
+                {
+                    violations.extend(self.partial(gang));
+                    self.audit_places(gang, &mut violations);
+                }
+            }
+        }
+        violations
+    }
+
+    fn audit_reservations(&self, violations: &mut Vec<Violation>) {
         let mut wanted: BTreeMap<SlotKey, NodeName> = BTreeMap::new();
         let mut devices: BTreeSet<&DeviceUuid> = BTreeSet::new();
         for gang in self.gangs.values() {
@@ -106,10 +183,140 @@ impl Engine {
                     slot: name(&slot),
                 }),
         );
-        violations
+    }
+
+    /// GANG-1 for one gang, by its pods. A member that has ended well counts as bound.
+    fn partial(&self, gang: &Gang) -> Option<Violation> {
+        if gang.releasing || self.is_away() || self.has_ended(gang) {
+            return None;
+        }
+        let slots = || gang.plan.iter().flat_map(|plan| plan.slots.values());
+        let pods = || gang.pods.iter().filter_map(|uid| self.pods.get(uid));
+        // A Binding that was confirmed counts before the watch has brought the pod.
+        let confirmed: BTreeSet<&PodUid> = slots()
+            .filter(|slot| slot.bound)
+            .filter_map(|slot| slot.pod.as_ref())
+            .collect();
+        let bound: Vec<&Pod> = pods()
+            .filter(|pod| pod.is_alive())
+            .filter(|pod| pod.node.is_some() || confirmed.contains(&pod.uid))
+            .collect();
+        let run = |pod: &Pod| pod.record.as_ref().map(|record| record.plan.clone());
+        let (ended, minimum, since) = match &gang.plan {
+            Some(plan) => (
+                slots().filter(|slot| slot.done).count(),
+                Some(plan.minimum),
+                plan.partial_since,
+            ),
+            None => (
+                pods()
+                    .filter(|pod| pod.phase == PodPhase::Succeeded)
+                    .filter(|pod| run(pod).is_some())
+                    .filter(|pod| bound.iter().any(|other| run(other) == run(pod)))
+                    .count(),
+                self.minimum_of(gang),
+                gang.partial_since,
+            ),
+        };
+        let settled = u32::try_from(bound.len().saturating_add(ended)).unwrap_or(u32::MAX);
+        let minimum = minimum?;
+        if bound.is_empty() || settled >= minimum {
+            return None;
+        }
+        let in_time = since.is_some_and(|since| {
+            self.decided_at < since + self.config.repair_max && since <= self.decided_at
+        });
+        (!in_time).then(|| Violation::Partial {
+            gang: gang.name.to_string(),
+            bound: settled,
+            minimum,
+        })
+    }
+
+    /// Whether the gang is not to run any more, by its job or its user.
+    fn has_ended(&self, gang: &Gang) -> bool {
+        use crate::workload::Hold;
+        gang.ended.is_some()
+            || match &gang.workload {
+                None => gang.is_job(),
+                Some(workload) => {
+                    workload.finished.is_some()
+                        || (workload.invalid.is_some() && gang.plan.is_none())
+                        || workload.hold == Hold::SuspendedByUser
+                }
+            }
+    }
+
+    /// INV-1 and PLACE-1 for the members of one gang that are not bound, nor about to be.
+    fn audit_places(&self, gang: &Gang, violations: &mut Vec<Violation>) {
+        let Some(plan) = &gang.plan else { return };
+        for (seat, slot) in &plan.slots {
+            let Some(node) = &slot.node else { continue };
+            // Room that a terminating predecessor still holds is nobody's place yet.
+            if slot.is_settled() || slot.binding.is_some() || slot.predecessor.is_some() {
+                continue;
+            }
+            let key = || name(&gang.slot_key(seat));
+            if let Some(what) = self.unfit_for(slot, node) {
+                violations.push(Violation::Unfit {
+                    node: node.clone(),
+                    slot: key(),
+                    what,
+                });
+            }
+            if !self.is_vouched_for(slot, node) {
+                violations.push(Violation::Unreported {
+                    node: node.clone(),
+                    slot: key(),
+                });
+            }
+        }
+    }
+
+    fn unfit_for(&self, slot: &Slot, name: &NodeName) -> Option<&'static str> {
+        let Some(node) = self.ledger.node(name) else {
+            return Some("does not exist");
+        };
+        let tolerated = untolerated(&node.taints, &slot.shape.tolerations).is_none();
+        [
+            (node.terminating, "is being deleted"),
+            (node.unschedulable, "is cordoned"),
+            (!node.ready, "is not ready"),
+            (!tolerated, "has a taint that is not tolerated"),
+            (
+                slot.shape.mismatch(node).is_some(),
+                "is not among those selected",
+            ),
+        ]
+        .into_iter()
+        .find_map(|(wrong, what)| wrong.then_some(what))
+    }
+
+    /// Whether there is a report of the node that a place with devices may rest on. The age of
+    /// reports is looked at once in [`AGE_CHECK`].
+    fn is_vouched_for(&self, slot: &Slot, node: &NodeName) -> bool {
+        let extended = &slot.shape.requests.extended;
+        if !extended.keys().any(|name| self.config.is_device(name)) {
+            return true;
+        }
+        let limit = self.config.report_age_max;
+        match self.inventory.get(node) {
+            Some(belief) => {
+                belief.report.sampler_ok
+                    && self.decided_at.since(belief.heard).0 <= limit.0.saturating_add(AGE_CHECK.0)
+            }
+            // Nothing was heard of it in this leadership yet: what was planned before is carried on.
+            None => {
+                self.config.nodes_without_agent == NodesWithoutAgent::UseAllocatable
+                    || self.decided_at < self.led_at + limit
+            }
+        }
     }
 }
 
 fn name(slot: &SlotKey) -> String {
     format!("{}/{}-{}", slot.gang, slot.role, slot.index)
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::doubt::newest;
 use super::gang::Gang;
 use super::members::LOST_SLOT;
 use super::{BindPurpose, Engine, LooseBind, Purpose};
 use crate::action::WriteKind;
 use crate::event::{BindAsked, Ticket, WriteId, WriteOutcome};
-use crate::ids::{GangKey, NodeName, PodUid, RoleName};
+use crate::ids::{GangKey, NodeName, PodUid, ResourceVersion, RoleName};
 use crate::ledger::SlotKey;
 use crate::pod::{BindRecord, Pod};
 use crate::record::PlanRecord;
@@ -172,7 +173,7 @@ impl Engine {
                 slot,
                 node: asked.node.clone(),
                 write: None,
-                version: pod.resource_version.clone(),
+                doubtful: None,
             },
         );
         self.send_loose(&key, &pod, &asked.node);
@@ -186,11 +187,11 @@ impl Engine {
             plan: plan.clone(),
             devices: Vec::new(),
         };
-        let purpose = Purpose::BindLoose(pod.uid.clone(), node.clone());
+        let version = pod.resource_version.clone();
+        let purpose = Purpose::BindLoose(pod.uid.clone(), node.clone(), version);
         let id = self.write(key, Some(plan), purpose, what);
         if let Some(loose) = self.loose.get_mut(&pod.uid) {
             loose.write = Some(id);
-            loose.version = pod.resource_version.clone();
         }
     }
 
@@ -199,6 +200,7 @@ impl Engine {
         id: WriteId,
         pod: &PodUid,
         node: &NodeName,
+        version: &ResourceVersion,
         outcome: &WriteOutcome,
     ) {
         let mine = self
@@ -220,12 +222,16 @@ impl Engine {
         };
         let ticket = loose.ticket.take();
         loose.write = None;
-        let void = known != Some(&loose.version);
+        newest(&mut loose.doubtful, outcome.doubtful_version(version));
+        if let Some(known) = known {
+            loose.note_version(known);
+        }
+        // What is not known may still apply, until the pod is seen at a later version.
+        let over = loose.is_over();
         if let Some(ticket) = ticket {
             self.answer(ticket, Err(Arc::from(BIND_FAILED)));
         }
-        // What is not known may still apply, until the pod is seen at another version.
-        if !matches!(outcome, WriteOutcome::Unknown(_)) || void {
+        if over {
             self.drop_loose(pod, None);
         }
     }
@@ -271,11 +277,11 @@ impl Engine {
                     plan: id.clone(),
                     devices: slot.devices.clone(),
                 };
-                slot.cited = Some(pod.resource_version.clone());
                 let purpose = Purpose::Bind(Box::new(BindPurpose {
                     gang: gang.key.clone(),
                     seat: seat.clone(),
                     pod: pod.uid.clone(),
+                    version: pod.resource_version.clone(),
                     node: node.clone(),
                     record: BindRecord {
                         plan: id.clone(),
@@ -300,6 +306,7 @@ impl Engine {
             gang: key,
             seat,
             pod,
+            version,
             node,
             record,
         } = purpose;
@@ -314,16 +321,14 @@ impl Engine {
             .filter(|slot| slot.pod.as_ref() == Some(pod) && slot.binding == Some(id));
         let Some(slot) = slot else {
             // Its plan is no more, or another leadership has begun.
-            self.doubt_answered(id, pod, &outcome);
+            self.doubt_answered(id, pod, version, &outcome);
             if done {
                 self.learn_bound(pod, node, Some(record.clone()));
             }
             return;
         };
         slot.binding = None;
-        if !matches!(outcome, WriteOutcome::Unknown(_)) {
-            slot.cited = None;
-        }
+        newest(&mut slot.doubtful, outcome.doubtful_version(version));
         slot.bound |= done;
         if let Some(ticket) = slot.ticket.take() {
             let answer = if done {

@@ -4,13 +4,15 @@
 //!   Bind sent ──> answered: bound, or certainly not       nothing is in doubt
 //!            └──> its plan is given back, or no answer    the room stays reserved, until
 //!                     the pod is seen bound               its own charge takes over
-//!                     the pod is seen at another version  the Binding cites the old one: it is void
+//!                     the pod is seen at a later version  every attempt cites an older one: void
 //!                     the pod is gone                     nothing can be bound any more
 //! ```
 //! Giving the room to somebody else before that would book it twice when the Binding applies late.
+//! The writer may cite a later version than the one it was given; its answer says which one was the
+//! last. What the watch brings may be older than that: only a later version voids a Binding.
 
-use super::Engine;
 use super::gang::Slot;
+use super::{Engine, LooseBind};
 use crate::event::{WriteId, WriteOutcome};
 use crate::ids::{NodeName, PodUid, ResourceVersion, RoleName};
 use crate::ledger::SlotKey;
@@ -21,22 +23,45 @@ use crate::pod::BindRecord;
 pub(super) struct Doubt {
     /// The reservation.
     pub slot: SlotKey,
-    /// resourceVersion of the pod that the Binding cites.
-    version: ResourceVersion,
-    /// The Binding, while its answer is awaited.
+    /// Newest resourceVersion of the pod that a Binding has cited whose outcome is not known.
+    version: Option<ResourceVersion>,
+    /// The Binding whose answer is awaited.
     write: Option<WriteId>,
+}
+
+/// Keeps the later of two versions; of two that cannot be compared the one that came last.
+pub(super) fn newest(kept: &mut Option<ResourceVersion>, other: Option<ResourceVersion>) {
+    let Some(other) = other else { return };
+    if kept.as_ref().is_none_or(|kept| !kept.is_after(&other)) {
+        *kept = Some(other);
+    }
+}
+
+impl LooseBind {
+    /// The pod is seen at this version.
+    pub(super) fn note_version(&mut self, version: &ResourceVersion) {
+        self.doubtful.take_if(|doubtful| version.is_after(doubtful));
+    }
+
+    /// Whether no Binding of it can apply any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.write.is_none() && self.doubtful.is_none()
+    }
 }
 
 impl Engine {
     /// Gives the reservation of a slot back; keeps it on as a doubt while a Binding may use it.
     pub(super) fn let_go(&mut self, key: &SlotKey, slot: &Slot) {
-        let in_doubt = slot.cited.clone().zip(slot.pod.clone()).filter(|(_, uid)| {
-            self.pods
-                .get(uid)
-                .is_some_and(|pod| pod.node.is_none() && pod.is_alive())
+        let in_doubt = slot.pod.clone().filter(|uid| {
+            self.pods.get(uid).is_some_and(|pod| {
+                let may_apply = |cited| !pod.resource_version.is_after(cited);
+                pod.node.is_none()
+                    && pod.is_alive()
+                    && (slot.binding.is_some() || slot.doubtful.as_ref().is_some_and(may_apply))
+            })
         });
         let node = self.ledger.release(key);
-        if let Some((version, uid)) = in_doubt
+        if let Some(uid) = in_doubt
             && let Some(node) = node.clone()
         {
             let kept = SlotKey {
@@ -53,7 +78,7 @@ impl Engine {
             );
             self.doubts.entry(uid).or_default().push(Doubt {
                 slot: kept,
-                version,
+                version: slot.doubtful.clone(),
                 write: slot.binding,
             });
         }
@@ -76,8 +101,10 @@ impl Engine {
             .into_iter()
             // A Binding on its way may be sent again with a newer version: only its answer ends that.
             .partition(|doubt| {
-                open.as_ref()
-                    .is_some_and(|version| doubt.write.is_some() || *version == doubt.version)
+                open.as_ref().is_some_and(|seen| {
+                    let may_apply = |cited: &ResourceVersion| !seen.is_after(cited);
+                    doubt.write.is_some() || doubt.version.as_ref().is_some_and(may_apply)
+                })
             });
         for doubt in ended {
             if let Some(node) = self.ledger.release(&doubt.slot) {
@@ -89,27 +116,21 @@ impl Engine {
         }
     }
 
-    /// The answer to a Binding that nobody waits for any more.
-    pub(super) fn doubt_answered(&mut self, id: WriteId, uid: &PodUid, outcome: &WriteOutcome) {
-        let Some(doubts) = self.doubts.get_mut(uid) else {
+    /// The answer to a Binding, sent with this version of the pod, that nobody waits for any more.
+    pub(super) fn doubt_answered(
+        &mut self,
+        id: WriteId,
+        uid: &PodUid,
+        sent: &ResourceVersion,
+        outcome: &WriteOutcome,
+    ) {
+        let mut doubts = self.doubts.get_mut(uid).into_iter().flatten();
+        let Some(doubt) = doubts.find(|doubt| doubt.write == Some(id)) else {
             return;
         };
-        let Some(at) = doubts.iter().position(|doubt| doubt.write == Some(id)) else {
-            return;
-        };
-        if matches!(outcome, WriteOutcome::Unknown(_)) {
-            if let Some(doubt) = doubts.get_mut(at) {
-                doubt.write = None;
-            }
-            return;
-        }
-        let doubt = doubts.remove(at);
-        if doubts.is_empty() {
-            self.doubts.remove(uid);
-        }
-        if let Some(node) = self.ledger.release(&doubt.slot) {
-            self.touch_node(&node);
-        }
+        doubt.write = None;
+        newest(&mut doubt.version, outcome.doubtful_version(sent));
+        self.settle_doubts(uid);
     }
 
     /// Takes a confirmed Binding in as if the watch had told it: what was written is known at once,

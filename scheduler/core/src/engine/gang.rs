@@ -51,8 +51,9 @@ pub(crate) struct Slot {
     pub refused_since: Option<Timestamp>,
     /// What kube-scheduler had said of the pod before it had this place: says nothing about it.
     pub said_before: Option<Arc<str>>,
-    /// resourceVersion of the pod that a Binding cites which may still apply.
-    pub cited: Option<ResourceVersion>,
+    /// Newest resourceVersion of the pod that a Binding has cited of which it is not known whether it
+    /// applies. The one that is on its way is not counted in.
+    pub doubtful: Option<ResourceVersion>,
 }
 
 impl Slot {
@@ -72,13 +73,18 @@ impl Slot {
             predecessor: None,
             refused_since: None,
             said_before: None,
-            cited: None,
+            doubtful: None,
         }
     }
 
     /// Bound, or past needing it.
     pub fn is_settled(&self) -> bool {
         self.bound || self.done
+    }
+
+    /// Whether a Binding of its pod may still apply.
+    pub fn is_in_doubt(&self) -> bool {
+        self.binding.is_some() || self.doubtful.is_some()
     }
 }
 
@@ -115,6 +121,19 @@ impl Plan {
         count(self.slots.values().filter(|slot| slot.is_settled()))
     }
 
+    /// Places of members that have ended well.
+    pub fn ended(&self) -> BTreeMap<Seat, Slot> {
+        let ended = self.slots.iter().filter(|(_, slot)| slot.done);
+        ended
+            .map(|(seat, slot)| (seat.clone(), slot.clone()))
+            .collect()
+    }
+
+    /// Whether a member is bound and has not ended.
+    pub fn holds_any(&self) -> bool {
+        self.slots.values().any(|slot| slot.bound && !slot.done)
+    }
+
     pub fn arrived(&self) -> u32 {
         count(
             self.slots
@@ -140,6 +159,7 @@ impl Plan {
                     pod: slot.pod.clone(),
                     pod_name: slot.pod.as_ref().and_then(&names),
                     bound: slot.is_settled(),
+                    ended: slot.done,
                 })
             })
             .collect();
@@ -196,6 +216,8 @@ pub(crate) struct Gang {
     pub job_changed_at: Option<ResourceVersion>,
     /// When that is done again although no other has been seen.
     pub job_again_at: Timestamp,
+    /// resourceVersion of the job at which its status was last told who holds it.
+    pub job_shown_at: Option<ResourceVersion>,
     pub refused_nodes: BTreeMap<NodeName, Timestamp>,
     /// How it ended, for a gang without a job: every pod of it has ended.
     pub ended: Option<Outcome>,
@@ -217,6 +239,9 @@ pub(crate) struct Gang {
     /// Versions that the Gang object had before the one it is known at, latest last. The watch
     /// brings them late; they are no news.
     pub past_versions: VecDeque<ResourceVersion>,
+    /// Places of members that had ended well when the gang was released as a whole: nobody makes them
+    /// again, and the others need not wait for them.
+    pub ended_slots: BTreeMap<Seat, Slot>,
     /// Released as a whole: what is still bound of it is to go before anything is planned.
     pub releasing: bool,
     /// Without a plan: since when fewer than the minimum have been bound.
@@ -255,6 +280,7 @@ impl Gang {
             job_write: None,
             job_changed_at: None,
             job_again_at: Timestamp(0),
+            job_shown_at: None,
             refused_nodes: BTreeMap::new(),
             ended: None,
             failures: 0,
@@ -267,6 +293,7 @@ impl Gang {
             status_after: Timestamp(0),
             status_failures: 0,
             past_versions: VecDeque::new(),
+            ended_slots: BTreeMap::new(),
             releasing: false,
             partial_since: None,
             unready: false,

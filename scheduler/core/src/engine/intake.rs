@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use super::gang::{Gang, Record};
 use super::{Deleting, Engine, Lead, Purpose};
-use crate::action::{Action, WriteKind};
 use crate::event::{BindAsked, Event, Ticket, WriteId, WriteOutcome};
-use crate::ids::{Epoch, GangKey, NodeName, PodUid};
+use crate::ids::{GangKey, NodeName, PodUid};
 use crate::inventory::NodeReport;
 use crate::pod::{MembershipSource, Pod, PodPhase};
 use crate::record::{GangRecord, GangStatus};
@@ -16,10 +15,6 @@ use crate::workload::{Workload, WorkloadKind};
 
 /// How long a Bind of a pod that has not been seen yet is held: the watch is a little behind.
 const STRAY_MAX: Millis = Millis(5000);
-/// Pause before stamps that failed are repeated.
-const FENCE_PAUSE: Millis = Millis(1000);
-/// How long the LIST of a new leadership is awaited before it is asked for again.
-const RELIST_AGAIN: Millis = Millis::from_secs(30);
 
 impl Engine {
     pub(super) fn take_in(&mut self, event: Event, now: Timestamp) {
@@ -43,6 +38,7 @@ impl Engine {
             }
             Event::RecordApplied(record) => self.record_applied(record, now),
             Event::RecordRemoved(key) => {
+                self.leftovers.remove(&key);
                 if let Some(gang) = self.gangs.get_mut(&key) {
                     gang.record = Record::Missing;
                     gang.acked = None;
@@ -58,8 +54,7 @@ impl Engine {
             }
             Event::Relisted => {
                 if self.lead == Lead::Relisting {
-                    self.lead = Lead::Yes;
-                    self.dirty_all();
+                    self.end_fence();
                 }
             }
             Event::Report(report) => self.report(report, now),
@@ -82,8 +77,12 @@ impl Engine {
             Event::LeadershipGained(epoch) => {
                 self.epoch = self.epoch.max(epoch);
                 self.led_at = now;
+                // Whoever was given the Lease was answered.
+                self.away_since = None;
                 self.lead = Lead::Fencing;
                 self.restamp.clear();
+                self.fenced.clear();
+                self.fenced_again = false;
                 // What was promised is what the Gang objects say, not what was meant before.
                 for gang in self.gangs.values_mut().filter(|gang| gang.plan.is_none()) {
                     gang.recovered = gang.acked.as_ref().and_then(|acked| acked.plan.clone());
@@ -92,6 +91,10 @@ impl Engine {
                 self.dirty_all();
             }
             Event::LeadershipLost => self.leadership_lost(),
+            Event::ApiAway(span) => {
+                self.away_since.get_or_insert(now - span);
+            }
+            Event::ApiBack => self.api_back(now),
             Event::BindAsked(asked) => self.bind_asked(asked, now),
             Event::BindDropped(ticket) => self.bind_dropped(ticket),
             Event::PlannedNodeNotOffered { pod, node } => self.not_offered(&pod, &node, now),
@@ -100,7 +103,7 @@ impl Engine {
         }
     }
 
-    fn dirty_all(&mut self) {
+    pub(super) fn dirty_all(&mut self) {
         self.dirty.extend(self.gangs.keys().cloned());
     }
 
@@ -174,10 +177,10 @@ impl Engine {
         if let Some(record) = &pod.record {
             self.note_plan_id(&record.plan);
         }
-        let void = self
-            .loose
-            .get(&pod.uid)
-            .is_some_and(|loose| loose.write.is_none() && loose.version != pod.resource_version);
+        let void = self.loose.get_mut(&pod.uid).is_some_and(|loose| {
+            loose.note_version(&pod.resource_version);
+            loose.is_over()
+        });
         if pod.node.is_some() || void {
             self.drop_loose(&pod.uid, pod.node.as_ref());
         }
@@ -269,6 +272,9 @@ impl Engine {
 
     fn record_applied(&mut self, record: GangRecord, now: Timestamp) {
         self.note_record(&record);
+        if self.is_leftover(&record) {
+            return;
+        }
         let (kind, name, key) = (record.kind, Arc::clone(&record.name), record.key.clone());
         let gang = self.gang_of(&key, kind, &name, now);
         if gang.workload.is_none() {
@@ -314,6 +320,7 @@ impl Engine {
             self.answer(ticket, Err(Arc::from(NOT_LEADING)));
         }
         self.drop_doubts();
+        self.forget_leftover_writes();
         self.deleting.clear();
         self.stamps.clear();
         self.restamp.clear();
@@ -337,100 +344,10 @@ impl Engine {
         gang.job_changed_at = None;
         gang.releasing = false;
         gang.partial_since = None;
+        gang.ended_slots.clear();
         gang.tried_at = None;
         if matches!(gang.record, Record::Creating(_)) {
             gang.record = Record::Missing;
-        }
-    }
-
-    /// Stamps every pod that is not bound, so that no Binding of an earlier leader applies to it: a
-    /// Binding names the resourceVersion that its sender saw. The first leadership ever has nobody
-    /// to fence off.
-    fn start_fence(&mut self) {
-        if self.lead != Lead::Fencing || !self.synced {
-            return;
-        }
-        if self.epoch > Epoch(1) {
-            let targets: Vec<PodUid> = self
-                .pods
-                .values()
-                .filter(|pod| {
-                    pod.node.is_none()
-                        && pod.is_alive()
-                        && pod.stamp.is_none_or(|stamp| stamp < self.epoch)
-                })
-                .map(|pod| pod.uid.clone())
-                .collect();
-            for uid in targets {
-                self.stamp(&uid);
-            }
-        }
-        if self.epoch <= Epoch(1) {
-            self.lead = Lead::Yes;
-        }
-    }
-
-    fn stamp(&mut self, uid: &PodUid) {
-        let Some(pod) = self.pods.get(uid).filter(|pod| pod.node.is_none()) else {
-            return;
-        };
-        let gang = pod.membership.as_ref().map_or_else(
-            || GangKey::new(pod.namespace.as_str(), pod.uid.as_str()),
-            |membership| membership.gang.clone(),
-        );
-        let what = WriteKind::StampPod {
-            pod: Self::target(pod),
-        };
-        let id = self.write(&gang, None, Purpose::Stamp(uid.clone()), what);
-        self.stamps.insert(id);
-    }
-
-    /// A stamp was answered. One of which nothing is known does not fence: it is repeated. One that
-    /// is refused for good is given up, so that a single pod cannot keep the leader from work.
-    fn stamped(&mut self, id: WriteId, pod: &PodUid, outcome: &WriteOutcome, now: Timestamp) {
-        if !self.stamps.remove(&id) || self.lead != Lead::Fencing {
-            return;
-        }
-        if matches!(
-            outcome,
-            WriteOutcome::Unknown(_) | WriteOutcome::Conflict(_)
-        ) {
-            if self.restamp.is_empty() {
-                self.fence_at = now + FENCE_PAUSE;
-            }
-            self.restamp.insert(pod.clone());
-        }
-        self.close_fence(now);
-    }
-
-    fn close_fence(&mut self, now: Timestamp) {
-        if self.lead == Lead::Fencing && self.stamps.is_empty() && self.restamp.is_empty() {
-            self.lead = Lead::Relisting;
-            self.fence_at = now + RELIST_AGAIN;
-            self.actions.push_back(Action::Relist);
-        }
-    }
-
-    /// Repeats stamps that failed, and asks again for a LIST that does not come.
-    pub(super) fn tend_fence(&mut self, now: Timestamp) {
-        if !self.synced {
-            return;
-        }
-        let due = now >= self.fence_at;
-        match self.lead {
-            Lead::Fencing => {
-                if due {
-                    for uid in std::mem::take(&mut self.restamp) {
-                        self.stamp(&uid);
-                    }
-                }
-                self.close_fence(now);
-            }
-            Lead::Relisting if due => {
-                self.fence_at = now + RELIST_AGAIN;
-                self.actions.push_back(Action::Relist);
-            }
-            _ => {}
         }
     }
 
@@ -521,13 +438,16 @@ impl Engine {
         match purpose {
             Purpose::CreateRecord(key) => self.record_created(&key, id, outcome, now),
             Purpose::PutStatus(key) => self.status_put(&key, id, outcome, now),
-            Purpose::DeleteRecord => {}
+            Purpose::DeleteRecord(key) => self.record_deleted(&key, id, &outcome, now),
             Purpose::ChangeJob(key) => self.job_changed(&key, id, outcome, now),
+            Purpose::ShowJob(key) => self.job_shown(&key, id, &outcome, now),
             Purpose::ReleasePod(key, seat) => {
                 self.pod_released(&key, &seat, id, &outcome, now);
             }
             Purpose::Bind(purpose) => self.bind_done(id, &purpose, outcome, now),
-            Purpose::BindLoose(pod, node) => self.loose_bind_done(id, &pod, &node, &outcome),
+            Purpose::BindLoose(pod, node, version) => {
+                self.loose_bind_done(id, &pod, &node, &version, &outcome);
+            }
             Purpose::DeletePod(pod) => self.deleted(&pod, &outcome, now),
             Purpose::Stamp(pod) => self.stamped(id, &pod, &outcome, now),
         }

@@ -7,7 +7,7 @@ use super::Engine;
 use super::gang::{Gang, Plan, Seat, Slot, Step};
 use crate::ids::{PodUid, RoleName};
 use crate::pod::{MembershipSource, Pod, PodPhase};
-use crate::record::{Phase, PlanRecord};
+use crate::record::{Phase, PlanRecord, SlotRecord};
 use crate::time::{Millis, Timestamp};
 use crate::workload::MemberSource;
 
@@ -49,17 +49,19 @@ impl Engine {
             partial_since: None,
             said: None,
         };
-        // Members are gone whose shape nothing tells any more. If none is bound, it is planned anew.
+        // Members are gone whose shape nothing tells any more. If nothing runs, it is planned anew.
         let whole = plan.planned() == promised && stated.is_none_or(|least| least <= promised);
-        if plan.bound() == 0 && !whole {
-            return;
-        }
         let all_bound = plan.slots.values().all(Slot::is_settled);
-        plan.open = plan.bound() > 0;
         let ran = gang
             .acked
             .as_ref()
             .is_some_and(|acked| matches!(acked.phase, Phase::Running | Phase::Repairing));
+        // Members that have ended tell of a run, and only of a run that was written down.
+        plan.open = plan.holds_any() || (ran && plan.bound() > 0);
+        if !plan.open && !whole {
+            gang.ended_slots = plan.ended();
+            return;
+        }
         plan.complete = plan.open && (ran || plan.bound() >= plan.minimum);
         if all_bound {
             // Nothing is left to be carried out: the plan stays the one that was written.
@@ -81,6 +83,13 @@ impl Engine {
     }
 
     fn slots_of(&self, gang: &Gang, record: &PlanRecord) -> std::collections::BTreeMap<Seat, Slot> {
+        // A pod has one place, also when others say of themselves that they are it.
+        let named: BTreeSet<&PodUid> = record
+            .slots
+            .iter()
+            .filter_map(|slot| slot.pod.as_ref())
+            .collect();
+        let mut seated: BTreeSet<&PodUid> = BTreeSet::new();
         record
             .slots
             .iter()
@@ -90,15 +99,20 @@ impl Engine {
                     .as_ref()
                     .filter(|uid| gang.pods.contains(*uid))
                     .and_then(|uid| self.pods.get(uid))
+                    .filter(|pod| seated.insert(&pod.uid))
                     // The commit names no pod that was born after it; what is bound has its place.
                     .or_else(|| {
                         self.bound_alive(gang)
+                            .filter(|pod| !named.contains(&pod.uid))
                             .find(|pod| own_seat(pod) == Some((slot.role.clone(), slot.index)))
                     });
                 let role = gang
                     .workload
                     .as_ref()
                     .and_then(|workload| workload.role(&slot.role));
+                if pod.is_none() && slot.ended {
+                    return Some(((slot.role.clone(), slot.index), ended_slot(slot)));
+                }
                 let shape = pod.map(|pod| &pod.shape).or(role.map(|role| &role.shape))?;
                 let mut taken = Slot::new(
                     Some(slot.node.clone()),
@@ -144,6 +158,12 @@ impl Engine {
             }
         }
         self.follow_claimed(gang, &mut plan);
+        // A member that is bound already, by a Binding that nobody knew the end of, does not wait:
+        // the others follow it in the time for repair, or all are released.
+        if !plan.open && plan.slots.values().any(|slot| slot.bound) {
+            plan.open = true;
+            plan.partial_since = Some(now);
+        }
         gang.plan = Some(plan);
     }
 
@@ -176,9 +196,8 @@ impl Engine {
             let mut charged = false;
             if let Some(pod) = pod {
                 slot.done |= pod.phase == PodPhase::Succeeded;
-                if slot.binding.is_none() && slot.cited.as_ref() != Some(&pod.resource_version) {
-                    slot.cited = None;
-                }
+                slot.doubtful
+                    .take_if(|doubtful| pod.resource_version.is_after(doubtful));
                 if let Some(node) = &pod.node {
                     slot.bound = true;
                     charged = true;
@@ -255,12 +274,12 @@ impl Engine {
                 gang.refused_nodes.insert(node.clone(), now + span);
                 slot.node = None;
             }
-            if slot.cited.is_some() {
+            if slot.is_in_doubt() {
                 let key = gang.slot_key(seat);
                 self.let_go(&key, slot);
             }
             slot.pod = None;
-            slot.cited = None;
+            slot.doubtful = None;
             slot.binding = None;
             slot.bound = false;
             slot.release = Step::NotYet;
@@ -300,6 +319,14 @@ impl Engine {
             .min(workload.minimum.unwrap_or(total))
             .min(total);
     }
+}
+
+/// The slot of a member that has ended well and whose pod is gone.
+fn ended_slot(record: &SlotRecord) -> Slot {
+    let mut slot = Slot::new(Some(record.node.clone()), Vec::new(), Arc::default());
+    slot.pod.clone_from(&record.pod);
+    slot.done = true;
+    slot
 }
 
 /// Whether kubelet gave a reason that lies with the node and not with the pod.

@@ -15,10 +15,13 @@
 //! Nothing acts inside `handle`: a burst of a thousand events leads to one round of decisions.
 
 mod audit;
+mod away;
 mod barrier;
 mod doubt;
+mod fencing;
 mod gang;
 mod intake;
+mod leftover;
 mod members;
 mod needs;
 mod planning;
@@ -28,6 +31,7 @@ mod repair;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 
 use priority_queue::PriorityQueue;
@@ -44,9 +48,13 @@ use crate::time::{Millis, Timestamp};
 use crate::view::View;
 use crate::workload::Workload;
 
-pub use audit::Violation;
+pub use audit::{AUDITED, Violation};
 use gang::{Gang, Seat};
 use planning::Rank;
+
+/// Waiting gangs. The hasher has fixed keys: two runs over the same events walk it in one order,
+/// whatever the crate makes of its hashes.
+type Queue = PriorityQueue<GangKey, Rank, BuildHasherDefault<DefaultHasher>>;
 
 /// How often the age of reports is looked at.
 const AGE_CHECK: Millis = Millis(1000);
@@ -62,11 +70,12 @@ const ROUNDS_MAX: usize = 4;
 enum Purpose {
     CreateRecord(GangKey),
     PutStatus(GangKey),
-    DeleteRecord,
+    DeleteRecord(GangKey),
     ChangeJob(GangKey),
+    ShowJob(GangKey),
     ReleasePod(GangKey, Seat),
     Bind(Box<BindPurpose>),
-    BindLoose(PodUid, NodeName),
+    BindLoose(PodUid, NodeName, ResourceVersion),
     DeletePod(PodUid),
     Stamp(PodUid),
 }
@@ -77,6 +86,8 @@ struct BindPurpose {
     gang: GangKey,
     seat: Seat,
     pod: PodUid,
+    /// The pod as it was when the Binding was sent.
+    version: ResourceVersion,
     node: NodeName,
     record: crate::pod::BindRecord,
 }
@@ -87,10 +98,10 @@ struct LooseBind {
     ticket: Option<Ticket>,
     slot: crate::ledger::SlotKey,
     node: NodeName,
-    /// The Binding that is on its way; `None` when its outcome is not known.
+    /// The Binding that is on its way; `None` when no outcome is awaited.
     write: Option<WriteId>,
-    /// resourceVersion of the pod that the Binding cites.
-    version: ResourceVersion,
+    /// Newest resourceVersion of the pod that a Binding has cited whose outcome is not known.
+    doubtful: Option<ResourceVersion>,
 }
 
 /// A pod that is to be deleted.
@@ -126,7 +137,7 @@ pub struct Engine {
     gangs: BTreeMap<GangKey, Gang>,
     /// Jobs that do not say that they are ours. A pod of theirs that names our scheduler says it.
     foreign: BTreeMap<GangKey, Workload>,
-    queue: PriorityQueue<GangKey, Rank>,
+    queue: Queue,
     tickets: BTreeMap<Ticket, BindAsked>,
     /// Binds of pods that have not been seen yet.
     strays: BTreeMap<Ticket, Timestamp>,
@@ -136,6 +147,8 @@ pub struct Engine {
     doubts: BTreeMap<PodUid, Vec<doubt::Doubt>>,
     next_doubt: u32,
     in_flight: BTreeMap<WriteId, Purpose>,
+    /// Gang objects of gangs that are gone, to be deleted.
+    leftovers: BTreeMap<GangKey, leftover::Leftover>,
     dirty: BTreeSet<GangKey>,
     dirty_nodes: BTreeSet<NodeName>,
     timers: BTreeSet<(Timestamp, GangKey)>,
@@ -147,11 +160,19 @@ pub struct Engine {
     lead: Lead,
     /// When the present leadership began.
     led_at: Timestamp,
+    /// Since when the API server has not answered.
+    away_since: Option<Timestamp>,
+    /// When the last decision was taken.
+    decided_at: Timestamp,
     epoch: Epoch,
     synced: bool,
-    /// Stamps on their way, by write; pods to be stamped again after a pause.
+    /// Stamps on their way, by write; pods to be stamped again after a pause; pods whose stamp was
+    /// answered, which the watch may show late, or refused for good.
     stamps: BTreeSet<WriteId>,
     restamp: BTreeSet<PodUid>,
+    fenced: BTreeSet<PodUid>,
+    /// What the first LIST of this leadership has shown is stamped too.
+    fenced_again: bool,
     /// When the fence is looked at again: a stamp is repeated, or the LIST asked for again.
     fence_at: Timestamp,
     next_write: u64,
@@ -176,7 +197,7 @@ impl Engine {
             pods: BTreeMap::new(),
             gangs: BTreeMap::new(),
             foreign: BTreeMap::new(),
-            queue: PriorityQueue::new(),
+            queue: Queue::with_default_hasher(),
             tickets: BTreeMap::new(),
             strays: BTreeMap::new(),
             loose: BTreeMap::new(),
@@ -184,12 +205,15 @@ impl Engine {
             doubts: BTreeMap::new(),
             next_doubt: 0,
             in_flight: BTreeMap::new(),
+            leftovers: BTreeMap::new(),
             dirty: BTreeSet::new(),
             dirty_nodes: BTreeSet::new(),
             timers: BTreeSet::new(),
             fresh: BTreeMap::new(),
             age_checked_at: Timestamp(0),
             led_at: Timestamp(0),
+            away_since: None,
+            decided_at: Timestamp(0),
             revision: 1,
             snapshot: Snapshot::default(),
             lead: Lead::No,
@@ -197,6 +221,8 @@ impl Engine {
             synced: false,
             stamps: BTreeSet::new(),
             restamp: BTreeSet::new(),
+            fenced: BTreeSet::new(),
+            fenced_again: false,
             fence_at: Timestamp(0),
             next_write: 1,
             next_plan: 1,
@@ -217,11 +243,13 @@ impl Engine {
     /// Decides on everything taken in so far: plans, commits, releases, answers. Called once after
     /// each batch of events, and when the deadline passes.
     pub fn decide(&mut self, now: Timestamp) {
+        self.decided_at = now;
         self.check_ages(now);
         self.wake_expired(now);
         self.refresh_capacity(now);
         self.tend_fence(now);
         if self.may_act() {
+            self.tend_leftovers(now);
             let mut touched = self.settle_strays(now);
             // Giving room back on a node touches the other gangs with slots there. What is still
             // dirty after the last round is looked at in the next decision, at once.
@@ -264,7 +292,11 @@ impl Engine {
         let fence = (fencing && (self.lead == Lead::Relisting || !self.restamp.is_empty()))
             .then_some(self.fence_at);
         let rest = (self.may_act() && !self.dirty.is_empty()).then_some(Timestamp(0));
-        [gang, age, stray, fence, rest].into_iter().flatten().min()
+        let leftover = self.next_leftover().filter(|_| self.may_act());
+        [gang, age, stray, fence, rest, leftover]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The picture for readers, as of the last [`Engine::decide`].
@@ -529,6 +561,7 @@ impl Engine {
     /// Commit, status, events, timers: after planning has had its turn.
     fn finish_round(&mut self, key: &GangKey, now: Timestamp) {
         self.with_gang(key, |engine, gang| {
+            engine.show_hold(gang, now);
             engine.write_status(gang, now);
             engine.set_timer(gang, now);
         });

@@ -8,7 +8,8 @@ use super::Engine;
 use super::gang::{Gang, Seat, Slot};
 use super::members::default_role;
 use crate::ids::{PodUid, RoleName};
-use crate::plan::RoleRequest;
+use crate::interpod::{InterPodRule, Labels, looked_at};
+use crate::plan::{RoleRequest, Standing};
 use crate::pod::{MembershipSource, Pod, PodPhase, PodShape};
 use crate::reason::Reason;
 use crate::time::Timestamp;
@@ -80,7 +81,9 @@ impl Engine {
             .pods
             .iter()
             .filter_map(|uid| self.pods.get(uid))
-            .filter(|pod| pod.phase == PodPhase::Succeeded);
+            .filter(|pod| pod.phase == PodPhase::Succeeded)
+            // Suspended: those go too.
+            .filter(|_| workload.hold != Hold::Held);
         for pod in bound.iter().copied().chain(ended) {
             let membership = pod.membership.as_ref();
             if let Some((role, index)) =
@@ -135,6 +138,7 @@ impl Engine {
                         role: spec.name.clone(),
                         indices: vec![index],
                         shape: Arc::clone(shape),
+                        labels: Arc::clone(&spec.labels),
                     }),
                 }
             }
@@ -198,7 +202,8 @@ impl Engine {
             None if now.since(gang.last_pod_at) < self.config.settle => return Ok(None),
             None => present,
         };
-        if present < minimum || present == 0 {
+        let ended = u32::try_from(gang.ended_slots.len()).unwrap_or(u32::MAX);
+        if present.saturating_add(ended) < minimum || present == 0 {
             return Err(Reason::MembersMissing {
                 present,
                 needed: minimum.max(1),
@@ -209,38 +214,81 @@ impl Engine {
             return Ok(None);
         }
         let mut needs = Needs {
-            fixed: BTreeMap::new(),
+            fixed: gang.ended_slots.clone(),
             roles: Vec::new(),
             pods: BTreeMap::new(),
             minimum,
         };
+        let rules: Vec<&InterPodRule> = alive
+            .iter()
+            .flat_map(|pod| &pod.shape.between_pods)
+            .collect();
         let mut next: BTreeMap<RoleName, u32> = BTreeMap::new();
-        let mut shapes: Vec<(RoleName, Arc<PodShape>, Vec<u32>)> = Vec::new();
         for pod in alive {
             let role = role_of(pod);
-            let seat = free_seat(pod, &mut next, |seat| needs.pods.contains_key(seat));
+            let seat = free_seat(pod, &mut next, |seat| {
+                needs.pods.contains_key(seat) || gang.ended_slots.contains_key(seat)
+            });
             let (_, index) = seat;
             needs.pods.insert(seat.clone(), pod.uid.clone());
             if pod.node.is_some() {
                 needs.fixed.insert(seat, fixed_slot(pod));
-            } else if let Some((_, _, indices)) = shapes
-                .iter_mut()
-                .find(|(name, shape, _)| *name == role && **shape == *pod.shape)
-            {
-                indices.push(index);
+                continue;
+            }
+            let labels = if rules.is_empty() {
+                Labels::new()
             } else {
-                shapes.push((role, Arc::clone(&pod.shape), vec![index]));
+                looked_at(&pod.labels, rules.iter().copied())
+            };
+            let alike = needs.roles.iter_mut().find(|other| {
+                other.role == role && *other.shape == *pod.shape && *other.labels == labels
+            });
+            match alike {
+                Some(other) => other.indices.push(index),
+                None => needs.roles.push(RoleRequest {
+                    role,
+                    indices: vec![index],
+                    shape: Arc::clone(&pod.shape),
+                    labels: Arc::new(labels),
+                }),
             }
         }
-        needs.roles = shapes
-            .into_iter()
-            .map(|(role, shape, indices)| RoleRequest {
-                role,
-                indices,
-                shape,
-            })
-            .collect();
         Ok(Some(needs))
+    }
+
+    /// The members that have a place, where members have rules between them; nothing otherwise.
+    pub(super) fn standing(&self, gang: &Gang, slots: &BTreeMap<Seat, Slot>) -> Vec<Standing> {
+        let is_ruled = |shape: &PodShape| !shape.between_pods.is_empty();
+        let by_template = match gang.workload.as_ref().map(|workload| &workload.members) {
+            Some(MemberSource::Roles(roles)) => roles.iter().any(|role| is_ruled(&role.shape)),
+            _ => self.alive(gang).any(|pod| is_ruled(&pod.shape)),
+        };
+        if !by_template && !slots.values().any(|slot| is_ruled(&slot.shape)) {
+            return Vec::new();
+        }
+        slots
+            .iter()
+            .filter(|(_, slot)| !slot.done)
+            .filter_map(|(seat, slot)| {
+                Some(Standing {
+                    node: slot.node.clone()?,
+                    shape: Arc::clone(&slot.shape),
+                    labels: self.labels_at(gang, seat, slot),
+                })
+            })
+            .collect()
+    }
+
+    /// Labels of the member at a seat: its template's, or its pod's. A seat that has lost its pod
+    /// gets one like the others.
+    pub(super) fn labels_at(&self, gang: &Gang, seat: &Seat, slot: &Slot) -> Arc<Labels> {
+        if let Some(role) = gang.workload.as_ref().and_then(|job| job.role(&seat.0)) {
+            return Arc::clone(&role.labels);
+        }
+        let own = slot.pod.as_ref().and_then(|uid| self.pods.get(uid));
+        own.or_else(|| self.alive(gang).find(|pod| *pod.shape == *slot.shape))
+            .map(|pod| Arc::clone(&pod.labels))
+            .unwrap_or_default()
     }
 
     /// The minimum that a PodGroup or a label states; `None` when nothing states one.

@@ -9,7 +9,8 @@ use super::Engine;
 use super::gang::{Gang, Plan, Seat, Slot};
 use super::needs::{Needs, free_seat};
 use crate::ids::{GangKey, NodeName, RoleName};
-use crate::plan::{GangRequest, Placement, RoleRequest, plan};
+use crate::interpod::Labels;
+use crate::plan::{GangRequest, Placement, RoleRequest, Standing, plan};
 use crate::pod::PodShape;
 use crate::reason::{Reason, Unplaceable};
 use crate::time::Timestamp;
@@ -26,10 +27,18 @@ pub(super) struct Rank {
 /// What the planner is asked for a whole gang, for the gangs of one pass that ask the same.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Question {
-    roles: Vec<(RoleName, Arc<PodShape>, usize)>,
+    roles: Vec<(RoleName, Arc<PodShape>, Arc<Labels>, usize)>,
+    placed: Vec<Standing>,
     avoid: BTreeSet<NodeName>,
     fixed: u32,
     minimum: u32,
+}
+
+/// A seat that needs a place.
+pub(super) struct Vacancy {
+    seat: Seat,
+    shape: Arc<PodShape>,
+    labels: Arc<Labels>,
 }
 
 impl Engine {
@@ -129,17 +138,19 @@ impl Engine {
     fn plan_whole(&mut self, gang: &mut Gang, needs: Needs, now: Timestamp) {
         let avoid: BTreeSet<_> = gang.refused_nodes.keys().cloned().collect();
         let fixed = u32::try_from(needs.fixed.len()).unwrap_or(u32::MAX);
+        let placed = self.standing(gang, &needs.fixed);
         // Within one pass room only shrinks: what found no place a moment ago finds none now.
         let question = Question {
             roles: needs
                 .roles
                 .iter()
                 .map(|role| {
-                    let shape = Arc::clone(&role.shape);
-                    (role.role.clone(), shape, role.indices.len())
+                    let (shape, labels) = (Arc::clone(&role.shape), Arc::clone(&role.labels));
+                    (role.role.clone(), shape, labels, role.indices.len())
                 })
                 .collect(),
-            avoid: avoid.clone(),
+            placed,
+            avoid,
             fixed,
             minimum: needs.minimum,
         };
@@ -147,7 +158,7 @@ impl Engine {
             gang.reason = Some(Reason::Unplaceable(why.clone()));
             return;
         }
-        match self.plan_elastic(&needs, fixed, &avoid) {
+        match self.plan_elastic(&needs, &question) {
             Ok(placement) => {
                 let plan = self.new_plan(gang, needs, placement, now);
                 gang.reason = Some(Reason::Gathering {
@@ -164,21 +175,17 @@ impl Engine {
     }
 
     /// The largest part of the gang that fits, at least its minimum.
-    fn plan_elastic(
-        &self,
-        needs: &Needs,
-        fixed: u32,
-        avoid: &BTreeSet<NodeName>,
-    ) -> Result<Placement, Unplaceable> {
+    fn plan_elastic(&self, needs: &Needs, question: &Question) -> Result<Placement, Unplaceable> {
         let mut request = GangRequest {
             roles: needs.roles.clone(),
-            avoid: avoid.clone(),
+            placed: question.placed.clone(),
+            avoid: question.avoid.clone(),
         };
         let first = match plan(&self.snapshot, &request, &self.config) {
             Ok(placement) => return Ok(placement),
             Err(why) => why,
         };
-        let total = needs.roles.iter().fold(fixed, |sum, role| {
+        let total = needs.roles.iter().fold(question.fixed, |sum, role| {
             sum.saturating_add(u32::try_from(role.indices.len()).unwrap_or(u32::MAX))
         });
         // The fewest members that must stay behind, by halving: with a member less, what fitted
@@ -211,7 +218,8 @@ impl Engine {
         now: Timestamp,
     ) -> Plan {
         let mut slots = needs.fixed;
-        let resumed = !slots.is_empty();
+        // Members that have ended open no barrier: those that come are to start together.
+        let resumed = slots.values().any(|slot| slot.bound && !slot.done);
         for member in placement.members {
             let seat = (member.role, member.index);
             let mut slot = Slot::new(Some(member.node.clone()), member.devices, member.shape);
@@ -240,7 +248,8 @@ impl Engine {
             complete: false,
             progress_at: now,
             first_held_at: None,
-            partial_since: None,
+            // What was bound in part before goes on being so.
+            partial_since: gang.partial_since.filter(|_| resumed),
             said: None,
         };
         plan.complete = resumed && plan.bound() >= plan.minimum;
@@ -248,14 +257,18 @@ impl Engine {
     }
 
     /// Seats that have no place: members that lost theirs, and members that the gang has grown by.
-    pub(super) fn missing_seats(&self, gang: &Gang, plan: &Plan) -> Vec<(Seat, Arc<PodShape>)> {
-        let mut missing: Vec<(Seat, Arc<PodShape>)> = plan
+    pub(super) fn missing_seats(&self, gang: &Gang, plan: &Plan) -> Vec<Vacancy> {
+        let mut missing: Vec<Vacancy> = plan
             .slots
             .iter()
             .filter(|(_, slot)| {
                 slot.node.is_none() && slot.predecessor.is_none() && !slot.is_settled()
             })
-            .map(|(seat, slot)| (seat.clone(), Arc::clone(&slot.shape)))
+            .map(|(seat, slot)| Vacancy {
+                seat: seat.clone(),
+                shape: Arc::clone(&slot.shape),
+                labels: self.labels_at(gang, seat, slot),
+            })
             .collect();
         // A gang that can be made whole by its own slots is made whole first.
         if !plan.open || (plan.bound() < plan.minimum && plan.planned() >= plan.minimum) {
@@ -267,7 +280,11 @@ impl Engine {
                     for index in 0..role.count {
                         let seat = (role.name.clone(), index);
                         if !plan.slots.contains_key(&seat) {
-                            missing.push((seat, Arc::clone(&role.shape)));
+                            missing.push(Vacancy {
+                                seat,
+                                shape: Arc::clone(&role.shape),
+                                labels: Arc::clone(&role.labels),
+                            });
                         }
                     }
                 }
@@ -278,7 +295,7 @@ impl Engine {
     }
 
     /// Pods of a gang known by its pods that came after the plan.
-    fn unseated(&self, gang: &Gang, plan: &Plan) -> Vec<(Seat, Arc<PodShape>)> {
+    fn unseated(&self, gang: &Gang, plan: &Plan) -> Vec<Vacancy> {
         let seated: BTreeSet<_> = plan
             .slots
             .values()
@@ -293,7 +310,11 @@ impl Engine {
                     plan.slots.contains_key(seat) || taken.contains(seat)
                 });
                 taken.insert(seat.clone());
-                (seat, Arc::clone(&pod.shape))
+                Vacancy {
+                    seat,
+                    shape: Arc::clone(&pod.shape),
+                    labels: Arc::clone(&pod.labels),
+                }
             })
             .collect()
     }
@@ -305,13 +326,20 @@ impl Engine {
             return;
         };
         let avoid: BTreeSet<_> = gang.refused_nodes.keys().cloned().collect();
-        for (seat, shape) in self.missing_seats(gang, &plan_of) {
+        for Vacancy {
+            seat,
+            shape,
+            labels,
+        } in self.missing_seats(gang, &plan_of)
+        {
             let request = GangRequest {
                 roles: vec![RoleRequest {
                     role: seat.0.clone(),
                     indices: vec![seat.1],
                     shape,
+                    labels,
                 }],
+                placed: self.standing(gang, &plan_of.slots),
                 avoid: avoid.clone(),
             };
             let Ok(placement) = plan(&self.snapshot, &request, &self.config) else {

@@ -15,7 +15,7 @@ use crate::ids::{GangKey, NodeName, PodUid, RoleName};
 use crate::pod::{Mismatch, Pod};
 use crate::reason::Reason;
 use crate::time::{Millis, Timestamp};
-use crate::workload::{Hold, MemberSource, Workload};
+use crate::workload::{Hold, MemberSource, Shown, Workload};
 
 /// How long after a write was refused it is tried again.
 const REFUSED_RETRY: Millis = Millis(30_000);
@@ -110,6 +110,26 @@ impl Engine {
         }
     }
 
+    /// Lets the job's own status say who holds it. As a rule it does already: an admission policy
+    /// sees to that when the job's controller writes that it is suspended. But nothing makes the
+    /// controller write when a suspended job changes hands, from its user to us or back. Tried once
+    /// for each version of the job.
+    pub(super) fn show_hold(&mut self, gang: &mut Gang, now: Timestamp) {
+        let wrong = gang.workload.as_ref().is_some_and(|workload| {
+            workload.finished.is_none()
+                && gang.job_shown_at.as_ref() != Some(&workload.resource_version)
+                && match (&workload.hold, workload.shown) {
+                    // With a plan it is about to be released.
+                    (Hold::Held, Shown::Suspended) => gang.plan.is_none(),
+                    (Hold::SuspendedByUser, Shown::Queued) => true,
+                    _ => false,
+                }
+        });
+        if wrong {
+            self.change_job(gang, JobChange::Show, now);
+        }
+    }
+
     /// Nodes by role; a role with more of them than the template should carry is not confined.
     fn pins(&self, plan: &Plan) -> BTreeMap<RoleName, Vec<NodeName>> {
         let mut pins: BTreeMap<RoleName, Vec<NodeName>> = BTreeMap::new();
@@ -149,10 +169,16 @@ impl Engine {
             uid: Arc::clone(&workload.key.uid),
             resource_version: workload.resource_version.clone(),
         };
-        gang.job_changed_at = Some(workload.resource_version.clone());
+        let version = Some(workload.resource_version.clone());
+        let purpose = if change == JobChange::Show {
+            gang.job_shown_at.clone_from(&version);
+            Purpose::ShowJob(gang.key.clone())
+        } else {
+            Purpose::ChangeJob(gang.key.clone())
+        };
+        gang.job_changed_at = version;
         gang.job_again_at = Timestamp(u64::MAX);
         let plan = gang.plan.as_ref().map(|plan| plan.id.clone());
-        let purpose = Purpose::ChangeJob(gang.key.clone());
         gang.job_write = Some(self.write(
             &gang.key,
             plan,
@@ -186,7 +212,7 @@ impl Engine {
             // The watch brings the job as it is now; until then, or for a good while, nothing is
             // repeated.
             WriteOutcome::Conflict(_) | WriteOutcome::Gone => {}
-            WriteOutcome::Unknown(_) => {
+            WriteOutcome::Unknown(_) | WriteOutcome::BindingUnknown { .. } => {
                 gang.job_changed_at = None;
                 gang.blocked_until = now + self.config.retry_after;
             }
@@ -198,6 +224,28 @@ impl Engine {
                     said,
                 });
             }
+        }
+    }
+
+    /// What a status shows is a decoration: its failure is no reason to wait, and none to be told.
+    pub(super) fn job_shown(
+        &mut self,
+        key: &GangKey,
+        id: WriteId,
+        outcome: &WriteOutcome,
+        now: Timestamp,
+    ) {
+        self.dirty.insert(key.clone());
+        let Some(gang) = self.gangs.get_mut(key) else {
+            return;
+        };
+        if gang.job_write != Some(id) {
+            return;
+        }
+        gang.job_write = None;
+        gang.job_again_at = now + REFUSED_RETRY;
+        if !matches!(outcome, WriteOutcome::Done(_)) {
+            gang.job_changed_at = None;
         }
     }
 
@@ -294,7 +342,9 @@ impl Engine {
                 slot.release = Step::Done;
                 return;
             }
-            WriteOutcome::Conflict(_) | WriteOutcome::Unknown(_) => RELEASE_RETRY,
+            WriteOutcome::Conflict(_)
+            | WriteOutcome::Unknown(_)
+            | WriteOutcome::BindingUnknown { .. } => RELEASE_RETRY,
             // Whatever refuses it may stop doing so. Nobody else would ever let the pod go.
             WriteOutcome::Refused(_) => REFUSED_RETRY,
         };

@@ -1,18 +1,30 @@
 //! What goes wrong between plan and bind, and after it: nodes that no longer qualify, members that
 //! do not come, gangs that stay partial.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::gang::{Gang, Plan, Record, Seat};
+use super::Engine;
+use super::gang::{Gang, Plan, Seat, Slot};
 use super::release::carries_marks;
-use super::{Engine, Purpose};
-use crate::action::{JobChange, WriteKind};
+use crate::action::JobChange;
 use crate::ids::NodeName;
 use crate::node::{Node, untolerated};
-use crate::pod::{PodPhase, PodShape};
+use crate::pod::{Pod, PodPhase, PodShape};
 use crate::reason::Reason;
 use crate::time::{Millis, Timestamp};
-use crate::workload::{Hold, Outcome, WorkloadKind};
+use crate::workload::{Hold, MemberSource, Outcome};
+
+/// What to do about a gang whose members were still coming when the first had waited for as long as
+/// its caller lets it. Constant for a configuration.
+fn still_coming(gather_max: Millis) -> Arc<str> {
+    let seconds = gather_max.0 / 1000;
+    Arc::from(format!(
+        "they were still coming after {seconds} s (gang.gatherMax), the longest that the first may wait; \
+         let the job's controller make pods faster, or raise extender.bindTimeout, \
+         kube-scheduler's httpTimeout for bind with it, and gang.gatherMax to half of that"
+    ))
+}
 
 /// Plans given back in a row after which the next one is not made at once.
 const HASTY_FAILURES: u32 = 3;
@@ -29,16 +41,7 @@ impl Engine {
         if let Some(at) = gang.deadline.take() {
             self.timers.remove(&(at, gang.key.clone()));
         }
-        // Neither a label nor a PodGroup owns its Gang object, which would go with it.
-        if matches!(gang.kind, WorkloadKind::Label | WorkloadKind::PodGroup)
-            && let Record::Known { object, uid, .. } = &gang.record
-        {
-            let what = WriteKind::DeleteRecord {
-                object: Arc::clone(object),
-                object_uid: Arc::clone(uid),
-            };
-            self.write(&gang.key, None, Purpose::DeleteRecord, what);
-        }
+        self.leave_over(gang);
     }
 
     /// Answers held Binds, gives reservations back, forgets the plan.
@@ -61,13 +64,10 @@ impl Engine {
         rest: bool,
     ) {
         // A pod that we confined to a node by taking its gate off cannot be sent elsewhere.
-        let confined: Vec<_> = gang
-            .plan
-            .iter()
-            .flat_map(|plan| plan.slots.values())
-            .filter(|slot| !slot.is_settled())
-            .filter_map(|slot| slot.pod.as_ref().and_then(|uid| self.pods.get(uid)))
-            .filter(|pod| pod.controlled && !pod.gated && !gang.is_job() && pod.shape.is_pinned())
+        let confined: Vec<_> = self
+            .alive(gang)
+            .filter(|pod| pod.node.is_none() && pod.controlled && !pod.gated)
+            .filter(|pod| !gang.is_job() && pod.shape.is_pinned())
             .map(|pod| pod.uid.clone())
             .collect();
         for uid in confined {
@@ -92,6 +92,9 @@ impl Engine {
         } else {
             self.ending_of(gang)
         };
+        if gang.ended.is_some() {
+            gang.ended_slots.clear();
+        }
         let reason = match &gang.workload {
             _ if gang.ended.is_some() => Some(Some(self.leftovers(gang))),
             None if gang.is_job() => Some(None),
@@ -109,6 +112,13 @@ impl Engine {
         self.queue.remove(&gang.key);
         gang.recovered = None;
         let ends = !matches!(reason, Some(Reason::Invalid(_)));
+        if !ends {
+            // Nothing will ever complete it; what is bound of it is not left standing.
+            self.enforce_without_plan(gang, now);
+            if gang.releasing {
+                self.release(gang, now);
+            }
+        }
         gang.reason = reason;
         if ends && gang.workload.as_ref().is_some_and(carries_marks) {
             self.change_job(gang, JobChange::Strip, now);
@@ -133,7 +143,21 @@ impl Engine {
                 PodPhase::Pending | PodPhase::Running => return None,
             }
         }
-        Some(outcome)
+        (outcome == Outcome::Failed || !self.awaits_lost(gang)).then_some(outcome)
+    }
+
+    /// Whether a member was lost without which the gang is not whole: those that are left have ended,
+    /// and it may be on its way back.
+    fn awaits_lost(&self, gang: &Gang) -> bool {
+        let Some(plan) = gang.plan.as_ref().filter(|plan| plan.open) else {
+            return false;
+        };
+        let has_ended = |slot: &&Slot| {
+            let pod = slot.pod.as_ref().and_then(|uid| self.pods.get(uid));
+            slot.done || pod.is_some_and(|pod| pod.phase == PodPhase::Succeeded)
+        };
+        let ended = plan.slots.values().filter(has_ended).count();
+        u32::try_from(ended).is_ok_and(|ended| ended < plan.minimum)
     }
 
     fn leftovers(&self, gang: &Gang) -> Reason {
@@ -207,7 +231,7 @@ impl Engine {
         slot.devices = Vec::new();
         slot.refused_since = None;
         slot.release = super::gang::Step::NotYet;
-        slot.cited = None;
+        slot.doubtful = None;
         if let Some(ticket) = slot.ticket.take() {
             self.answer(ticket, Err(Arc::from(super::members::LOST_SLOT)));
         }
@@ -317,11 +341,15 @@ impl Engine {
     }
 
     fn was_edited(&self, gang: &Gang, plan: &Plan) -> bool {
-        let Some(workload) = &gang.workload else {
-            return false;
-        };
-        let crate::workload::MemberSource::Roles(roles) = &workload.members else {
-            return false;
+        let Some((workload, roles)) = gang.workload.as_ref().and_then(|workload| {
+            let MemberSource::Roles(roles) = &workload.members else {
+                return None;
+            };
+            Some((workload, roles))
+        }) else {
+            // The pods, or their PodGroup, say that more belong together than was planned.
+            let stated = self.minimum_of(gang);
+            return stated.is_some_and(|least| least > plan.minimum);
         };
         let total = workload.total().unwrap_or(0);
         let minimum = workload
@@ -352,12 +380,15 @@ impl Engine {
         let Some(plan) = &mut gang.plan else { return };
         let (arrived, planned, bound) = (plan.arrived(), plan.planned(), plan.bound());
         if !plan.open {
-            let quiet = durable && now >= plan.progress_at + self.config.gather_quiet_max;
+            let quiet = durable
+                && self.away_since.is_none()
+                && now >= plan.progress_at + self.config.gather_quiet_max;
             let long = plan
                 .first_held_at
                 .is_some_and(|since| now >= since + self.config.gather_max);
             if quiet || long {
-                let said = plan.said.clone();
+                let too_large = (!quiet).then(|| still_coming(self.config.gather_max));
+                let said = plan.said.clone().or(too_large);
                 self.avoid_refusing_nodes(gang, now);
                 self.give_back(
                     gang,
@@ -372,9 +403,8 @@ impl Engine {
             }
             return;
         }
-        // A gang that has run and of which some have ended is ending: it is never released. One
-        // that never ran whole cannot be.
-        let completing = plan.complete && plan.slots.values().any(|slot| slot.done);
+        // A member that has ended well counts as bound: a gang is completing, and let be, as long as
+        // each of the others runs or has ended too. One that is lost is missing all the same.
         if bound >= plan.minimum {
             plan.complete = true;
             plan.partial_since = None;
@@ -393,7 +423,7 @@ impl Engine {
         if plan.complete {
             gang.reason = Some(Reason::MembersLost { bound, minimum });
         }
-        if now >= since + self.config.repair_max && !completing {
+        if now >= since + self.config.repair_max && !self.is_away() {
             self.release_whole(gang, bound, minimum, now);
         }
     }
@@ -422,25 +452,46 @@ impl Engine {
     /// A gang of which something is bound and that has no plan: a release that was cut short, or a
     /// Gang object that was lost. It is completed by a new plan or released, in the same time.
     fn enforce_without_plan(&mut self, gang: &mut Gang, now: Timestamp) {
-        let bound = u32::try_from(self.bound_alive(gang).count()).unwrap_or(u32::MAX);
-        let completing = gang
+        let count = |pods: usize| u32::try_from(pods).unwrap_or(u32::MAX);
+        let bound = count(self.bound_alive(gang).count());
+        let plan_of = |pod: &Pod| pod.record.as_ref().map(|record| record.plan.clone());
+        let plans: BTreeSet<_> = self.bound_alive(gang).filter_map(plan_of).collect();
+        // Of the same run: what has ended of an earlier one under the same label says nothing.
+        let ended = gang
             .pods
             .iter()
             .filter_map(|uid| self.pods.get(uid))
-            .any(|pod| pod.phase == crate::pod::PodPhase::Succeeded);
-        let minimum = self.minimum_of(gang).unwrap_or(0);
-        if bound == 0 || bound >= minimum || completing || gang.releasing {
+            .filter(|pod| pod.phase == PodPhase::Succeeded)
+            .filter(|pod| plan_of(pod).is_some_and(|plan| plans.contains(&plan)));
+        let settled = bound.saturating_add(count(ended.count()));
+        let minimum = self
+            .minimum_of(gang)
+            .unwrap_or_else(|| self.all_of(gang, settled));
+        if bound == 0 || settled >= minimum || gang.releasing {
             gang.partial_since = None;
             return;
         }
         let since = *gang.partial_since.get_or_insert(now);
-        if now >= since + self.config.repair_max {
-            self.release_whole(gang, bound, minimum, now);
+        if now >= since + self.config.repair_max && !self.is_away() {
+            self.release_whole(gang, settled, minimum, now);
         }
+    }
+
+    /// Size of a gang for which nothing states one: all the pods it has. What somebody else has bound
+    /// was never promised a whole.
+    fn all_of(&self, gang: &Gang, settled: u32) -> u32 {
+        if self.bound_alive(gang).all(|pod| pod.record.is_none()) {
+            return 0;
+        }
+        let waiting = self.alive(gang).filter(|pod| pod.node.is_none()).count();
+        settled.saturating_add(u32::try_from(waiting).unwrap_or(u32::MAX))
     }
 
     /// Lets a gang go that stayed partial: all of it, so that what it held is of use to others.
     fn release_whole(&mut self, gang: &mut Gang, bound: u32, minimum: u32, now: Timestamp) {
+        if let Some(plan) = &gang.plan {
+            gang.ended_slots = plan.ended();
+        }
         self.give_back(gang, Reason::ReleasedWhole { bound, minimum }, now, true);
         gang.releasing = true;
         gang.partial_since = None;

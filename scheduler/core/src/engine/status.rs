@@ -10,7 +10,7 @@ use crate::action::{Action, Announcement, WriteKind};
 use crate::event::{WriteId, WriteOutcome};
 use crate::ids::GangKey;
 use crate::reason::Reason;
-use crate::record::{GangStatus, Phase};
+use crate::record::{GangStatus, Phase, SlotRecord};
 use crate::time::{Millis, Timestamp};
 use crate::workload::{Hold, Outcome, WorkloadKind};
 
@@ -250,7 +250,7 @@ impl Engine {
                 self.status_refused(key, Reason::WriteRefused { what, said }, now);
             }
             // Not known: the next attempt finds out by its resourceVersion.
-            WriteOutcome::Unknown(_) => {
+            WriteOutcome::Unknown(_) | WriteOutcome::BindingUnknown { .. } => {
                 gang.acked = gang.acked.take().map(forget_plan);
                 self.pause_status(key, now);
             }
@@ -285,6 +285,10 @@ impl Engine {
                     | Reason::WriteRefused { .. }
                     | Reason::Unplaceable(crate::reason::Unplaceable::NeverFits { .. })
                     | Reason::Unplaceable(crate::reason::Unplaceable::NoSuchResource { .. })
+                    | Reason::Unplaceable(crate::reason::Unplaceable::RuleBetweenMembers {
+                        possible: Some(_),
+                        ..
+                    })
             );
         self.actions.push_back(Action::Announce(Announcement {
             gang: gang.key.clone(),
@@ -302,6 +306,21 @@ fn forget_plan(mut status: GangStatus) -> GangStatus {
     status.plan = None;
     status.observed_generation = -1;
     status
+}
+
+/// Members that have ended well.
+fn ended(status: &GangStatus) -> impl Iterator<Item = &SlotRecord> {
+    let slots = status.plan.iter().flat_map(|plan| &plan.slots);
+    slots.filter(|slot| slot.ended)
+}
+
+/// Whether the pod of a member that has ended well is gone, and nothing that survives this process
+/// tells of its end.
+fn has_unsaid_end(acked: &GangStatus, wanted: &GangStatus) -> bool {
+    let is_said = |slot: &SlotRecord| {
+        ended(acked).any(|other| (&other.role, other.index) == (&slot.role, slot.index))
+    };
+    ended(wanted).any(|slot| slot.pod_name.is_none() && !is_said(slot))
 }
 
 /// Whether a status differs from what is written in a way that is worth a write. Numbers inside a
@@ -329,6 +348,9 @@ fn is_worth_a_write(acked: &GangStatus, wanted: &GangStatus) -> bool {
         || code(acked) != code(wanted)
         || promise(acked) != promise(wanted)
     {
+        return true;
+    }
+    if has_unsaid_end(acked, wanted) {
         return true;
     }
     if acked.observed_generation != wanted.observed_generation && wanted.phase != Phase::Starting {

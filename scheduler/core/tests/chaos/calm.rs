@@ -16,6 +16,9 @@ impl Storm {
     /// Everything works again; time passes until nothing is left to be done.
     pub fn calm_down(&mut self, span: Millis) {
         if !self.calm {
+            while self.away > 0 {
+                self.turn();
+            }
             self.calm = true;
             self.silent.clear();
             self.world.unhealthy.clear();
@@ -67,9 +70,8 @@ impl Storm {
             assert!(
                 running
                     || job.finished.is_some()
-                    || self.ended(key) > 0
                     || bound == 0
-                    || bound >= minimum as usize,
+                    || bound + self.ended(key) as usize >= minimum as usize,
                 "{key} stays bound in part: {bound} of {minimum}; {}",
                 self.world.phase(key)
             );
@@ -103,7 +105,7 @@ impl Storm {
                 continue;
             }
             assert!(
-                bound == 0 || bound + ended >= size || ended > 0,
+                bound == 0 || bound + ended >= size,
                 "{gang} is bound in part: {bound} of {size}; {}",
                 self.world.phase(gang)
             );
@@ -127,8 +129,21 @@ impl Storm {
         }
     }
 
+    /// Members that have ended well: by their pods, and by the Gang once those are gone.
     fn ended(&self, key: &GangKey) -> u32 {
-        self.world
+        let status = self.world.gangs.get(key);
+        let status = status.and_then(|gang| gang.status.as_ref());
+        let slots = status.and_then(|status| status.plan.as_ref());
+        let slots = slots.into_iter().flat_map(|plan| &plan.slots);
+        let said = slots.filter(|slot| slot.ended);
+        let gone = said.filter(|slot| {
+            let uid = slot.pod.as_ref().unwrap();
+            assert!(self.world.ended.contains(uid), "{uid} has not ended");
+            !self.world.pods.contains_key(uid)
+        });
+        let gone = gone.count() as u32;
+        gone + self
+            .world
             .pods
             .values()
             .filter(|pod| pod.membership.as_ref().is_some_and(|m| m.gang == *key))
@@ -175,13 +190,16 @@ impl Storm {
         let minimum = job.minimum.filter(|least| *least > 0).unwrap_or(total);
         let phase = self.world.phase(key);
         let ended = self.ended(key);
-        if bound + ended >= minimum || ended > 0 {
+        if bound + ended >= minimum {
             return;
         }
         assert_eq!(
             bound, 0,
             "{key} is bound in part: {bound} of {minimum}; {phase}"
         );
+        if ended > 0 {
+            return;
+        }
         if job.total().is_none() && unbound == 0 {
             return;
         }

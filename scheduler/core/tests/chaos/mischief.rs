@@ -8,7 +8,7 @@ use muster_core::event::Event;
 use muster_core::ids::{Epoch, GangKey, PodUid};
 use muster_core::pod::{Membership, MembershipSource, PodPhase};
 use muster_core::time::Millis;
-use muster_core::workload::{Hold, MemberSource, Outcome, Workload, WorkloadKind};
+use muster_core::workload::{Hold, MemberSource, Outcome, Shown, Workload, WorkloadKind};
 
 use super::{GPUS, NODES, Set, Storm};
 use crate::world::{GPU, gpus};
@@ -39,8 +39,18 @@ impl Storm {
                 let more = self.rng.below(40_000);
                 self.world.now = self.world.now + Millis(more);
             }
+            24 => self.lose_api(),
             _ => {}
         }
+    }
+
+    fn lose_api(&mut self) {
+        self.away = 1 + self.rng.below(40);
+        let before = Millis(self.rng.below(5000));
+        self.note(|| "api is away".to_owned());
+        self.world
+            .engine
+            .handle(Event::ApiAway(before), self.world.now);
     }
 
     pub(super) fn agents_report(&mut self) {
@@ -427,9 +437,13 @@ impl Storm {
     }
 }
 
+/// The user suspends the job, or takes it out of the queue, or resumes it: with the admission policy
+/// it queues again, without it its pods come.
 fn toggle_suspension(job: &mut Workload) {
-    job.hold = match &job.hold {
-        Hold::SuspendedByUser => Hold::Free,
-        _ => Hold::SuspendedByUser,
+    (job.hold, job.shown) = match (&job.hold, job.shown) {
+        (Hold::SuspendedByUser, shown) if job.generation % 2 == 0 => (Hold::Held, shown),
+        (Hold::SuspendedByUser, _) => (Hold::Free, Shown::Nothing),
+        (Hold::Held, Shown::Queued) => (Hold::SuspendedByUser, Shown::Queued),
+        _ => (Hold::SuspendedByUser, Shown::Suspended),
     };
 }

@@ -10,18 +10,18 @@
 
 mod calm;
 mod mischief;
+mod players;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use muster_core::action::{Action, Write, WriteKind};
 use muster_core::event::{Event, Ticket, WriteOutcome};
-use muster_core::ids::{GangKey, NodeName, PodUid};
-use muster_core::pod::{Membership, MembershipSource, Pod, PodPhase, PodShape};
-use muster_core::view::FilterAnswer;
-use muster_core::workload::WorkloadKind;
+use muster_core::ids::{NodeName, PodUid};
+use muster_core::pod::{Membership, PodPhase, PodShape};
+use muster_core::time::Millis;
 
-use crate::world::{GPU, World, gpus};
+use crate::world::{GPU, World};
 
 const NODES: u64 = 4;
 const GPUS: u64 = 4;
@@ -70,6 +70,8 @@ pub struct Storm {
     sets: Vec<Set>,
     epoch: u64,
     made: u64,
+    /// Turns for which the API server is still away.
+    away: u64,
     /// Nothing goes wrong any more.
     calm: bool,
     /// What happened, when it is to be kept.
@@ -96,6 +98,7 @@ impl Storm {
             sets: Vec::new(),
             epoch: 1,
             made: 0,
+            away: 0,
             calm: false,
             trace: None,
         }
@@ -109,6 +112,10 @@ impl Storm {
 
     /// One turn of everything.
     pub fn turn(&mut self) {
+        if self.away > 0 {
+            self.turn_without_api();
+            return;
+        }
         if !self.calm {
             self.mischief();
         }
@@ -123,6 +130,34 @@ impl Storm {
         self.decide();
         self.carry_out();
         self.decide();
+        self.check_truth();
+    }
+
+    /// Nothing changes in the API, nothing is heard of it, and no write is answered.
+    fn turn_without_api(&mut self) {
+        self.away -= 1;
+        self.world.now = self.world.now + Millis(self.rng.below(3000));
+        self.agents_report();
+        self.sort_watch();
+        self.deliver_lane(4);
+        self.decide();
+        for write in std::mem::take(&mut self.pending) {
+            let outcome = WriteOutcome::Unknown(Arc::from("no answer"));
+            self.note(|| format!("done {:?} api is away", write.id));
+            self.world.engine.handle(
+                Event::WriteDone {
+                    id: write.id,
+                    outcome,
+                },
+                self.world.now,
+            );
+        }
+        self.decide();
+        if self.away == 0 {
+            self.note(|| "api is back".to_owned());
+            self.world.engine.handle(Event::ApiBack, self.world.now);
+            self.decide();
+        }
         self.check_truth();
     }
 
@@ -141,24 +176,28 @@ impl Storm {
 
     fn deliver(&mut self) {
         for lane in 0..self.lanes.len() {
-            let count = if self.calm {
-                usize::MAX
-            } else if self.rng.chance(30) {
-                0
-            } else {
-                self.rng.below(6) as usize
+            self.deliver_lane(lane);
+        }
+    }
+
+    fn deliver_lane(&mut self, lane: usize) {
+        let count = if self.calm {
+            usize::MAX
+        } else if self.rng.chance(30) {
+            0
+        } else {
+            self.rng.below(6) as usize
+        };
+        for _ in 0..count {
+            let Some(event) = self.lanes[lane].pop_front() else {
+                break;
             };
-            for _ in 0..count {
-                let Some(event) = self.lanes[lane].pop_front() else {
-                    break;
-                };
-                let twice = !self.calm && self.rng.chance(10);
-                self.note(|| format!("event {}", short(&event)));
-                if twice {
-                    self.world.engine.handle(event.clone(), self.world.now);
-                }
-                self.world.engine.handle(event, self.world.now);
+            let twice = !self.calm && self.rng.chance(10);
+            self.note(|| format!("event {}", short(&event)));
+            if twice {
+                self.world.engine.handle(event.clone(), self.world.now);
             }
+            self.world.engine.handle(event, self.world.now);
         }
     }
 
@@ -255,6 +294,7 @@ impl Storm {
         while left > 0 && !self.pending.is_empty() {
             left -= 1;
             let at = self.rng.below(self.pending.len() as u64) as usize;
+            let at = self.first_of_its_object(at);
             let write = self.pending.remove(at).unwrap();
             let id = write.id;
             let outcome = self.outcome(write);
@@ -279,6 +319,22 @@ impl Storm {
         }
     }
 
+    /// The writer writes to one Gang object in order.
+    fn first_of_its_object(&self, at: usize) -> usize {
+        let of_gang = |write: &Write| {
+            matches!(
+                write.what,
+                WriteKind::CreateRecord { .. }
+                    | WriteKind::PutStatus { .. }
+                    | WriteKind::DeleteRecord { .. }
+            )
+        };
+        let chosen = &self.pending[at];
+        let mut all = self.pending.iter();
+        let first = all.position(|write| of_gang(write) && write.gang == chosen.gang);
+        first.filter(|_| of_gang(chosen)).unwrap_or(at)
+    }
+
     fn outcome(&mut self, write: Write) -> WriteOutcome {
         let lost = || WriteOutcome::Unknown(Arc::from("no answer"));
         let stamp = matches!(write.what, WriteKind::StampPod { .. });
@@ -288,7 +344,7 @@ impl Storm {
                 self.apply(write);
                 lost()
             }
-            80..88 => lost(),
+            80..88 => self.lose(write),
             88..94 => match &write.what {
                 WriteKind::PutStatus { .. } => WriteOutcome::Conflict(
                     self.world
@@ -302,6 +358,23 @@ impl Storm {
             _ if stamp => lost(),
             _ => WriteOutcome::Refused(Arc::from("admission says no")),
         }
+    }
+
+    /// The answer does not come. Some Bindings are still on their way, and cite the pod as it was when
+    /// the writer read it last.
+    fn lose(&mut self, mut write: Write) -> WriteOutcome {
+        let said = Arc::from("no answer");
+        let late = write.id.0 % 2 == 0;
+        if let WriteKind::Bind { pod, .. } = &mut write.what
+            && late
+            && let Some(known) = self.world.pods.get(&pod.uid)
+        {
+            let cited = known.resource_version.clone();
+            pod.resource_version = cited.clone();
+            self.zombies.push_back(write);
+            return WriteOutcome::BindingUnknown { cited, said };
+        }
+        WriteOutcome::Unknown(said)
     }
 
     /// Carries a write out, and lets the kubelet turn away what it has no room for.
@@ -365,166 +438,6 @@ impl Storm {
             let (ours, _) = self.used(&name.as_str().into());
             let offered = node.allocatable.extended(GPU);
             assert!(ours <= offered, "{name} carries {ours} of {offered}");
-        }
-    }
-
-    fn play_sets(&mut self) {
-        for at in 0..self.sets.len() {
-            let set = &self.sets[at];
-            if set.born && !set.controlled {
-                continue;
-            }
-            let missing: Vec<(String, Membership)> = set
-                .names
-                .iter()
-                .filter(|(name, _)| !self.world.pods.values().any(|pod| *pod.name == **name))
-                .cloned()
-                .collect();
-            let (shape, gated, controlled) = (Arc::clone(&set.shape), set.gated, set.controlled);
-            for (name, mut membership) in missing {
-                if membership.source == MembershipSource::Alone {
-                    let uid = self.world.pod(&name, None, Arc::clone(&shape));
-                    membership.gang = GangKey::new("default", uid.as_str());
-                    self.world.watch.pop_back();
-                    self.world.change_pod(&uid, |pod| {
-                        (pod.gated, pod.controlled) = (gated, controlled);
-                        pod.membership = (gpus(0) != shape).then_some(membership);
-                    });
-                } else {
-                    let uid = self.world.pod(&name, Some(membership), Arc::clone(&shape));
-                    self.world.watch.pop_back();
-                    self.world.change_pod(&uid, |pod| {
-                        (pod.gated, pod.controlled) = (gated, controlled);
-                    });
-                }
-            }
-            self.sets[at].born = true;
-        }
-    }
-
-    /// Gang objects go with their owners.
-    fn collect_garbage(&mut self) {
-        let gone: Vec<GangKey> = self
-            .world
-            .gangs
-            .iter()
-            .filter(|(key, stored)| match stored.record.kind {
-                WorkloadKind::PyTorchJob | WorkloadKind::PodGroup => {
-                    !self.world.jobs.contains_key(*key)
-                }
-                WorkloadKind::Pod => !self.world.pods.contains_key(&*key.uid),
-                WorkloadKind::Label => false,
-            })
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in gone {
-            self.world.gangs.remove(&key);
-            self.world.tell(Event::RecordRemoved(key));
-        }
-    }
-
-    /// Terminating pods end, now or a little later; those of a deleted node too.
-    fn play_kubelet(&mut self) {
-        let ended: Vec<PodUid> = self
-            .world
-            .pods
-            .values()
-            .filter(|pod| pod.terminating)
-            .map(|pod| pod.uid.clone())
-            .collect();
-        for uid in ended {
-            if self.calm || self.rng.chance(30) {
-                self.world.delete_pod(&uid);
-            }
-        }
-        let stranded: Vec<PodUid> = self
-            .world
-            .pods
-            .values()
-            .filter(|pod| {
-                pod.node
-                    .as_ref()
-                    .is_some_and(|node| !self.world.nodes.contains_key(node.as_str()))
-            })
-            .map(|pod| pod.uid.clone())
-            .collect();
-        for uid in stranded {
-            self.world.delete_pod(&uid);
-        }
-    }
-
-    /// kube-scheduler: a pod that Filter turned down is not tried again before somebody touches it.
-    fn play_scheduler(&mut self) {
-        let view = self.world.engine.view();
-        let waiting: Vec<Pod> = self
-            .world
-            .pods
-            .values()
-            .filter(|pod| {
-                pod.ours
-                    && pod.node.is_none()
-                    && !pod.gated
-                    && !pod.gated_by_others
-                    && pod.is_alive()
-                    && pod
-                        .unschedulable
-                        .as_ref()
-                        .is_none_or(|said| !said.contains("muster:"))
-            })
-            .filter(|pod| !self.world.held.values().any(|held| *held == pod.uid))
-            .cloned()
-            .collect();
-        for pod in waiting {
-            if !self.calm && self.rng.chance(40) {
-                continue;
-            }
-            let node = match view.filter(&pod.uid, pod.membership.as_ref()) {
-                FilterAnswer::Only(node) => node,
-                FilterAnswer::WhereRoom => {
-                    let found = self.world.nodes.values().find(|node| {
-                        view.has_room(node.name.as_str(), &pod.shape.requests)
-                            && pod.shape.mismatch(node).is_none()
-                    });
-                    match found {
-                        Some(node) => node.name.clone(),
-                        None => continue,
-                    }
-                }
-                FilterAnswer::Nowhere(text) => {
-                    self.condition(&pod, &format!("0/5 nodes are available: {text}"));
-                    continue;
-                }
-                FilterAnswer::Later(_) => continue,
-            };
-            let fits = self.world.nodes.get(node.as_str()).is_some_and(|found| {
-                found.ready
-                    && !found.unschedulable
-                    && pod.shape.mismatch(found).is_none()
-                    && self.used(&node).1 + pod.shape.requests.extended(GPU)
-                        <= found.allocatable.extended(GPU)
-            });
-            if fits {
-                let ticket = self.world.bind(&pod.uid, &node);
-                self.note(|| format!("bind {ticket:?} {} {node}", pod.name));
-                self.asked.insert(ticket, (pod.uid.clone(), node));
-            } else {
-                self.condition(
-                    &pod,
-                    "0/5 nodes are available: 5 Insufficient nvidia.com/gpu",
-                );
-                let uid = pod.uid.clone();
-                self.world.engine.handle(
-                    Event::PlannedNodeNotOffered { pod: uid, node },
-                    self.world.now,
-                );
-            }
-        }
-    }
-
-    fn condition(&mut self, pod: &Pod, text: &str) {
-        if pod.unschedulable.as_deref() != Some(text) {
-            self.world
-                .change_pod(&pod.uid, |pod| pod.unschedulable = Some(Arc::from(text)));
         }
     }
 }

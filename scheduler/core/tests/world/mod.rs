@@ -22,7 +22,7 @@ use muster_core::record::{GangRecord, GangStatus};
 use muster_core::resources::Resources;
 use muster_core::time::{Millis, Timestamp};
 use muster_core::view::FilterAnswer;
-use muster_core::workload::{Hold, MemberSource, RoleSpec, Workload, WorkloadKind};
+use muster_core::workload::{Hold, MemberSource, RoleSpec, Shown, Workload, WorkloadKind};
 
 pub const GPU: &str = "nvidia.com/gpu";
 
@@ -43,6 +43,8 @@ pub struct World {
     /// Agents report.
     pub reports: bool,
     pub pods: BTreeMap<PodUid, Pod>,
+    /// Pods that have ended well, those that are gone since too.
+    pub ended: BTreeSet<PodUid>,
     pub jobs: BTreeMap<GangKey, Workload>,
     pub gangs: BTreeMap<GangKey, StoredGang>,
     pub answers: BTreeMap<Ticket, Result<(), Arc<str>>>,
@@ -104,6 +106,7 @@ impl World {
             clones: BTreeMap::new(),
             reports: true,
             pods: BTreeMap::new(),
+            ended: BTreeSet::new(),
             jobs: BTreeMap::new(),
             gangs: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -303,12 +306,14 @@ impl World {
                         name: (*role).into(),
                         count: *count,
                         shape: Arc::clone(shape),
+                        labels: Arc::new([("app".into(), "gang".into())].into()),
                         pinned: None,
                     })
                     .collect(),
             ),
             minimum: None,
             hold,
+            shown: Shown::Nothing,
             finished: None,
             invalid: None,
             settings: BTreeMap::new(),
@@ -349,6 +354,7 @@ impl World {
             priority: 0,
             ours: true,
             membership,
+            labels: Arc::new([("app".into(), "gang".into())].into()),
             gated: false,
             gated_by_others: false,
             controlled: true,
@@ -392,6 +398,9 @@ impl World {
         let pod = self.pods.get_mut(uid).unwrap();
         change(pod);
         pod.resource_version = version;
+        if pod.phase == PodPhase::Succeeded {
+            self.ended.insert(uid.clone());
+        }
         self.watch.push_back(Event::PodApplied(pod.clone()));
     }
 
@@ -634,16 +643,24 @@ impl World {
                         .filter(|nodes| !nodes.is_empty());
                 }
                 job.hold = Hold::Released(plan);
+                job.shown = Shown::Nothing;
             }
             JobChange::Hold => {
                 roles.iter_mut().for_each(|role| role.pinned = None);
                 job.hold = Hold::Held;
+                job.shown = Shown::Queued;
             }
             JobChange::Strip => {
                 roles.iter_mut().for_each(|role| role.pinned = None);
                 if matches!(job.hold, Hold::Released(_)) {
                     job.hold = Hold::Free;
                 }
+            }
+            JobChange::Show => {
+                job.shown = match job.hold {
+                    Hold::Held => Shown::Queued,
+                    _ => Shown::Suspended,
+                };
             }
         }
         job.resource_version = version;

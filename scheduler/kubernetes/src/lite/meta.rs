@@ -27,8 +27,7 @@ struct LeanMeta {
 }
 
 impl LeanMeta {
-    fn into_meta(mut self, keep_label: impl Fn(&str) -> bool) -> ObjectMeta {
-        self.labels.retain(|key, _| keep_label(key));
+    fn into_meta(mut self) -> ObjectMeta {
         self.annotations
             .retain(|key, _| key.starts_with(names::PREFIX));
         ObjectMeta {
@@ -47,22 +46,10 @@ impl LeanMeta {
     }
 }
 
-/// Metadata of a pod: labels that say whom it belongs to, annotations of Muster's.
-pub(super) fn of_pod<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
-    let lean = Option::<LeanMeta>::deserialize(deserializer)?.unwrap_or_default();
-    Ok(lean.into_meta(|key| {
-        key.starts_with(names::PREFIX)
-            || key == names::POD_GROUP_LABEL
-            || key == names::JOB_NAME
-            || key == names::REPLICA_TYPE
-            || key == names::REPLICA_INDEX
-    }))
-}
-
-/// Metadata of anything else: every label, annotations of Muster's.
+/// Every label, annotations of Muster's.
 pub(super) fn of_object<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<ObjectMeta, D::Error> {
     let lean = Option::<LeanMeta>::deserialize(deserializer)?.unwrap_or_default();
-    Ok(lean.into_meta(|_| true))
+    Ok(lean.into_meta())
 }

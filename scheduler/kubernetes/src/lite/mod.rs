@@ -18,9 +18,9 @@ mod pod;
 pub use job::{LitePodGroup, LitePyTorchJob};
 pub use node::{LiteNode, LiteNodeCondition, LiteNodeSpec, LiteNodeStatus, LiteTaint};
 pub use pod::{
-    LiteAffinity, LiteCondition, LiteContainer, LiteGate, LiteNodeAffinity, LitePod, LitePodSpec,
-    LitePodStatus, LitePort, LiteRequirement, LiteResources, LiteSelector, LiteTerm,
-    LiteToleration, RawQuantity,
+    LiteAffinity, LiteCondition, LiteContainer, LiteGate, LiteLabelSelector, LiteNodeAffinity,
+    LitePod, LitePodAffinity, LitePodSpec, LitePodStatus, LitePodTerm, LitePort, LiteRequirement,
+    LiteResources, LiteSelector, LiteSpread, LiteTerm, LiteToleration, RawQuantity,
 };
 
 use serde::{Deserialize, Deserializer};

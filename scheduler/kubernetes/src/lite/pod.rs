@@ -13,8 +13,8 @@ use super::{meta, nullable, resource};
 /// A Pod: what decides where it may stand, whom it belongs to, and how it fares.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct LitePod {
-    /// Name, UID, resourceVersion, owners, labels and annotations that Muster reads.
-    #[serde(default, deserialize_with = "meta::of_pod")]
+    /// Name, UID, resourceVersion, owners, labels, Muster's annotations.
+    #[serde(default, deserialize_with = "meta::of_object")]
     pub metadata: ObjectMeta,
     /// What decides where it may stand.
     #[serde(default, deserialize_with = "nullable")]
@@ -41,9 +41,12 @@ pub struct LitePodSpec {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub node_selector: BTreeMap<String, String>,
-    /// Affinity, of which the required node affinity is kept.
+    /// Affinity, of which the required parts are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<LiteAffinity>,
+    /// Topology spread constraints.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub topology_spread_constraints: Vec<LiteSpread>,
     /// Tolerations.
     #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
     pub tolerations: Vec<LiteToleration>,
@@ -76,13 +79,101 @@ pub struct LitePodSpec {
     pub scheduling_gates: Vec<LiteGate>,
 }
 
-/// `spec.affinity`, of which the required node affinity is kept.
+/// `spec.affinity`, of which the required parts are kept.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LiteAffinity {
     /// Node affinity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_affinity: Option<LiteNodeAffinity>,
+    /// Affinity between pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_affinity: Option<LitePodAffinity>,
+    /// Anti-affinity between pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_anti_affinity: Option<LitePodAffinity>,
+}
+
+/// `podAffinity` or `podAntiAffinity`, of which the required part is kept.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct LitePodAffinity {
+    /// Required part.
+    #[serde(
+        rename = "requiredDuringSchedulingIgnoredDuringExecution",
+        deserialize_with = "nullable",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub required: Vec<LitePodTerm>,
+}
+
+/// A term of affinity or anti-affinity between pods.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LitePodTerm {
+    /// The pods it speaks of; absent for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_selector: Option<LiteLabelSelector>,
+    /// Namespaces of these pods.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+    /// More namespaces, by label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<LiteLabelSelector>,
+    /// Label of nodes.
+    #[serde(deserialize_with = "nullable")]
+    pub topology_key: String,
+    /// Labels that these pods have like the pod itself.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub match_label_keys: Vec<String>,
+    /// Labels that these pods do not have like the pod itself.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub mismatch_label_keys: Vec<String>,
+}
+
+/// A label selector.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LiteLabelSelector {
+    /// Labels with their values.
+    #[serde(
+        deserialize_with = "nullable",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub match_labels: BTreeMap<String, String>,
+    /// Requirements: `In`, `NotIn`, `Exists` or `DoesNotExist`.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub match_expressions: Vec<LiteRequirement>,
+}
+
+/// A topology spread constraint.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LiteSpread {
+    /// How many pods more one domain may have than another.
+    #[serde(deserialize_with = "nullable")]
+    pub max_skew: i64,
+    /// Label of nodes.
+    #[serde(deserialize_with = "nullable")]
+    pub topology_key: String,
+    /// `DoNotSchedule` or `ScheduleAnyway`.
+    #[serde(deserialize_with = "nullable")]
+    pub when_unsatisfiable: String,
+    /// The pods that are counted; absent for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_selector: Option<LiteLabelSelector>,
+    /// With fewer domains than this, the fewest counts as none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_domains: Option<i64>,
+    /// `Honor`, the default, or `Ignore`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_affinity_policy: Option<String>,
+    /// `Honor`, or `Ignore`, the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_taints_policy: Option<String>,
+    /// Labels that the counted pods have like the pod itself.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub match_label_keys: Vec<String>,
 }
 
 /// `nodeAffinity`, of which the required part is kept.

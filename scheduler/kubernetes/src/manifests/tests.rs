@@ -51,6 +51,7 @@ fn scheduler_has_the_least_rights() {
             "/pods[]: patch delete",
             "authentication.k8s.io/tokenreviews[]: create",
             "events.k8s.io/events[]: create patch",
+            "kubeflow.org/pytorchjobs/status[]: patch",
             "kubeflow.org/pytorchjobs[]: get list watch patch",
             "muster.dev/gangs/status[]: get update patch",
             "muster.dev/gangs[]: get list watch create patch delete",
@@ -121,43 +122,74 @@ fn every_binding_names_a_role_and_account_that_exist() {
     assert_eq!(count, 6);
 }
 
-#[test]
-fn admission_policies_are_bound_labelled_and_fail_closed() {
+fn policy(name: &str) -> Value {
     let all = documents(&admission_policy());
-    for (name, label) in [
-        ("muster-suspend-pytorchjobs", names::EMULATE_SUSPEND),
-        ("muster-gate-pods", names::EMULATE_GATE),
+    assert!(
+        all.iter().any(|object| {
+            object["kind"] == "MutatingAdmissionPolicyBinding"
+                && object["spec"]["policyName"] == name
+        }),
+        "{name} is bound"
+    );
+    let policy: Value = find(&admission_policy(), "MutatingAdmissionPolicy", name);
+    assert_eq!(policy["apiVersion"], "admissionregistration.k8s.io/v1");
+    assert_eq!(policy["spec"]["reinvocationPolicy"], "Never");
+    policy
+}
+
+#[test]
+fn policies_that_hold_are_bound_labelled_and_fail_closed() {
+    for (name, label, operations) in [
+        (
+            "muster-suspend-pytorchjobs",
+            names::EMULATE_SUSPEND,
+            json!(["CREATE", "UPDATE"]),
+        ),
+        ("muster-gate-pods", names::EMULATE_GATE, json!(["CREATE"])),
     ] {
-        let policy: Value = find(&admission_policy(), "MutatingAdmissionPolicy", name);
-        assert_eq!(policy["apiVersion"], "admissionregistration.k8s.io/v1");
+        let policy = policy(name);
         assert_eq!(policy["metadata"]["labels"][names::EMULATE], label);
         assert_eq!(policy["spec"]["failurePolicy"], "Fail");
-        assert_eq!(policy["spec"]["reinvocationPolicy"], "Never");
         let rules = &policy["spec"]["matchConstraints"]["resourceRules"];
-        assert_eq!(rules[0]["operations"], json!(["CREATE"]));
+        assert_eq!(rules[0]["operations"], operations);
         // Only what names our scheduler can match, so failing closed stops nobody else.
         let first = policy["spec"]["matchConditions"][0]["expression"]
             .as_str()
             .expect("an expression");
         assert!(first.contains("schedulerName == 'muster'"), "{first}");
-        assert!(all.iter().any(|object| {
-            object["kind"] == "MutatingAdmissionPolicyBinding"
-                && object["spec"]["policyName"] == name
-        }));
     }
-    let gate: Value = find(
-        &admission_policy(),
-        "MutatingAdmissionPolicy",
-        "muster-gate-pods",
+    let gate = policy("muster-gate-pods").to_string();
+    assert!(gate.contains(names::GATE) && gate.contains(names::POD_GROUP_LABEL));
+    let suspend = policy("muster-suspend-pytorchjobs").to_string();
+    for name in [names::HOLD, names::HOLD_QUEUED, names::HOLD_RELEASED] {
+        assert!(suspend.contains(name), "{name}");
+    }
+}
+
+/// It may not stand in the way of the operator's status.
+#[test]
+fn the_policy_that_shows_who_is_queued_never_refuses_and_touches_status_alone() {
+    let show = policy("muster-show-queued");
+    assert_eq!(
+        show["metadata"]["labels"][names::EMULATE],
+        names::EMULATE_SHOW
     );
-    let text = gate.to_string();
-    assert!(text.contains(names::GATE) && text.contains(names::POD_GROUP_LABEL));
-    let suspend: Value = find(
-        &admission_policy(),
-        "MutatingAdmissionPolicy",
-        "muster-suspend-pytorchjobs",
+    assert_eq!(show["spec"]["failurePolicy"], "Ignore");
+    assert_eq!(
+        show["spec"]["matchConstraints"]["resourceRules"],
+        json!([{"apiGroups": ["kubeflow.org"], "apiVersions": ["v1"], "operations": ["UPDATE"],
+                "resources": ["pytorchjobs/status"]}])
     );
-    assert!(suspend.to_string().contains(names::HOLD));
+    let mutations = show["spec"]["mutations"].as_array().expect("mutations");
+    assert_eq!(mutations.len(), 1);
+    let text = mutations[0].to_string();
+    for name in [
+        "/status/conditions",
+        names::QUEUED_CONDITION,
+        names::QUEUED_REASON,
+    ] {
+        assert!(text.contains(name), "{name}");
+    }
 }
 
 #[test]
@@ -231,7 +263,7 @@ fn gang_schema_is_structural_bounded_and_has_its_rules() {
 }
 
 #[test]
-fn kube_scheduler_asks_for_everything_by_name_and_never_binds_alone() {
+fn t17_kube_scheduler_offers_every_node_by_name_and_never_binds_alone() {
     let config = |options| -> Value {
         serde_saphyr::from_str(&kube_scheduler_config(&options)).expect("a YAML document")
     };

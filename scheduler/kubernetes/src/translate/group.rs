@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use muster_core::ids::{GangKey, ResourceVersion};
-use muster_core::workload::{Hold, MEMBERS_MAX, MemberSource, Workload, WorkloadKind};
+use muster_core::workload::{Hold, MEMBERS_MAX, MemberSource, Shown, Workload, WorkloadKind};
 use serde_json::Value;
 
 use super::{Problem, created_seconds, settings, text};
@@ -49,6 +49,7 @@ pub fn pod_group(group: &LitePodGroup) -> Option<Workload> {
         members: MemberSource::Pods,
         minimum,
         hold: Hold::Free,
+        shown: Shown::Nothing,
         finished: None,
         invalid: problem.map(Into::into),
         settings: settings(meta),

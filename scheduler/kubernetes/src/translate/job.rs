@@ -6,12 +6,16 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use muster_core::ids::{GangKey, NodeName, PlanId, ResourceVersion, RoleName};
+use muster_core::interpod::{Labels, looked_at};
 use muster_core::workload::{
-    Hold, InvalidWorkload, MEMBERS_MAX, MemberSource, Outcome, RoleSpec, Workload, WorkloadKind,
+    Hold, InvalidWorkload, MEMBERS_MAX, MemberSource, Outcome, RoleSpec, Shown, Workload,
+    WorkloadKind,
 };
 use serde_json::{Map, Value};
 
+use super::between::Whose;
 use super::{PodRules, Problem, annotation, created_seconds, requests, settings, shape, text};
 use crate::lite::{LiteContainer, LitePodSpec, LitePort, LitePyTorchJob, LiteResources};
 use crate::names;
@@ -65,7 +69,7 @@ pub fn pytorchjob(job: &LitePyTorchJob, rules: &PodRules) -> Option<Workload> {
         reading.mixed_schedulers(specs, &rules.scheduler_name, rules);
     }
     let pinned = pins::recorded(annotation(meta, names::PINNED));
-    let roles = reading.roles(specs, &pinned);
+    let roles = reading.roles(meta, specs, &pinned);
     let minimum = reading.minimum(job, &roles);
     let name = text(meta.name.as_ref());
     Some(Workload {
@@ -80,6 +84,7 @@ pub fn pytorchjob(job: &LitePyTorchJob, rules: &PodRules) -> Option<Workload> {
         members: MemberSource::Roles(roles),
         minimum,
         hold: hold(job),
+        shown: shown_by(&job.status),
         finished: finished(&job.status),
         invalid: reading.problem.map(InvalidWorkload::from),
         settings: settings(meta),
@@ -136,22 +141,34 @@ fn hold(job: &LitePyTorchJob) -> Hold {
     }
 }
 
-fn finished(status: &Value) -> Option<Outcome> {
-    let holds = |type_: &str| {
-        status
-            .get("conditions")
-            .and_then(Value::as_array)
-            .is_some_and(|conditions| {
-                conditions.iter().any(|condition| {
-                    condition.get("type").is_some_and(|found| found == type_)
-                        && condition.get("status").is_some_and(|found| found == "True")
-                })
+/// Whether a condition of this type is there and true.
+fn holds(status: &Value, type_: &str) -> bool {
+    status
+        .get("conditions")
+        .and_then(Value::as_array)
+        .is_some_and(|conditions| {
+            conditions.iter().any(|condition| {
+                condition.get("type").is_some_and(|found| found == type_)
+                    && condition.get("status").is_some_and(|found| found == "True")
             })
-    };
-    if holds("Failed") {
+        })
+}
+
+fn finished(status: &Value) -> Option<Outcome> {
+    if holds(status, "Failed") {
         Some(Outcome::Failed)
     } else {
-        holds("Succeeded").then_some(Outcome::Succeeded)
+        holds(status, "Succeeded").then_some(Outcome::Succeeded)
+    }
+}
+
+fn shown_by(status: &Value) -> Shown {
+    if !holds(status, "Suspended") {
+        Shown::Nothing
+    } else if holds(status, names::QUEUED_CONDITION) {
+        Shown::Queued
+    } else {
+        Shown::Suspended
     }
 }
 
@@ -213,7 +230,12 @@ impl Reading {
         }
     }
 
-    fn roles(&mut self, specs: &Map<String, Value>, pinned: &Pinned) -> Vec<RoleSpec> {
+    fn roles(
+        &mut self,
+        meta: &ObjectMeta,
+        specs: &Map<String, Value>,
+        pinned: &Pinned,
+    ) -> Vec<RoleSpec> {
         if specs.is_empty() {
             self.note(Problem::new(
                 REPLICA_SPECS,
@@ -235,7 +257,12 @@ impl Reading {
             let count = self.replicas(name, spec);
             let pins = pinned.get(name);
             let (template, found) = self.template(name, spec, pins, master);
-            let (shape, problem) = shape::of_spec(&template);
+            let labels = labels_of_pods(meta, name, spec);
+            let whose = Whose {
+                namespace: text(meta.namespace.as_ref()),
+                labels: &labels,
+            };
+            let (shape, problem) = shape::of_spec(&template, whose);
             let refused = || requests::refused_by_api_server(&template);
             if let Some(problem) = problem.or_else(refused) {
                 self.note(problem.below(&format!("{}.template.spec", role_path(name))));
@@ -245,10 +272,12 @@ impl Reading {
                     name: RoleName::from(name.as_str()),
                     count,
                     shape: Arc::new(shape),
+                    labels: Arc::new(labels),
                     pinned: (!found.is_empty()).then_some(found),
                 });
             }
         }
+        keep_labels_looked_at(&mut roles);
         let total = roles
             .iter()
             .fold(0_u32, |sum, role| sum.saturating_add(role.count));
@@ -343,6 +372,38 @@ impl Reading {
             self.note(Problem::new(field, &shown(value), count_limit()));
             0
         })
+    }
+}
+
+/// Labels that every pod of the role has: its template's, and over them those of training-operator.
+/// Its index is not among them, nor `job-role`, which of workers only the first may have.
+fn labels_of_pods(meta: &ObjectMeta, role: &str, spec: &Value) -> Labels {
+    let own = spec
+        .get("template")
+        .and_then(|template| template.get("metadata")?.get("labels")?.as_object());
+    let mut labels: Labels = own
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| Some((Arc::from(key.as_str()), Arc::from(value.as_str()?))))
+        .collect();
+    let lower = role.to_lowercase();
+    let mut put = |key: &str, value: &str| labels.insert(Arc::from(key), Arc::from(value));
+    put(names::JOB_NAME, text(meta.name.as_ref()));
+    put(names::OPERATOR_NAME, "pytorchjob-controller");
+    put(names::REPLICA_TYPE, &lower);
+    if role == "Master" {
+        put(names::JOB_ROLE, "master");
+    }
+    labels
+}
+
+/// Leaves to each role the labels that a rule of one of the roles looks at: none, nearly always, so
+/// that jobs with the same wants are alike.
+fn keep_labels_looked_at(roles: &mut [RoleSpec]) {
+    let shapes: Vec<_> = roles.iter().map(|role| Arc::clone(&role.shape)).collect();
+    for role in roles {
+        let rules = shapes.iter().flat_map(|shape| &shape.between_pods);
+        role.labels = Arc::new(looked_at(&role.labels, rules));
     }
 }
 

@@ -10,6 +10,7 @@
 //!
 //! Who belongs to which gang is decided here and nowhere else: see [`pod`].
 
+mod between;
 mod group;
 mod job;
 mod node;

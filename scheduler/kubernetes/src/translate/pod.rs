@@ -9,6 +9,7 @@
 //! 4. it asks for devices, or carries our gate: a gang of one.
 //! 5. otherwise none.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -18,6 +19,7 @@ use muster_core::ids::{
 use muster_core::pod::{BindRecord, Membership, MembershipSource, Pod, PodPhase, PodShape};
 use muster_core::workload::MEMBERS_MAX;
 
+use super::between::{self, Whose};
 use super::{PodRules, annotation, created_seconds, group, label, shape, shortened, text};
 use crate::lite::LitePod;
 use crate::names;
@@ -28,7 +30,12 @@ const DEVICES_MAX: usize = 1024;
 /// A Pod. A request that cannot be read makes it fit nowhere.
 pub fn pod(pod: &LitePod, rules: &PodRules) -> Pod {
     let meta = &pod.metadata;
-    let (shape, _) = shape::of_spec(&pod.spec);
+    let labels = between::labels(meta.labels.as_ref());
+    let whose = Whose {
+        namespace: text(meta.namespace.as_ref()),
+        labels: &labels,
+    };
+    let (mut shape, _) = shape::of_spec(&pod.spec, whose);
     let ours = pod.spec.scheduler_name.as_deref() == Some(rules.scheduler_name.as_str());
     let gates = &pod.spec.scheduling_gates;
     let gated = gates.iter().any(|gate| gate.name == names::GATE);
@@ -41,6 +48,16 @@ pub fn pod(pod: &LitePod, rules: &PodRules) -> Pod {
     let membership = ours
         .then(|| membership(pod, &shape, gated, rules))
         .flatten();
+    if membership.is_none() {
+        // Nobody is placed by its rules.
+        shape.between_pods.clear();
+    }
+    let is_known_by_pods = membership.as_ref().is_some_and(|membership| {
+        !matches!(
+            membership.source,
+            MembershipSource::Job | MembershipSource::Alone
+        )
+    });
     let epoch = annotation(meta, names::EPOCH).and_then(|text| text.parse().ok().map(Epoch));
     Pod {
         uid: PodUid::from(text(meta.uid.as_ref())),
@@ -54,6 +71,11 @@ pub fn pod(pod: &LitePod, rules: &PodRules) -> Pod {
         priority: pod.spec.priority.unwrap_or(0),
         ours,
         membership,
+        labels: Arc::new(if is_known_by_pods {
+            labels
+        } else {
+            BTreeMap::new()
+        }),
         gated,
         gated_by_others: gates.iter().any(|gate| gate.name != names::GATE),
         controlled: controller(meta).is_some(),

@@ -92,6 +92,7 @@ fn plan(status: &GangStatus) -> Result<Option<PlanRecord>, String> {
                 pod: member.pod_uid.as_deref().map(PodUid::from),
                 pod_name: member.pod.as_deref().map(Arc::from),
                 bound: member.bound,
+                ended: member.ended,
             })
         })
         .collect::<Result<Vec<_>, String>>()?;

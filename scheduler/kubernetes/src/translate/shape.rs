@@ -9,6 +9,7 @@ use muster_core::node::{
 };
 use muster_core::pod::PodShape;
 
+use super::between::{self, Whose};
 use super::{Problem, requests};
 use crate::lite::{
     LiteContainer, LitePodSpec, LitePort, LiteRequirement, LiteSelector, LiteTerm, LiteToleration,
@@ -16,7 +17,7 @@ use crate::lite::{
 
 /// The shape of a pod with this spec, and the first amount in it that cannot be read. With such an
 /// amount the shape fits nowhere.
-pub(super) fn of_spec(spec: &LitePodSpec) -> (PodShape, Option<Problem>) {
+pub(super) fn of_spec(spec: &LitePodSpec, whose: Whose) -> (PodShape, Option<Problem>) {
     let (requests, problem) = requests::of_spec(spec);
     let shape = PodShape {
         requests,
@@ -29,6 +30,7 @@ pub(super) fn of_spec(spec: &LitePodSpec) -> (PodShape, Option<Problem>) {
             .map(|selector| selector.node_selector_terms.iter().map(term).collect()),
         tolerations: spec.tolerations.iter().filter_map(toleration).collect(),
         host_ports: host_ports(spec),
+        between_pods: between::of_spec(spec, whose),
     };
     (shape, problem)
 }
@@ -51,7 +53,7 @@ fn term(term: &LiteTerm) -> SelectorTerm {
 }
 
 /// A requirement that cannot be understood holds nowhere: `In` with no values.
-fn requirement(requirement: &LiteRequirement) -> Requirement {
+pub(super) fn requirement(requirement: &LiteRequirement) -> Requirement {
     let values = || -> BTreeSet<Arc<str>> {
         requirement
             .values

@@ -1,5 +1,6 @@
 //! Translation, as tables of short YAML and what becomes of it.
 
+mod between;
 mod jobs;
 mod pods;
 mod spoiled;
@@ -187,6 +188,7 @@ fn record_is_the_plan_that_was_written() {
             pod: Some("j-worker-3".into()),
             pod_uid: Some("pu".into()),
             bound: true,
+            ended: true,
         }],
         ..GangStatus::default()
     }))
@@ -202,9 +204,10 @@ fn record_is_the_plan_that_was_written() {
             slot.role.as_str(),
             slot.index,
             slot.node.as_str(),
-            slot.bound
+            slot.bound,
+            slot.ended
         ),
-        ("Worker", 3, "n1", true)
+        ("Worker", 3, "n1", true, true)
     );
     assert_eq!(slot.pod.as_ref().map(|uid| uid.as_str()), Some("pu"));
 }

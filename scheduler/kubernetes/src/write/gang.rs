@@ -101,6 +101,7 @@ fn member(slot: &SlotRecord) -> Member {
         pod: slot.pod_name.as_deref().map(str::to_owned),
         pod_uid: slot.pod.as_ref().map(|uid| uid.as_str().to_owned()),
         bound: slot.bound,
+        ended: slot.ended,
     }
 }
 

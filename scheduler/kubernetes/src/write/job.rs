@@ -10,11 +10,12 @@ use crate::names;
 use crate::pins::{self, Pinned};
 
 const SUSPEND: &[&str] = &["spec", "runPolicy", "suspend"];
+const CONDITIONS: &[&str] = &["status", "conditions"];
 
 /// The merge patch that makes `current`, the job as it was read, what `change` says; `None` when it
 /// is so already.
 ///
-/// The patch touches `spec.runPolicy.suspend`, Muster's annotations and the required node affinity
+/// For [`JobChange::Show`] it is a patch of the subresource `status`. Else it touches `spec.runPolicy.suspend`, Muster's annotations and the required node affinity
 /// of each role's template, and carries UID and resourceVersion as preconditions. What the user has
 /// written stays, also what was changed since Muster last wrote.
 pub fn job_patch(
@@ -24,6 +25,10 @@ pub fn job_patch(
     resource_version: &str,
 ) -> Option<Value> {
     let mut wanted = current.clone();
+    if *change == JobChange::Show {
+        pins::set(&mut wanted, CONDITIONS, Some(shown_conditions(current)));
+        return with_preconditions(difference(current, &wanted)?, uid, resource_version);
+    }
     let recorded = recorded_pins(current);
     for (role, pins) in &recorded {
         if let Some(spec) = pins::template_spec_mut(&mut wanted, role) {
@@ -45,13 +50,17 @@ pub fn job_patch(
             annotate(&mut wanted, names::PINNED, None);
             pins::set(&mut wanted, SUSPEND, Some(Value::Bool(true)));
         }
+        JobChange::Show => {}
         JobChange::Strip => {
             for key in [names::HOLD, names::PLAN, names::PINNED] {
                 annotate(&mut wanted, key, None);
             }
         }
     }
-    let mut patch = difference(current, &wanted)?;
+    with_preconditions(difference(current, &wanted)?, uid, resource_version)
+}
+
+fn with_preconditions(mut patch: Value, uid: &str, resource_version: &str) -> Option<Value> {
     pins::set(&mut patch, &["metadata", "uid"], Some(json!(uid)));
     pins::set(
         &mut patch,
@@ -59,6 +68,52 @@ pub fn job_patch(
         Some(json!(resource_version)),
     );
     Some(patch)
+}
+
+/// The conditions of a suspended job, with ours last where we hold it, and without ours where its
+/// user does. What the admission policy `muster-show-queued` does when the operator writes.
+fn shown_conditions(job: &Value) -> Value {
+    let found = CONDITIONS
+        .iter()
+        .try_fold(job, |at, key| at.get(key))
+        .and_then(Value::as_array)
+        .map_or(&[][..], Vec::as_slice);
+    let is = |condition: &Value, key: &str, value: &str| {
+        condition.get(key).is_some_and(|found| found == value)
+    };
+    let mut conditions: Vec<Value> = found
+        .iter()
+        .filter(|condition| !is(condition, "reason", names::QUEUED_REASON))
+        .cloned()
+        .collect();
+    let suspension = conditions
+        .iter()
+        .find(|condition| is(condition, "type", "Suspended") && is(condition, "status", "True"));
+    let held = is_suspended(job) && hold_mark(job) == Some(names::HOLD_QUEUED);
+    if let Some(suspension) = suspension.filter(|_| held) {
+        let mut queued = suspension.clone();
+        let name = job
+            .get("metadata")
+            .and_then(|metadata| metadata.get("name"))
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        for (key, value) in [
+            ("type", names::QUEUED_CONDITION.to_owned()),
+            ("reason", names::QUEUED_REASON.to_owned()),
+            ("message", names::queued_message(name)),
+        ] {
+            pins::set(&mut queued, &[key], Some(Value::from(value)));
+        }
+        conditions.push(queued);
+    }
+    Value::Array(conditions)
+}
+
+fn hold_mark(job: &Value) -> Option<&str> {
+    job.get("metadata")?
+        .get("annotations")?
+        .get(names::HOLD)?
+        .as_str()
 }
 
 fn is_suspended(job: &Value) -> bool {

@@ -1,7 +1,7 @@
 //! Admission inside the API server.
 //!
 //! MutatingAdmissionPolicies are stored, but their CEL is not run. What the policies of this project do is emulated
-//! instead: a policy with the label `muster.dev/emulate` switches one of the two built-in mutators on as long as a
+//! instead: a policy with the label `muster.dev/emulate` switches one of the built-in mutators on as long as a
 //! binding names it. Tests and tools add functions of their own through `ApiServer::add_mutator`.
 
 use std::sync::Arc;
@@ -54,14 +54,18 @@ pub type Mutator =
 
 /// Runs the built-in mutators that policies in the store have switched on.
 pub fn emulate(store: &Store, object: &mut Value, context: &AdmissionContext<'_>) {
-    if context.operation != Operation::Create {
-        return;
-    }
     if context.ty.is("kubeflow.org", "pytorchjobs") && active(store, "suspend-pytorchjobs") {
-        suspend_pytorchjob(object);
+        suspend_pytorchjob(object, context.old);
     }
-    if context.ty.is_pod() && active(store, "gate-pods") {
+    if context.operation == Operation::Create && context.ty.is_pod() && active(store, "gate-pods") {
         gate_pod(object, context.namespace);
+    }
+}
+
+/// The same for a write of a status; `old` is the object as it is stored.
+pub fn emulate_status(store: &Store, ty: &ResourceType, object: &mut Value, old: &Value) {
+    if ty.is("kubeflow.org", "pytorchjobs") && active(store, "show-queued") {
+        show_queued(object, old);
     }
 }
 
@@ -94,8 +98,9 @@ const GANG_LABELS: [&str; 2] = ["muster.dev/gang", "scheduling.x-k8s.io/pod-grou
 /// The namespace whose pods are never gated: the scheduler's own.
 const OWN_NAMESPACE: &str = "muster-system";
 
-/// The match conditions and the mutation of `muster-suspend-pytorchjobs`.
-fn suspend_pytorchjob(job: &mut Value) {
+/// The match conditions and the mutation of `muster-suspend-pytorchjobs`: holds a job that is new,
+/// or that its user has just resumed.
+fn suspend_pytorchjob(job: &mut Value, old: Option<&Value>) {
     let ours = value::at(job, &["spec", "pytorchReplicaSpecs"])
         .and_then(Value::as_object)
         .is_some_and(|roles| {
@@ -103,14 +108,72 @@ fn suspend_pytorchjob(job: &mut Value) {
                 .values()
                 .any(|r| value::text(r, &["template", "spec", "schedulerName"]) == SCHEDULER_NAME)
         });
-    let suspended = value::flag(job, &["spec", "runPolicy", "suspend"]);
     let managed_by = value::text(job, &["spec", "runPolicy", "managedBy"]);
     let by_operator = matches!(managed_by, "" | "kubeflow.org/training-operator");
     let by_kueue = value::at(job, &["metadata", "labels", KUEUE_LABEL]).is_some();
-    if ours && !suspended && by_operator && !by_kueue {
+    let queueable = old.is_none_or(|old| {
+        let released = hold(job) == "released" && hold(old) == "queued";
+        is_suspended(old) && !released && !has_ended(old)
+    });
+    if ours && by_operator && !by_kueue && queueable && !is_suspended(job) {
         value::set(job, &["spec", "runPolicy", "suspend"], true);
         value::set(job, &["metadata", "annotations", HOLD_ANNOTATION], "queued");
     }
+}
+
+fn hold(job: &Value) -> &str {
+    value::text(job, &["metadata", "annotations", HOLD_ANNOTATION])
+}
+
+fn is_suspended(job: &Value) -> bool {
+    value::flag(job, &["spec", "runPolicy", "suspend"])
+}
+
+fn has_ended(job: &Value) -> bool {
+    ["Succeeded", "Failed"].iter().any(|kind| {
+        value::condition(job, kind).is_some_and(|c| value::text(c, &["status"]) == "True")
+    })
+}
+
+/// Puts a condition `Queued` behind the `Suspended` of a held job, and takes it out of any other.
+fn show_queued(job: &mut Value, old: &Value) {
+    let conditions = value::items(job, &["status", "conditions"]).to_vec();
+    let is = |c: &Value, kind: &str, status: &str| {
+        value::text(c, &["type"]) == kind && value::text(c, &["status"]) == status
+    };
+    let ours = |c: &Value| {
+        value::text(c, &["type"]) == "Queued" && value::text(c, &["reason"]) == "MusterQueued"
+    };
+    let Some(last) = conditions.last() else {
+        return;
+    };
+    let held = hold(old) == "queued" && is_suspended(old);
+    let marked = !hold(old).is_empty() || conditions.iter().any(ours);
+    let differs = if held {
+        is(last, "Suspended", "True")
+    } else {
+        is(last, "Suspended", "False") || conditions.iter().any(ours)
+    };
+    if !marked || !differs {
+        return;
+    }
+    let others: Vec<Value> = conditions.iter().filter(|c| !ours(c)).cloned().collect();
+    let wanted = if held {
+        let since = value::text(last, &["lastTransitionTime"]);
+        let message = format!(
+            "queued by Muster: `kubectl describe gang {}` says why",
+            value::name(old)
+        );
+        let queued = json!({"type": "Queued", "status": "True", "reason": "MusterQueued",
+            "message": message, "lastTransitionTime": since, "lastUpdateTime": since});
+        others.into_iter().chain([queued]).collect()
+    } else {
+        let (over, rest): (Vec<Value>, Vec<Value>) = others
+            .into_iter()
+            .partition(|c| is(c, "Suspended", "False"));
+        [over, rest].concat()
+    };
+    value::set(job, &["status", "conditions"], Value::Array(wanted));
 }
 
 /// The constraints, the match conditions and the mutation of `muster-gate-pods`.

@@ -461,6 +461,8 @@ impl ApiServer {
         strategy::keep_metadata(&mut new, &old.value, target);
         if target.subresource.is_empty() {
             self.admit(&store, caller, target, &key, &mut new, Some(&old.value))?;
+        } else if target.subresource == "status" {
+            super::admission::emulate_status(&store, &target.ty, &mut new, &old.value);
         }
         strategy::prepare_update(caller, target, &mut new, &old.value)?;
         if new == old.value {

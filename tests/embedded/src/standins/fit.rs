@@ -132,12 +132,7 @@ pub fn check_with(
     taken: &Taken,
 ) -> Result<(), Misfit> {
     let unschedulable = value::flag(node, &["spec", "unschedulable"]);
-    let tolerates = |key: &str, v: &str, effect: &str| {
-        value::items(pod, &["spec", "tolerations"])
-            .iter()
-            .any(|t| tolerates(t, key, v, effect))
-    };
-    if unschedulable && !tolerates("node.kubernetes.io/unschedulable", "", "NoSchedule") {
+    if unschedulable && !is_tolerated(pod, "node.kubernetes.io/unschedulable", "", "NoSchedule") {
         return Err(Misfit::never("node(s) were unschedulable"));
     }
     let wanted = value::text(pod, &["spec", "nodeName"]);
@@ -146,17 +141,10 @@ pub fn check_with(
             "node(s) didn't match the requested node name",
         ));
     }
-    for taint in value::items(node, &["spec", "taints"]) {
-        let (key, v, effect) = (
-            value::text(taint, &["key"]),
-            value::text(taint, &["value"]),
-            value::text(taint, &["effect"]),
-        );
-        if matches!(effect, "NoSchedule" | "NoExecute") && !tolerates(key, v, effect) {
-            return Err(Misfit::never(format!(
-                "node(s) had untolerated taint {{{key}: {v}}}"
-            )));
-        }
+    if let Some((key, v)) = untolerated(pod, node) {
+        return Err(Misfit::never(format!(
+            "node(s) had untolerated taint {{{key}: {v}}}"
+        )));
     }
     if !matches_affinity(pod, node) {
         return Err(Misfit::never(
@@ -189,6 +177,27 @@ fn check_resources(needs: &Resources, gives: &Resources, used: &Resources) -> Re
         }
     }
     Ok(())
+}
+
+fn is_tolerated(pod: &Value, key: &str, v: &str, effect: &str) -> bool {
+    value::items(pod, &["spec", "tolerations"])
+        .iter()
+        .any(|t| tolerates(t, key, v, effect))
+}
+
+/// Key and value of the first taint of the node that keeps the pod away.
+#[must_use]
+pub fn untolerated<'a>(pod: &Value, node: &'a Value) -> Option<(&'a str, &'a str)> {
+    value::items(node, &["spec", "taints"])
+        .iter()
+        .map(|taint| {
+            let of = |k: &str| value::text(taint, &[k]);
+            (of("key"), of("value"), of("effect"))
+        })
+        .find(|(key, v, effect)| {
+            matches!(*effect, "NoSchedule" | "NoExecute") && !is_tolerated(pod, key, v, effect)
+        })
+        .map(|(key, v, _)| (key, v))
 }
 
 fn tolerates(toleration: &Value, key: &str, v: &str, effect: &str) -> bool {
@@ -245,7 +254,7 @@ pub fn matches_affinity(pod: &Value, node: &Value) -> bool {
         })
 }
 
-fn rule_holds(rule: &Value, is: Option<&str>) -> bool {
+pub(crate) fn rule_holds(rule: &Value, is: Option<&str>) -> bool {
     let values: Vec<&str> = value::items(rule, &["values"])
         .iter()
         .filter_map(Value::as_str)

@@ -10,6 +10,7 @@
 pub mod agents;
 pub mod extender;
 pub mod fit;
+mod fit_between;
 pub mod kubelet;
 pub mod operator;
 mod operator_pod;

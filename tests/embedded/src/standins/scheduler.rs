@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::extender::Extender;
 use super::fit::{self, Misfit, Taken};
+use super::fit_between::Between;
 use super::kinds::{NODES, PODS};
 use super::scheduler_cache::{Cache, priority};
 use super::scheduler_queue::{Cause, Queue};
@@ -285,10 +286,12 @@ impl Scheduler {
             .filter(|(_, n)| n.object.is_some())
             .map(|(name, _)| name.clone())
             .collect();
+        let between = self.cache.between(pod);
         let nominated = value::text(pod, &["status", "nominatedNodeName"]).to_owned();
         if !nominated.is_empty() && all.contains(&nominated) {
             let mut misfits = BTreeMap::new();
-            let one = self.run_filters(pod, std::slice::from_ref(&nominated), &mut misfits);
+            let one = std::slice::from_ref(&nominated);
+            let one = self.run_filters(pod, between.as_ref(), one, &mut misfits);
             if !one.is_empty()
                 && self
                     .run_extenders(pod, one, &mut misfits)
@@ -304,7 +307,7 @@ impl Scheduler {
             None => all,
         };
         let mut misfits = BTreeMap::new();
-        let feasible = self.sample(pod, &offered, &mut misfits);
+        let feasible = self.sample(pod, between.as_ref(), &offered, &mut misfits);
         let cause = if feasible.is_empty() {
             Cause::Filters
         } else {
@@ -332,6 +335,7 @@ impl Scheduler {
     fn sample(
         &mut self,
         pod: &Value,
+        between: Option<&Between>,
         offered: &[String],
         misfits: &mut BTreeMap<String, Misfit>,
     ) -> Vec<String> {
@@ -344,7 +348,8 @@ impl Scheduler {
             .unwrap_or(0);
         for name in offered.iter().cycle().skip(start).take(offered.len()) {
             looked += 1;
-            found.extend(self.run_filters(pod, std::slice::from_ref(name), misfits));
+            let one = std::slice::from_ref(name);
+            found.extend(self.run_filters(pod, between, one, misfits));
             if found.len() >= wanted {
                 break;
             }
@@ -357,6 +362,7 @@ impl Scheduler {
     fn run_filters(
         &self,
         pod: &Value,
+        between: Option<&Between>,
         names: &[String],
         misfits: &mut BTreeMap<String, Misfit>,
     ) -> Vec<String> {
@@ -368,13 +374,10 @@ impl Scheduler {
             };
             let Some(node) = &entry.object else { continue };
             let taken = self.with_nominated(pod, name, &entry.taken);
-            match fit::check_with(
-                pod,
-                &needs,
-                &node.value,
-                &entry.gives,
-                taken.as_ref().unwrap_or(&entry.taken),
-            ) {
+            let taken = taken.as_ref().unwrap_or(&entry.taken);
+            let fits = fit::check_with(pod, &needs, &node.value, &entry.gives, taken)
+                .and_then(|()| between.map_or(Ok(()), |between| between.check(&node.value)));
+            match fits {
                 Ok(()) => left.push(name.clone()),
                 Err(misfit) => {
                     misfits.insert(name.clone(), misfit);

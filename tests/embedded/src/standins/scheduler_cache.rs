@@ -1,11 +1,12 @@
 //! What the kube-scheduler stand-in knows: nodes, what is taken on them, and pods it has assumed there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::fit::{self, Resources, Taken};
+use super::fit_between::{self, Between, Populated};
 use crate::api::store::Stored;
 use crate::value;
 
@@ -32,6 +33,8 @@ pub(crate) struct CacheNode {
 pub(crate) struct Cache {
     pub(crate) nodes: BTreeMap<String, CacheNode>,
     places: BTreeMap<String, (String, bool)>,
+    /// Placed pods that refuse others beside them.
+    refusing: BTreeSet<String>,
 }
 
 impl Cache {
@@ -67,6 +70,9 @@ impl Cache {
             needs: fit::requests(&pod.value),
             ports: fit::host_ports(&pod.value),
         };
+        if fit_between::refuses_others(&pod.value) {
+            self.refusing.insert(uid.clone());
+        }
         let entry = self.nodes.entry(node.to_owned()).or_default();
         fit::add(&mut entry.taken.resources, &placed.needs);
         entry.taken.ports.extend(placed.ports.iter().cloned());
@@ -79,6 +85,7 @@ impl Cache {
         let Some((node, _)) = self.places.remove(uid) else {
             return false;
         };
+        self.refusing.remove(uid);
         let Some(entry) = self.nodes.get_mut(&node) else {
             return true;
         };
@@ -90,6 +97,24 @@ impl Cache {
             self.nodes.remove(&node);
         }
         true
+    }
+
+    /// What the placed pods allow to this one; `None` where nobody asks for anything about others.
+    pub(crate) fn between(&self, pod: &Value) -> Option<Between> {
+        if self.refusing.is_empty() && !fit_between::asks(pod) {
+            return None;
+        }
+        let populated: Vec<Populated> = self
+            .nodes
+            .values()
+            .filter_map(|entry| {
+                Some(Populated {
+                    node: &entry.object.as_ref()?.value,
+                    pods: entry.pods.values().map(|p| &p.object.value).collect(),
+                })
+            })
+            .collect();
+        Some(Between::new(pod, &populated))
     }
 
     pub(crate) fn clear_pods(&mut self) {

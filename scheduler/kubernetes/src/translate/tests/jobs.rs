@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use muster_core::workload::{Hold, MemberSource, Outcome, Workload};
+use muster_core::workload::{Hold, MemberSource, Outcome, Shown, Workload};
 
 use super::super::*;
 use super::{amounts, read};
@@ -323,6 +323,37 @@ fn whose_job_it_is() {
     );
     let workload = pytorchjob(&read(&yaml), &by_flag).expect("ours");
     assert_eq!(whose(&workload), "ours: Master=1 Worker=1");
+}
+
+#[test]
+fn shown_is_what_the_jobs_own_status_says_of_a_suspension() {
+    let cases = [
+        ("", Shown::Nothing),
+        ("{type: Created, status: 'True'}", Shown::Nothing),
+        ("{type: Suspended, status: 'True'}", Shown::Suspended),
+        ("{type: Suspended, status: 'False'}", Shown::Nothing),
+        (
+            "{type: Suspended, status: 'True'}, {type: Queued, status: 'True', reason: MusterQueued}",
+            Shown::Queued,
+        ),
+        (
+            "{type: Suspended, status: 'True'}, {type: Queued, status: 'False'}",
+            Shown::Suspended,
+        ),
+        (
+            "{type: Suspended, status: 'False'}, {type: Queued, status: 'True'}",
+            Shown::Nothing,
+        ),
+        ("7, {type: 7}, odd", Shown::Nothing),
+    ];
+    for (conditions, expected) in cases {
+        let yaml = format!(
+            "{{metadata: {{name: j}}, spec: {{pytorchReplicaSpecs: {{Worker: {}}}}}, status: {{conditions: [{conditions}]}}}}",
+            workers("1")
+        );
+        let workload = pytorchjob(&read(&yaml), &rules()).expect("ours");
+        assert_eq!(workload.shown, expected, "{conditions}");
+    }
 }
 
 #[test]

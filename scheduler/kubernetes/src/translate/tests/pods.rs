@@ -434,3 +434,30 @@ fn a_pod_with_nothing_in_it_is_still_a_pod() {
         assert_eq!(pod.shape.requests.pods, 1);
     }
 }
+
+/// The API server drops the field unless its gate is on. Where it is on, our kube-scheduler's is off:
+/// the pod is taken for what its label, owner or devices make it, and never waits for the others.
+#[test]
+fn t43_pod_of_a_native_group_is_read_by_its_other_evidence() {
+    let gang = |meta: &str, group: &str| {
+        let pod = pod_of(&format!(
+            "
+metadata: {{name: p, namespace: ns, uid: u{meta}}}
+spec:
+  schedulerName: muster
+  {group}
+  containers: [{{name: c, resources: {{limits: {{nvidia.com/gpu: '1'}}}}}}]
+"
+        ));
+        pod.membership
+    };
+    let group = "schedulingGroup: {podGroupName: g}";
+    let label = ", labels: {muster.dev/gang: g}, annotations: {muster.dev/gang-size: '2'}";
+    for meta in ["", label] {
+        let membership = gang(meta, group);
+        assert!(membership.is_some(), "{meta}");
+        assert_eq!(membership, gang(meta, ""), "{meta}");
+    }
+    let odd = gang("", "schedulingGroup: 7");
+    assert_eq!(odd, gang("", ""));
+}

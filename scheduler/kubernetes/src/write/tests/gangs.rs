@@ -25,6 +25,7 @@ fn planned() -> CoreStatus {
         pod: bound.then(|| "pu".into()),
         pod_name: bound.then(|| Arc::from("j-worker-0")),
         bound,
+        ended: false,
     };
     CoreStatus {
         phase: Phase::Starting,

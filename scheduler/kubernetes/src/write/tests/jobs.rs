@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use muster_core::action::JobChange;
 use muster_core::ids::{NodeName, RoleName};
-use muster_core::workload::{Hold, MemberSource};
+use muster_core::workload::{Hold, MemberSource, Shown};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -365,6 +365,54 @@ fn strip_leaves_alone_what_it_does_not_understand() {
     let held = after(&odd, &JobChange::Hold);
     assert_eq!(held["spec"]["runPolicy"]["suspend"], true);
     assert_eq!(held["metadata"]["annotations"][names::HOLD], "queued");
+}
+
+/// The status says who holds a suspended job; spec and marks are not touched, and a second look
+/// finds nothing to write.
+#[test]
+fn show_puts_our_condition_behind_the_suspension_of_a_held_job_and_takes_it_out_of_any_other() {
+    let mut held = queued(&required(&format!("[{{{}}}]", pool("a"))));
+    let since = "2026-01-01T00:00:00Z";
+    held["status"] = json!({"conditions": [
+        {"type": "Created", "status": "True"},
+        {"type": "Suspended", "status": "True", "reason": "PyTorchJobSuspended", "message": "m",
+         "lastTransitionTime": since, "lastUpdateTime": since},
+    ]});
+    let patch = job_patch(&held, &JobChange::Show, "ju", "1").expect("a patch");
+    let touched: Vec<&str> = patch
+        .as_object()
+        .expect("an object")
+        .keys()
+        .map(String::as_str)
+        .collect();
+    assert_eq!(touched, ["metadata", "status"]);
+    assert_eq!(
+        patch["metadata"],
+        json!({"uid": "ju", "resourceVersion": "1"})
+    );
+    let shown = after(&held, &JobChange::Show);
+    assert_eq!(
+        shown["status"]["conditions"][2],
+        json!({"type": "Queued", "status": "True", "reason": "MusterQueued",
+               "message": "queued by Muster: `kubectl describe gang j` says why",
+               "lastTransitionTime": since, "lastUpdateTime": since})
+    );
+    assert_eq!(
+        shown["status"]["conditions"].as_array().map(Vec::len),
+        Some(3)
+    );
+    assert_eq!(job_patch(&shown, &JobChange::Show, "ju", "1"), None);
+    let read = |value: &Value| {
+        let job: LitePyTorchJob = serde_json::from_value(value.clone()).expect("a job");
+        pytorchjob(&job, &PodRules::default()).expect("ours").shown
+    };
+    assert_eq!(read(&held), Shown::Suspended);
+    assert_eq!(read(&shown), Shown::Queued);
+    let mut taken_back = shown;
+    taken_back["metadata"]["annotations"] = json!({"mine": "kept"});
+    let cleaned = after(&taken_back, &JobChange::Show);
+    assert_eq!(cleaned["status"], held["status"]);
+    assert_eq!(job_patch(&cleaned, &JobChange::Show, "ju", "1"), None);
 }
 
 #[test]

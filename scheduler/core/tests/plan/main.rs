@@ -4,19 +4,31 @@
 //! node NAME [gpu=N] [used=N] [sick=N] [cpu=N] [has=RESOURCE:N] [taint=KEY] [label=KEY:VALUE]
 //!           [port=N] [numa=N,N..] [cordoned] [notready] [silent]
 //! role NAME COUNTxGPUS [cpu=N] [has=RESOURCE:N] [tolerate=KEY] [select=KEY:VALUE] [port=N]
+//!           [app=NAME] [apart=KEY[@APP]] [together=KEY[@APP]] [spread=KEY:SKEW[:DOMAINS]]
+//! placed NODE [app=NAME] [apart=KEY[@APP]]
 //! avoid NAME
 //! ```
+//! `apart`, `together` and `spread` are anti-affinity, affinity and topology spread among the pods with
+//! the label `app` of the role, or of another; `app` is the role's name where nothing is said, and the
+//! key `host` is the host name.
+//!
 //! `used` GPUs are held by somebody, `sick` ones are free and unhealthy; `numa` names the NUMA node
 //! of each free GPU. Every GPU node has the taint `gpu`, which every role with GPUs tolerates.
+
+mod between;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use muster_core::config::Config;
 use muster_core::ids::NodeName;
+use muster_core::interpod::{HOSTNAME, InterPodKind, InterPodRule, Labels, Spread};
 use muster_core::inventory::{Device, DeviceHealth};
-use muster_core::node::{HostPort, Node, Taint, TaintEffect, Toleration, TolerationOperator};
-use muster_core::plan::{GangRequest, Placement, RoleRequest, plan};
+use muster_core::node::{
+    HostPort, Node, Requirement, SelectorOperator, Taint, TaintEffect, Toleration,
+    TolerationOperator,
+};
+use muster_core::plan::{GangRequest, Placement, RoleRequest, Standing, plan};
 use muster_core::pod::PodShape;
 use muster_core::reason::Unplaceable;
 use muster_core::resources::Resources;
@@ -54,6 +66,7 @@ fn node(words: &[&str]) -> NodeCapacity {
         ..Resources::default()
     };
     let (mut labels, mut taints, mut ports) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
+    labels.insert(Arc::from(HOSTNAME), Arc::from(name));
     let (mut eligibility, mut reported) = (Eligibility::Eligible, true);
     let (mut used, mut sick, mut numa) = (0u64, 0u64, Vec::new());
     for word in &words[1..] {
@@ -138,7 +151,61 @@ fn device(node: &str, index: u64, numa: Option<u32>) -> Device {
     }
 }
 
+/// Labels and rules of a member, of which the words that say nothing about them are left over.
+fn between<'a>(role: &'a str, words: &[&'a str]) -> (Labels, BTreeSet<InterPodRule>, Vec<&'a str>) {
+    let (mut app, mut rules, mut rest) = (role, Vec::new(), Vec::new());
+    for word in words {
+        match word.split_once('=') {
+            Some(("app", name)) => app = name,
+            Some(("apart", what)) => rules.push((InterPodKind::AntiAffinity, what)),
+            Some(("together", what)) => rules.push((InterPodKind::Affinity, what)),
+            Some(("spread", what)) => {
+                let mut parts = what.split(':');
+                let key = parts.next().unwrap();
+                let mut number = || parts.next().map_or(1, |number| number.parse().unwrap());
+                let spread = Spread {
+                    skew_max: number(),
+                    domains_min: number(),
+                    ignores_affinity: false,
+                    honors_taints: false,
+                };
+                rules.push((InterPodKind::Spread(spread), key));
+            }
+            _ => rest.push(*word),
+        }
+    }
+    let rule = |(kind, what): (InterPodKind, &str)| {
+        let (key, of) = what.split_once('@').unwrap_or((what, app));
+        let topology = if key == "host" { HOSTNAME } else { key };
+        InterPodRule {
+            kind,
+            topology: topology.into(),
+            selector: [Requirement {
+                key: "app".into(),
+                operator: SelectorOperator::In([Arc::from(of)].into()),
+            }]
+            .into(),
+        }
+    };
+    let rules = rules.into_iter().map(rule).collect();
+    ([("app".into(), app.into())].into(), rules, rest)
+}
+
+fn standing(words: &[&str]) -> Standing {
+    let (labels, between_pods, rest) = between("", &words[1..]);
+    assert!(rest.is_empty(), "unknown words {rest:?}");
+    Standing {
+        node: words[0].into(),
+        shape: Arc::new(PodShape {
+            between_pods,
+            ..PodShape::default()
+        }),
+        labels: Arc::new(labels),
+    }
+}
+
 fn role(words: &[&str]) -> RoleRequest {
+    let (labels, between_pods, rest) = between(words[0], &words[2..]);
     let (count, gpus) = words[1].split_once('x').unwrap();
     let (count, gpus): (u32, u64) = (count.parse().unwrap(), gpus.parse().unwrap());
     let mut shape = PodShape::default();
@@ -146,7 +213,8 @@ fn role(words: &[&str]) -> RoleRequest {
     shape.requests.pods = 1;
     set(&mut shape.requests, gpus);
     let mut tolerated = if gpus > 0 { vec!["gpu"] } else { Vec::new() };
-    for word in &words[2..] {
+    shape.between_pods = between_pods;
+    for word in rest {
         match word.split_once('=') {
             Some(("cpu", count)) => shape.requests.milli_cpu = 1000 * count.parse::<u64>().unwrap(),
             Some(("has", what)) => {
@@ -177,6 +245,7 @@ fn role(words: &[&str]) -> RoleRequest {
         role: words[0].into(),
         indices: (0..count).collect(),
         shape: Arc::new(shape),
+        labels: Arc::new(labels),
     }
 }
 
@@ -188,6 +257,7 @@ fn read(text: &str) -> (Snapshot, GangRequest) {
             None => {}
             Some(&"node") => nodes.push(Arc::new(node(&words[1..]))),
             Some(&"role") => gang.roles.push(role(&words[1..])),
+            Some(&"placed") => gang.placed.push(standing(&words[1..])),
             Some(&"avoid") => {
                 gang.avoid.insert(NodeName::from(words[1]));
             }

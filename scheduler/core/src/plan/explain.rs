@@ -1,0 +1,320 @@
+//! Why there is no place: the dominant cause with numbers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::rules::Rules;
+use super::{
+    Failure, GangRequest, RoleRequest, devices_of, place, place_all, ports_taken, times, weight,
+};
+use crate::config::Config;
+use crate::ids::ResourceName;
+use crate::pod::Mismatch;
+use crate::reason::{NodeTally, Unplaceable};
+use crate::resources::{Resources, Shortage};
+use crate::snapshot::{Eligibility, NodeCapacity, Snapshot};
+
+/// A resource that somebody asks for and no node offers.
+pub(super) fn missing_resource(snapshot: &Snapshot, gang: &GangRequest) -> Option<Unplaceable> {
+    for role in &gang.roles {
+        for (resource, amount) in &role.shape.requests.extended {
+            let offered = snapshot
+                .nodes
+                .iter()
+                .any(|capacity| capacity.node.allocatable.extended(resource.as_str()) > 0);
+            if *amount > 0 && !offered {
+                return Some(Unplaceable::NoSuchResource {
+                    role: role.role.clone(),
+                    resource: resource.clone(),
+                    similar: similar(snapshot, resource),
+                });
+            }
+        }
+    }
+    None
+}
+
+/// An offered resource whose name differs from `wanted` by at most two letters at its end, or of
+/// the same vendor.
+fn similar(snapshot: &Snapshot, wanted: &ResourceName) -> Option<ResourceName> {
+    let vendor = |name: &str| name.split('/').next().map(str::to_owned);
+    let offered: BTreeSet<&ResourceName> = snapshot
+        .nodes
+        .iter()
+        .flat_map(|capacity| capacity.node.allocatable.extended.keys())
+        .collect();
+    offered
+        .into_iter()
+        .filter(|name| vendor(name.as_str()) == vendor(wanted.as_str()))
+        .max_by_key(|name| {
+            name.as_str()
+                .chars()
+                .zip(wanted.as_str().chars())
+                .take_while(|(a, b)| a == b)
+                .count()
+        })
+        .cloned()
+}
+
+/// Says why: the dominant cause with numbers, for the role that failed.
+pub(super) fn explain(
+    snapshot: &Snapshot,
+    gang: &GangRequest,
+    failure: &Failure,
+    config: &Config,
+) -> Unplaceable {
+    let Failure { role, placed } = *failure;
+    let needed = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
+    let tally = tally(snapshot, gang, role, config);
+    let candidates: Vec<&NodeCapacity> = snapshot
+        .nodes
+        .iter()
+        .map(AsRef::as_ref)
+        .filter(|capacity| role.shape.mismatch(&capacity.node).is_none())
+        .collect();
+    if candidates.is_empty() {
+        return Unplaceable::NoNode {
+            role: role.role.clone(),
+            tally,
+        };
+    }
+    let what = scarce(&candidates, role, config);
+    let each = amount(&role.shape.requests, &what);
+    if let Some(possible) = too_large(&candidates, gang, role, config) {
+        let largest = candidates
+            .iter()
+            .map(|capacity| amount(&capacity.node.allocatable, &what))
+            .max()
+            .unwrap_or(0);
+        return Unplaceable::NeverFits {
+            role: role.role.clone(),
+            needed,
+            possible,
+            what,
+            each,
+            largest,
+            tally,
+        };
+    }
+    let free = candidates
+        .iter()
+        .filter(|capacity| capacity.eligibility == Eligibility::Eligible)
+        .fold(0u64, |sum, capacity| {
+            sum.saturating_add(amount(&capacity.free, &what))
+        });
+    Unplaceable::NotEnoughFree {
+        role: role.role.clone(),
+        needed,
+        placed,
+        what,
+        each,
+        free,
+        tally,
+    }
+}
+
+fn amount(resources: &Resources, what: &Shortage) -> u64 {
+    match what {
+        Shortage::Cpu => resources.milli_cpu,
+        Shortage::Memory => resources.memory_bytes,
+        Shortage::EphemeralStorage => resources.ephemeral_bytes,
+        Shortage::Pods => resources.pods,
+        Shortage::Extended(name) => resources.extended(name.as_str()),
+    }
+}
+
+/// The resource that keeps the role out of most of its nodes; devices where it is even.
+fn scarce(candidates: &[&NodeCapacity], role: &RoleRequest, config: &Config) -> Shortage {
+    let mut counts: BTreeMap<Shortage, u32> = BTreeMap::new();
+    for capacity in candidates {
+        if let Some(short) = capacity.free.shortage(&role.shape.requests) {
+            *counts.entry(short).or_insert(0) += 1;
+        }
+    }
+    if let Some((short, _)) = counts.into_iter().max_by_key(|(_, count)| *count) {
+        return short;
+    }
+    // Each node has room for one: what there is the fewest times of, devices where it is even.
+    let device = |name: &ResourceName| config.is_device(name);
+    let mut asked: Vec<(bool, Shortage)> = role
+        .shape
+        .requests
+        .extended
+        .keys()
+        .map(|name| (!device(name), Shortage::Extended(name.clone())))
+        .chain([(true, Shortage::Cpu), (true, Shortage::Memory)])
+        .filter(|(_, what)| amount(&role.shape.requests, what) > 0)
+        .collect();
+    asked.sort_by_key(|(last, what)| {
+        let each = amount(&role.shape.requests, what);
+        let sum = candidates.iter().fold(0u64, |sum, capacity| {
+            let times = amount(&capacity.free, what).checked_div(each).unwrap_or(0);
+            sum.saturating_add(times)
+        });
+        (sum, *last)
+    });
+    asked
+        .into_iter()
+        .next()
+        .map_or(Shortage::Cpu, |(_, what)| what)
+}
+
+/// Says why a gang with rules between its members has no place: which rule it is, where there would
+/// be a place without it.
+pub(super) fn explain_rules(
+    snapshot: &Snapshot,
+    gang: &GangRequest,
+    rules: &Rules,
+    failure: &Failure,
+    config: &Config,
+) -> Unplaceable {
+    if let Err(failure) = place(snapshot, gang, &Rules::default(), config) {
+        return explain(snapshot, gang, &failure, config);
+    }
+    // The first without which there is a place; any where it takes several to be without.
+    let one = rules
+        .each_left_out()
+        .find(|(_, others)| place(snapshot, gang, others, config).is_ok())
+        .or_else(|| rules.each_left_out().next())
+        .map(|(rule, _)| rule.clone());
+    let Some(rule) = one else {
+        return explain(snapshot, gang, failure, config);
+    };
+    let Failure { role, placed } = *failure;
+    let empty = Snapshot {
+        nodes: snapshot
+            .nodes
+            .iter()
+            .map(|capacity| emptied(capacity))
+            .collect(),
+    };
+    let unavoided = GangRequest {
+        avoid: BTreeSet::new(),
+        ..gang.clone()
+    };
+    let possible = match place(&empty, &unavoided, rules, config) {
+        Err(never) if never.role.role == role.role => Some(never.placed),
+        _ => None,
+    };
+    Unplaceable::RuleBetweenMembers {
+        role: role.role.clone(),
+        needed: u32::try_from(role.indices.len()).unwrap_or(u32::MAX),
+        placed,
+        possible,
+        kind: rule.kind,
+        topology: rule.topology,
+        tally: tally(snapshot, gang, role, config),
+    }
+}
+
+/// The node with nothing on it.
+fn emptied(capacity: &NodeCapacity) -> Arc<NodeCapacity> {
+    Arc::new(NodeCapacity {
+        node: Arc::clone(&capacity.node),
+        eligibility: Eligibility::Eligible,
+        free: capacity.node.allocatable.clone(),
+        well: capacity.node.allocatable.clone(),
+        reported: true,
+        ports: BTreeSet::new(),
+        devices: Vec::new(),
+    })
+}
+
+/// Members of `role` that the empty cluster could take, when that or the whole gang is too much
+/// for it. `None` when the gang would fit into the empty cluster.
+fn too_large(
+    candidates: &[&NodeCapacity],
+    gang: &GangRequest,
+    role: &RoleRequest,
+    config: &Config,
+) -> Option<u32> {
+    let needed = u64::try_from(role.indices.len()).unwrap_or(u64::MAX);
+    let possible = candidates.iter().fold(0u64, |sum, capacity| {
+        let times = times(&capacity.node.allocatable, &role.shape.requests);
+        let times = if role.shape.host_ports.is_empty() {
+            times
+        } else {
+            times.min(1)
+        };
+        sum.saturating_add(times)
+    });
+    if possible < needed {
+        return Some(u32::try_from(possible).unwrap_or(u32::MAX));
+    }
+    if gang.roles.len() < 2 {
+        return None;
+    }
+    let empty = Snapshot {
+        nodes: candidates
+            .iter()
+            .map(|capacity| emptied(capacity))
+            .collect(),
+    };
+    let mut order: Vec<(usize, &RoleRequest)> = gang
+        .roles
+        .iter()
+        .enumerate()
+        .filter(|(_, other)| devices_of(&other.shape, config) > 0 || other.role == role.role)
+        .collect();
+    order.sort_by_key(|(_, role)| std::cmp::Reverse(weight(&role.shape, config)));
+    let none = BTreeSet::new();
+    match place_all(&empty, &none, &order, &Rules::default(), config) {
+        Ok(_) => None,
+        Err(failure) if failure.role.role == role.role => Some(failure.placed),
+        Err(_) => None,
+    }
+}
+
+/// What became of each node, by the first cause that applies.
+fn tally(
+    snapshot: &Snapshot,
+    gang: &GangRequest,
+    role: &RoleRequest,
+    config: &Config,
+) -> NodeTally {
+    let mut tally = NodeTally::default();
+    let devices = devices_of(&role.shape, config) > 0;
+    for capacity in &snapshot.nodes {
+        tally.nodes = tally.nodes.saturating_add(1);
+        let count = match role.shape.mismatch(&capacity.node) {
+            Some(Mismatch::Taint(_)) => &mut tally.taint,
+            Some(Mismatch::Selector) => &mut tally.selector,
+            None => cause(&mut tally, capacity, gang, role, devices),
+        };
+        *count = count.saturating_add(1);
+    }
+    tally
+}
+
+fn cause<'a>(
+    tally: &'a mut NodeTally,
+    capacity: &NodeCapacity,
+    gang: &GangRequest,
+    role: &RoleRequest,
+    devices: bool,
+) -> &'a mut u32 {
+    let requests = &role.shape.requests;
+    match capacity.eligibility {
+        Eligibility::Cordoned => return &mut tally.cordoned,
+        Eligibility::NotReady => return &mut tally.not_ready,
+        Eligibility::Eligible => {}
+    }
+    if capacity.node.allocatable.shortage(requests).is_some() {
+        return &mut tally.small;
+    }
+    if devices && !capacity.reported {
+        return &mut tally.no_report;
+    }
+    if gang.avoid.contains(&capacity.node.name) {
+        return &mut tally.refused;
+    }
+    match capacity.free.shortage(requests) {
+        None if ports_taken(capacity, &role.shape) => &mut tally.ports,
+        None => &mut tally.fits,
+        Some(Shortage::Extended(_)) if capacity.well.shortage(requests).is_none() => {
+            &mut tally.unhealthy
+        }
+        Some(Shortage::Extended(_)) => &mut tally.busy,
+        Some(_) => &mut tally.other,
+    }
+}

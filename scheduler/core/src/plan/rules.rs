@@ -1,0 +1,453 @@
+//! Rules between the members of one gang, and what they allow while a placement is built.
+//!
+//! kube-scheduler checks each member when it comes, against those that it has accepted before and
+//! holds. What is planned here passes that check:
+//!
+//! - anti-affinity and affinity in any order of arrival, except that a member with affinity to
+//!   others than itself must not come first;
+//! - spread in order of index, and in any order where no domain gets more than `maxSkew` members.
+//!   A pod that is confined to its one node when its gate goes sees only the domain of that node,
+//!   and passes, unless `minDomains` asks for more domains.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::GangRequest;
+use crate::interpod::{InterPodKind, InterPodRule, Labels, Spread};
+use crate::node::{Node, SelectorTerm, Toleration, untolerated};
+use crate::pod::PodShape;
+use crate::snapshot::Snapshot;
+
+/// Most rules of one gang that are looked at. Pods made from a few templates have a handful; what is
+/// beyond this is left to kube-scheduler, so that pods with a rule of their own each cost no memory.
+const RULES_MAX: usize = 32;
+
+/// What a member has to do with a rule.
+#[derive(Clone, Copy, Default)]
+struct Side {
+    /// It carries the rule.
+    holds: bool,
+    /// The rule speaks of it.
+    matches: bool,
+}
+
+impl Side {
+    fn both(self) -> bool {
+        self.holds && self.matches
+    }
+
+    fn any(self) -> bool {
+        self.holds || self.matches
+    }
+}
+
+/// What does not change about a rule while a placement is built.
+struct Terms {
+    rule: InterPodRule,
+    /// Domain of each node, by position in the snapshot; `None` where the node lacks the label.
+    domains: Arc<Vec<Option<u32>>>,
+    /// Whether pods on the node count, by position; empty: all do.
+    counted: Vec<bool>,
+    /// Domains of the nodes that count.
+    live: Vec<u32>,
+    /// By position of the role in the request.
+    sides: Vec<Side>,
+}
+
+/// A rule, with the members that have a place.
+#[derive(Clone)]
+struct Rule {
+    terms: Arc<Terms>,
+    /// Members that carry it, by domain.
+    holders: Vec<u32>,
+    /// Members that it speaks of, by domain.
+    matched: Vec<u32>,
+    /// Whether there is any of the former, and of the latter.
+    has: Side,
+}
+
+/// Every rule that members of the gang carry about members of the gang.
+#[derive(Clone, Default)]
+pub(super) struct Rules {
+    rules: Vec<Rule>,
+}
+
+/// A part of the cluster within which, for some rules, one node is as good as another.
+pub(super) struct Cell {
+    /// Domain by each of those rules.
+    pub domains: Vec<Option<u32>>,
+    /// Members that its nodes have room for.
+    pub room: u64,
+    /// Which of two cells is taken where the rules do not care: the smaller.
+    pub rank: (bool, u64, usize),
+    /// Members that it was given.
+    pub taken: u64,
+}
+
+/// A rule, and for a spread the shape of those who carry it, which decides which nodes count.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Asked<'a> {
+    rule: &'a InterPodRule,
+    by: Option<By<'a>>,
+}
+
+/// What of a shape decides which nodes count in its spreads.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct By<'a> {
+    node_selector: &'a Labels,
+    required_affinity: &'a Option<Vec<SelectorTerm>>,
+    tolerations: &'a [Toleration],
+    rules: &'a BTreeSet<InterPodRule>,
+}
+
+impl<'a> Asked<'a> {
+    fn of(rule: &'a InterPodRule, shape: &'a PodShape) -> Self {
+        let by = match &rule.kind {
+            InterPodKind::Spread(_) => Some(By {
+                node_selector: &shape.node_selector,
+                required_affinity: &shape.required_affinity,
+                tolerations: &shape.tolerations,
+                rules: &shape.between_pods,
+            }),
+            InterPodKind::AntiAffinity | InterPodKind::Affinity => None,
+        };
+        Self { rule, by }
+    }
+
+    fn side(&self, shape: &PodShape, labels: &Labels) -> Side {
+        let carried = shape.between_pods.get(self.rule);
+        Side {
+            holds: carried.is_some_and(|rule| Asked::of(rule, shape) == *self),
+            matches: self.rule.matches(labels),
+        }
+    }
+}
+
+impl Rules {
+    /// The rules of a gang. Empty for nearly every gang.
+    pub fn of<'g>(snapshot: &Snapshot, gang: &'g GangRequest) -> Self {
+        let each = |shape: &'g PodShape| {
+            let rules = shape.between_pods.iter();
+            rules.map(move |rule| (Asked::of(rule, shape), shape))
+        };
+        let mut all: BTreeMap<Asked, &PodShape> = gang
+            .roles
+            .iter()
+            .flat_map(|role| each(&role.shape))
+            .collect();
+        // Of those that stand already, only anti-affinity is held against newcomers.
+        all.extend(
+            gang.placed
+                .iter()
+                .flat_map(|standing| each(&standing.shape))
+                .filter(|(asked, _)| asked.rule.kind == InterPodKind::AntiAffinity),
+        );
+        let mut by_label: BTreeMap<&str, Arc<Vec<Option<u32>>>> = BTreeMap::new();
+        let mut rules = Vec::new();
+        for (asked, shape) in all.into_iter().take(RULES_MAX) {
+            let domains = by_label
+                .entry(&asked.rule.topology)
+                .or_insert_with(|| Arc::new(domains_of(snapshot, asked.rule)));
+            rules.extend(Rule::of(snapshot, gang, &asked, shape, domains));
+        }
+        Self { rules }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// Each rule, with the others.
+    pub fn each_left_out(&self) -> impl Iterator<Item = (&InterPodRule, Self)> {
+        self.rules.iter().enumerate().map(|(position, rule)| {
+            let mut others = self.clone();
+            others.rules.remove(position);
+            (&rule.terms.rule, others)
+        })
+    }
+
+    /// Whether a member of the role may come to the node, beside those that have a place.
+    pub fn admit(&self, role: usize, at: usize) -> bool {
+        self.rules.iter().all(|rule| rule.admits(role, at))
+    }
+
+    /// Whether at most one member of the role may stand on the node.
+    pub fn one_on_node(&self, role: usize, at: usize) -> bool {
+        self.rules.iter().any(|rule| {
+            rule.terms.rule.kind == InterPodKind::AntiAffinity
+                && rule.terms.rule.is_by_node()
+                && rule.side(role).both()
+                && rule.domain(at).is_some()
+        })
+    }
+
+    /// Rules by which the members of the role come together, while it is open where.
+    pub fn open(&self, role: usize) -> Vec<usize> {
+        self.positions(|rule| {
+            rule.terms.rule.kind == InterPodKind::Affinity
+                && rule.side(role).any()
+                && !rule.has.any()
+        })
+    }
+
+    /// Rules by which members of the role are counted against each other, node by node aside.
+    pub fn counting(&self, role: usize) -> Vec<usize> {
+        self.positions(|rule| {
+            rule.side(role).both()
+                && match rule.terms.rule.kind {
+                    InterPodKind::AntiAffinity => !rule.terms.rule.is_by_node(),
+                    InterPodKind::Affinity => false,
+                    InterPodKind::Spread(_) => true,
+                }
+        })
+    }
+
+    fn positions(&self, wanted: impl Fn(&Rule) -> bool) -> Vec<usize> {
+        let all = self.rules.iter().enumerate();
+        all.filter(|(_, rule)| wanted(rule))
+            .map(|(position, _)| position)
+            .collect()
+    }
+
+    /// Domain of a node by each of the rules at `positions`.
+    pub fn domains(&self, positions: &[usize], at: usize) -> Vec<Option<u32>> {
+        positions
+            .iter()
+            .map(|position| self.rules.get(*position).and_then(|rule| rule.domain(at)))
+            .collect()
+    }
+
+    /// A member of the role has its place on the node.
+    pub fn add(&mut self, role: usize, at: usize) {
+        for rule in &mut self.rules {
+            let side = rule.side(role);
+            rule.count(side, at);
+        }
+    }
+
+    /// The cell of each of `count` members, one after the other. Each goes where the fewest are, so
+    /// that the next finds the rules at `by` met after the ones before it. The number that found a
+    /// cell, when not all do: no other shares would take more.
+    pub fn allot(&self, by: &[usize], cells: &mut [Cell], count: usize) -> Result<Vec<usize>, u32> {
+        let mut counts: Vec<(&Rule, Vec<u32>)> = by
+            .iter()
+            .filter_map(|position| self.rules.get(*position))
+            .map(|rule| (rule, rule.matched.clone()))
+            .collect();
+        let mut chosen = Vec::with_capacity(count);
+        while chosen.len() < count {
+            let fewest: Vec<u32> = counts
+                .iter()
+                .map(|(rule, matched)| rule.fewest(matched))
+                .collect();
+            let best = cells
+                .iter()
+                .enumerate()
+                .filter(|(_, cell)| cell.taken < cell.room)
+                .filter_map(|(position, cell)| {
+                    let mut level = 0u64;
+                    for (((rule, matched), domain), fewest) in
+                        counts.iter().zip(&cell.domains).zip(&fewest)
+                    {
+                        let here = count_in(matched, *domain);
+                        if !rule.takes_one_more(*domain, here, *fewest) {
+                            return None;
+                        }
+                        level = level.saturating_add(u64::from(here));
+                    }
+                    Some(((level, cell.taken, cell.rank), position))
+                })
+                .min();
+            let Some((_, position)) = best else {
+                return Err(u32::try_from(chosen.len()).unwrap_or(u32::MAX));
+            };
+            if let Some(cell) = cells.get_mut(position) {
+                cell.taken = cell.taken.saturating_add(1);
+                for ((_, matched), domain) in counts.iter_mut().zip(&cell.domains) {
+                    raise(matched, *domain);
+                }
+            }
+            chosen.push(position);
+        }
+        Ok(chosen)
+    }
+}
+
+impl Rule {
+    /// `None` for a rule that speaks of no member of the gang.
+    fn of(
+        snapshot: &Snapshot,
+        gang: &GangRequest,
+        asked: &Asked,
+        shape: &PodShape,
+        domains: &Arc<Vec<Option<u32>>>,
+    ) -> Option<Self> {
+        let sides: Vec<Side> = gang
+            .roles
+            .iter()
+            .map(|role| asked.side(&role.shape, &role.labels))
+            .collect();
+        let placed: Vec<(Side, usize)> = gang
+            .placed
+            .iter()
+            .filter_map(|standing| {
+                let at = snapshot
+                    .nodes
+                    .binary_search_by(|capacity| capacity.node.name.cmp(&standing.node));
+                Some((asked.side(&standing.shape, &standing.labels), at.ok()?))
+            })
+            .collect();
+        let spread = match &asked.rule.kind {
+            InterPodKind::Spread(spread) => Some(spread),
+            _ => None,
+        };
+        let among = sides.iter().chain(placed.iter().map(|(side, _)| side));
+        // A spread that counts no member still keeps its holders to nodes with the label.
+        if spread.is_none() && !among.clone().any(|side| side.matches) {
+            return None;
+        }
+        let counted: Vec<bool> = spread.map_or_else(Vec::new, |spread| {
+            let nodes = snapshot.nodes.iter();
+            nodes
+                .map(|capacity| counts_for(spread, shape, &capacity.node))
+                .collect()
+        });
+        let live: BTreeSet<u32> = domains
+            .iter()
+            .zip(&counted)
+            .filter_map(|(domain, counted)| domain.filter(|_| *counted))
+            .collect();
+        let size = domains.iter().flatten().max().map_or(0, |domain| {
+            usize::try_from(*domain).unwrap_or(0).saturating_add(1)
+        });
+        let mut rule = Self {
+            terms: Arc::new(Terms {
+                rule: asked.rule.clone(),
+                domains: Arc::clone(domains),
+                counted,
+                live: live.into_iter().collect(),
+                sides,
+            }),
+            holders: vec![0; size],
+            matched: vec![0; size],
+            has: Side::default(),
+        };
+        for (side, at) in placed {
+            rule.count(side, at);
+        }
+        Some(rule)
+    }
+
+    fn side(&self, role: usize) -> Side {
+        self.terms.sides.get(role).copied().unwrap_or_default()
+    }
+
+    fn domain(&self, at: usize) -> Option<u32> {
+        self.terms.domains.get(at).copied().flatten()
+    }
+
+    fn count(&mut self, side: Side, at: usize) {
+        let domain = self.domain(at);
+        if side.holds {
+            raise(&mut self.holders, domain);
+        }
+        if side.matches && self.terms.counted.get(at).copied().unwrap_or(true) {
+            raise(&mut self.matched, domain);
+        }
+        self.has.holds |= side.holds && domain.is_some();
+        self.has.matches |= side.matches && domain.is_some();
+    }
+
+    fn admits(&self, role: usize, at: usize) -> bool {
+        let (side, domain) = (self.side(role), self.domain(at));
+        let (holders, matched) = (
+            count_in(&self.holders, domain),
+            count_in(&self.matched, domain),
+        );
+        match self.terms.rule.kind {
+            InterPodKind::AntiAffinity => {
+                !(side.holds && matched > 0 || side.matches && holders > 0)
+            }
+            InterPodKind::Affinity => {
+                !side.any()
+                    || domain.is_some()
+                        && (matched > 0 || !self.has.any() || holders > 0 && !self.has.matches)
+            }
+            InterPodKind::Spread(_) => {
+                !side.holds || self.terms.counted.get(at).copied().unwrap_or(false)
+            }
+        }
+    }
+
+    /// Whether a member that carries the rule and is spoken of may join `here` others in the domain,
+    /// when the domain with the fewest has `fewest`.
+    fn takes_one_more(&self, domain: Option<u32>, here: u32, fewest: u32) -> bool {
+        match &self.terms.rule.kind {
+            InterPodKind::Spread(spread) => {
+                domain.is_some() && here.saturating_sub(fewest) < spread.skew_max
+            }
+            _ => here == 0,
+        }
+    }
+
+    /// Members in the domain that has the fewest.
+    fn fewest(&self, matched: &[u32]) -> u32 {
+        let InterPodKind::Spread(spread) = &self.terms.rule.kind else {
+            return 0;
+        };
+        let domains = u32::try_from(self.terms.live.len()).unwrap_or(u32::MAX);
+        if domains < spread.domains_min {
+            return 0;
+        }
+        let counts = self.terms.live.iter();
+        counts
+            .map(|domain| count_in(matched, Some(*domain)))
+            .min()
+            .unwrap_or(0)
+    }
+}
+
+fn count_in(counts: &[u32], domain: Option<u32>) -> u32 {
+    domain
+        .and_then(|domain| counts.get(usize::try_from(domain).ok()?))
+        .copied()
+        .unwrap_or(0)
+}
+
+fn raise(counts: &mut [u32], domain: Option<u32>) {
+    if let Some(count) = domain.and_then(|domain| counts.get_mut(usize::try_from(domain).ok()?)) {
+        *count = count.saturating_add(1);
+    }
+}
+
+/// The domain of each node of the snapshot.
+fn domains_of(snapshot: &Snapshot, rule: &InterPodRule) -> Vec<Option<u32>> {
+    let mut known: BTreeMap<&str, u32> = BTreeMap::new();
+    if rule.is_by_node() {
+        let nodes = snapshot.nodes.iter().zip(0u32..);
+        return nodes
+            .map(|(capacity, at)| capacity.node.labels.get(&rule.topology).map(|_| at))
+            .collect();
+    }
+    snapshot
+        .nodes
+        .iter()
+        .map(|capacity| {
+            let value = capacity.node.labels.get(&rule.topology)?;
+            let next = u32::try_from(known.len()).unwrap_or(u32::MAX);
+            Some(*known.entry(value).or_insert(next))
+        })
+        .collect()
+}
+
+/// Whether pods on the node count in a spread of a pod that selects nodes like `by`.
+fn counts_for(spread: &Spread, by: &PodShape, node: &Node) -> bool {
+    let labelled = by
+        .between_pods
+        .iter()
+        .filter(|rule| matches!(rule.kind, InterPodKind::Spread(_)))
+        .all(|rule| node.labels.contains_key(&rule.topology));
+    labelled
+        && (spread.ignores_affinity || by.selects(node))
+        && (!spread.honors_taints || untolerated(&node.taints, &by.tolerations).is_none())
+}

@@ -1,0 +1,95 @@
+//! Rules between members, through the whole engine: at the start, for a replacement, for pods without
+//! a job.
+
+mod world;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use muster_core::ids::{GangKey, NodeName};
+use muster_core::interpod::{HOSTNAME, InterPodKind, InterPodRule};
+use muster_core::node::{Requirement, SelectorOperator};
+use muster_core::pod::PodShape;
+use muster_core::workload::Hold;
+use world::{World, shape};
+
+/// One GPU, and no other pod of the gang on the node.
+fn apart() -> Arc<PodShape> {
+    let mut shape = shape(1);
+    shape.between_pods.insert(InterPodRule {
+        kind: InterPodKind::AntiAffinity,
+        topology: HOSTNAME.into(),
+        selector: [Requirement {
+            key: "app".into(),
+            operator: SelectorOperator::In(["gang".into()].into()),
+        }]
+        .into(),
+    });
+    Arc::new(shape)
+}
+
+fn nodes(world: &World) -> Vec<NodeName> {
+    let pods = world.pods.values();
+    pods.filter_map(|pod| pod.node.clone()).collect()
+}
+
+#[test]
+fn gang_with_one_worker_per_host_runs_whole_on_as_many_hosts() {
+    let mut world = World::new(4, 8);
+    let key = world.submit("train", &[("Worker", 4, apart())], Hold::Held);
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 4/4");
+    let distinct: BTreeSet<NodeName> = nodes(&world).into_iter().collect();
+    assert_eq!(distinct.len(), 4);
+}
+
+#[test]
+fn gang_with_more_workers_than_hosts_waits_and_says_why() {
+    let mut world = World::new(3, 8);
+    let key = world.submit("train", &[("Worker", 4, apart())], Hold::Held);
+    world.settle();
+    assert_eq!(world.phase(&key), "Waiting AntiAffinityNotMet 0/4");
+    assert!(
+        world.reason(&key).contains("found room for 3"),
+        "{}",
+        world.reason(&key)
+    );
+    world.add_node("n9", 8);
+    world.change_node("n9", |_| ());
+    world.report_all();
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 4/4");
+}
+
+#[test]
+fn replacement_of_one_worker_keeps_off_the_hosts_of_the_others() {
+    let mut world = World::new(4, 8);
+    let key = world.submit("train", &[("Worker", 3, apart())], Hold::Held);
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 3/3");
+    let lost = world.member("train-Worker-1");
+    let node = world.pods[&lost].node.clone().unwrap();
+    let stay: BTreeSet<NodeName> = nodes(&world).into_iter().filter(|n| *n != node).collect();
+    world.change_node(node.as_str(), |node| node.unschedulable = true);
+    world.delete_pod(&lost);
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 3/3");
+    let anew = world.member("train-Worker-1");
+    let there = world.pods[&anew].node.clone().unwrap();
+    assert_ne!(there, node);
+    assert!(!stay.contains(&there), "{there} has a worker already");
+}
+
+#[test]
+fn pods_without_a_job_are_kept_apart_by_their_own_labels() {
+    let mut world = World::new(2, 8);
+    for name in ["a", "b"] {
+        let uid = world.labelled(name, "group", 2, 1, true);
+        world.change_pod(&uid, |pod| pod.shape = apart());
+    }
+    world.settle();
+    let key = GangKey::labelled("default", "group");
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    let distinct: BTreeSet<NodeName> = nodes(&world).into_iter().collect();
+    assert_eq!(distinct.len(), 2);
+}

@@ -1,0 +1,119 @@
+//! The scheduler dies and starts again from what the API holds.
+
+#[allow(dead_code)]
+mod world;
+
+use std::sync::Arc;
+
+use muster_core::action::WriteKind;
+use muster_core::event::WriteOutcome;
+use muster_core::time::Millis;
+use muster_core::workload::Hold;
+use world::{World, gpus};
+
+/// Crashes after each write in turn, restarts from what the API holds, and expects the same end.
+fn crash_everywhere(hold: &Hold) {
+    for crash_after in 1..14 {
+        let mut world = World::new(4, 8);
+        let seen = std::rc::Rc::new(std::cell::Cell::new(0));
+        let key = world.submit(
+            "train",
+            &[("Master", 1, gpus(1)), ("Worker", 3, gpus(8))],
+            hold.clone(),
+        );
+        for _ in 0..60 {
+            seen.set(world.writes.len());
+            world.step();
+            if world.writes.len() >= crash_after {
+                break;
+            }
+        }
+        world.restart(2);
+        world.pass(Millis::from_secs(40));
+        assert_eq!(
+            world.bound(&key),
+            4,
+            "crash after {crash_after} writes: {}",
+            world.phase(&key)
+        );
+        assert_eq!(
+            world.phase(&key),
+            "Running AllBound 4/4",
+            "crash after {crash_after} writes"
+        );
+        world.assert_not_overcommitted();
+    }
+}
+
+#[test]
+fn t32_restart_after_any_write_of_a_held_job_ends_bound() {
+    crash_everywhere(&Hold::Held);
+}
+
+#[test]
+fn t32_restart_after_any_write_of_a_free_job_ends_bound() {
+    crash_everywhere(&Hold::Free);
+}
+
+#[test]
+fn crash_between_two_bindings_resumes_the_other_half() {
+    let mut world = World::new(2, 8);
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.fail = Some(Box::new(|write| match &write.what {
+        WriteKind::Bind { pod, .. } if pod.name.ends_with("-1") => {
+            Some(WriteOutcome::Unknown(Arc::from("lost")))
+        }
+        _ => None,
+    }));
+    for _ in 0..20 {
+        world.step();
+    }
+    assert_eq!(world.bound(&key), 1);
+    world.fail = None;
+    world.restart(2);
+    let thief = world.submit("thief", &[("Worker", 1, gpus(8))], Hold::Held);
+    world.settle();
+    assert_eq!((world.bound(&key), world.bound(&thief)), (2, 0));
+}
+
+#[test]
+fn half_bound_gang_is_finished_before_any_agent_has_come_back() {
+    let mut world = World::new(2, 8);
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.fail = Some(Box::new(|write| match &write.what {
+        WriteKind::Bind { pod, .. } if pod.name.ends_with("-1") => {
+            Some(WriteOutcome::Unknown(Arc::from("lost")))
+        }
+        _ => None,
+    }));
+    for _ in 0..20 {
+        world.step();
+    }
+    assert_eq!(world.bound(&key), 1);
+    world.fail = None;
+    world.silent = true;
+    world.restart(2);
+    world.settle();
+    assert_eq!(world.bound(&key), 2);
+}
+
+#[test]
+fn plan_is_kept_over_a_restart_until_its_agents_should_have_come_back() {
+    let mut world = World::new(2, 8);
+    world.scheduler = false;
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.settle();
+    assert!(world.phase(&key).starts_with("Starting"));
+    world.silent = true;
+    world.restart(2);
+    world.pass(Millis::from_secs(29));
+    assert!(world.phase(&key).starts_with("Starting"));
+    let fresh = world.submit("fresh", &[("Worker", 1, gpus(1))], Hold::Held);
+    world.settle();
+    assert!(
+        world.phase(&fresh).starts_with("Waiting"),
+        "nothing new is planned"
+    );
+    world.pass(Millis::from_secs(2));
+    assert!(world.phase(&key).starts_with("Waiting"));
+}

@@ -1,0 +1,304 @@
+//! Traps of the extender protocol that the engine must not step into, by their numbers.
+
+#[allow(dead_code)]
+mod world;
+
+use std::sync::Arc;
+
+use muster_core::action::WriteKind;
+use muster_core::event::{BindAsked, Event, Ticket};
+use muster_core::ids::{GangKey, NodeName, PodUid};
+use muster_core::pod::PodPhase;
+use muster_core::time::Millis;
+use muster_core::view::FilterAnswer;
+use muster_core::workload::Hold;
+use world::{GPU, World, gpus};
+
+/// A job of workers with a node each, planned and released; nobody schedules its pods.
+fn gathered(nodes: usize, workers: u32) -> (World, GangKey, Vec<PodUid>) {
+    let mut world = World::new(nodes, 8);
+    world.scheduler = false;
+    let key = world.submit("train", &[("Worker", workers, gpus(8))], Hold::Held);
+    world.settle();
+    let uids = (0..workers)
+        .map(|index| world.member(&format!("train-Worker-{index}")))
+        .collect();
+    (world, key, uids)
+}
+
+/// The node that Filter names for a pod.
+fn planned(world: &World, uid: &PodUid) -> NodeName {
+    let view = world.engine.view();
+    match view.filter(uid, world.pods[uid].membership.as_ref()) {
+        FilterAnswer::Only(node) => node,
+        other => panic!("no node for {uid:?}: {other:?}"),
+    }
+}
+
+/// kube-scheduler asks to bind a pod where Filter sent it.
+fn ask(world: &mut World, uid: &PodUid) -> Ticket {
+    let node = planned(world, uid);
+    let ticket = world.bind(uid, &node);
+    world.settle();
+    ticket
+}
+
+/// Names of the pods that Bindings were sent for, in order.
+fn bindings(world: &World) -> Vec<String> {
+    let sent = world.writes.iter().filter_map(|write| match &write.what {
+        WriteKind::Bind { pod, .. } => Some(pod.name.to_string()),
+        _ => None,
+    });
+    sent.collect()
+}
+
+fn is_ok(world: &World, ticket: Ticket) -> Option<bool> {
+    world.answers.get(&ticket).map(Result::is_ok)
+}
+
+/// A pod with a nominated node is filtered on that node alone first, so the planned one is not
+/// offered, and on all nodes right after. The first call may not cost the node its place.
+#[test]
+fn t15_filter_call_with_the_nominated_node_alone_costs_the_planned_node_nothing() {
+    let (mut world, key, uids) = gathered(3, 2);
+    let before: Vec<NodeName> = uids.iter().map(|uid| planned(&world, uid)).collect();
+    for (uid, node) in uids.iter().zip(&before) {
+        let told = Event::PlannedNodeNotOffered {
+            pod: uid.clone(),
+            node: node.clone(),
+        };
+        world.engine.handle(told, world.now);
+        world.settle();
+        ask(&mut world, uid);
+    }
+    assert_eq!(world.bound(&key), 2);
+    let after: Vec<NodeName> = uids
+        .iter()
+        .filter_map(|uid| world.pods[uid].node.clone())
+        .collect();
+    assert_eq!(after, before);
+    world.pass(Millis::from_secs(60));
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+}
+
+/// A Bind that kube-scheduler has given up, or that was answered with an error, is never bound
+/// later: the pod may be on its way to another node by then.
+#[test]
+fn t21_bind_that_was_given_up_is_not_bound_when_the_barrier_opens() {
+    let (mut world, key, uids) = gathered(3, 2);
+    let first = ask(&mut world, &uids[0]);
+    world.engine.handle(Event::BindDropped(first), world.now);
+    world.settle();
+    let second = ask(&mut world, &uids[1]);
+    assert_eq!(bindings(&world), Vec::<String>::new());
+    assert_eq!(world.bound(&key), 0);
+    // It comes again, as kube-scheduler does after an error.
+    ask(&mut world, &uids[0]);
+    assert_eq!(world.bound(&key), 2);
+    assert_eq!(is_ok(&world, second), Some(true));
+    assert_eq!(is_ok(&world, first), None, "nobody listens any more");
+}
+
+#[test]
+fn t21_bind_that_comes_after_the_barrier_gave_up_is_refused() {
+    let (mut world, key, uids) = gathered(3, 2);
+    let node = planned(&world, &uids[1]);
+    let first = ask(&mut world, &uids[0]);
+    world.pass(Millis::from_secs(61));
+    assert_eq!(is_ok(&world, first), Some(false), "error to all");
+    let late = Ticket(u64::MAX);
+    let asked = BindAsked {
+        ticket: late,
+        namespace: "default".into(),
+        name: Arc::from("train-Worker-1"),
+        pod: uids[1].clone(),
+        node,
+    };
+    world.engine.handle(Event::BindAsked(asked), world.now);
+    world.pass(Millis::from_secs(30));
+    assert_eq!(is_ok(&world, late), Some(false));
+    assert_eq!(bindings(&world), Vec::<String>::new());
+    world.scheduler = true;
+    world.pass(Millis::from_secs(120));
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+}
+
+/// A gang too large for the pace of its controller says which limits to raise, not that nobody came.
+#[test]
+fn t19_gang_whose_members_still_come_at_the_limit_says_what_to_raise() {
+    let (mut world, key, uids) = gathered(20, 20);
+    for uid in uids.iter().take(16) {
+        ask(&mut world, uid);
+        world.pass(Millis::from_secs(10));
+        if world.phase(&key).contains("BarrierTimeout") {
+            break;
+        }
+    }
+    assert_eq!(world.phase(&key), "Waiting BarrierTimeout 0/20");
+    let reason = world.reason(&key);
+    assert!(
+        reason.starts_with("only 15 of 20 members were accepted by kube-scheduler in time"),
+        "{reason}"
+    );
+    assert!(
+        reason.contains("still coming after 150 s (gang.gatherMax)"),
+        "{reason}"
+    );
+    assert_eq!(bindings(&world), Vec::<String>::new());
+    // One that stops coming says nothing of limits.
+    let (mut world, _, uids) = gathered(3, 2);
+    ask(&mut world, &uids[0]);
+    world.pass(Millis::from_secs(61));
+    let said = world.announced.join("; ");
+    assert!(
+        said.contains("BarrierTimeout") && !said.contains("gatherMax"),
+        "{said}"
+    );
+}
+
+/// kube-scheduler may ask several times for one pod (its answer was lost, it was restarted).
+#[test]
+fn t27_barrier_opens_once_and_binds_each_member_once_however_often_it_was_asked() {
+    let (mut world, key, uids) = gathered(4, 3);
+    let early: Vec<Ticket> = (0..3).map(|_| ask(&mut world, &uids[0])).collect();
+    let second = ask(&mut world, &uids[1]);
+    assert_eq!(world.bound(&key), 0);
+    // The last one comes twice in one batch.
+    let node = planned(&world, &uids[2]);
+    let twice = [world.bind(&uids[2], &node), world.bind(&uids[2], &node)];
+    world.settle();
+    assert_eq!(world.bound(&key), 3);
+    let mut sent = bindings(&world);
+    sent.sort();
+    assert_eq!(sent, ["train-Worker-0", "train-Worker-1", "train-Worker-2"]);
+    // Of several for one pod the last is told that it is bound; each is answered.
+    let told: Vec<Option<bool>> = early.iter().map(|ticket| is_ok(&world, *ticket)).collect();
+    assert_eq!(told, [Some(false), Some(false), Some(true)]);
+    assert_eq!(is_ok(&world, second), Some(true));
+    let told = twice.map(|ticket| is_ok(&world, ticket));
+    assert_eq!(told, [Some(false), Some(true)]);
+    // And asked after it is bound: yes, without another Binding.
+    let again = world.bind(&uids[1], &world.pods[&uids[1]].node.clone().unwrap());
+    world.settle();
+    assert_eq!(is_ok(&world, again), Some(true));
+    assert_eq!(bindings(&world).len(), 3);
+}
+
+#[test]
+fn t28_member_preempted_while_its_bind_is_held_is_answered_and_its_successor_waited_for() {
+    let (mut world, key, uids) = gathered(3, 2);
+    let held = ask(&mut world, &uids[0]);
+    world.delete_pod(&uids[0]);
+    world.settle();
+    assert_eq!(is_ok(&world, held), Some(false));
+    let other = ask(&mut world, &uids[1]);
+    assert_eq!(world.bound(&key), 0, "one of two is there");
+    assert_eq!(is_ok(&world, other), None, "and is held");
+    let successor = world.member("train-Worker-0");
+    assert_ne!(successor, uids[0]);
+    ask(&mut world, &successor);
+    assert_eq!(world.bound(&key), 2);
+    let meant = world
+        .writes
+        .iter()
+        .filter(|write| matches!(&write.what, WriteKind::Bind { pod, .. } if pod.uid == uids[0]));
+    assert_eq!(meant.count(), 0, "no Binding names the pod that is gone");
+}
+
+/// A pin that is put in with the gate's removal cannot be changed. When its node dies before the
+/// bind, the pod is deleted, and its controller's next one gets another place.
+#[test]
+fn t37_pod_pinned_to_a_node_that_died_is_deleted_and_its_successor_placed_elsewhere() {
+    let mut world = World::new(3, 8);
+    world.scheduler = false;
+    for name in ["a", "b"] {
+        let uid = world.labelled(name, "group", 2, 8, true);
+        world.change_pod(&uid, |pod| pod.controlled = true);
+    }
+    world.settle();
+    let first = world.member("a");
+    let dead = planned(&world, &first);
+    assert!(!world.pods[&first].gated && world.pods[&first].shape.is_pinned());
+    world.nodes.remove(dead.as_str());
+    world
+        .engine
+        .handle(Event::NodeRemoved(dead.clone()), world.now);
+    world.settle();
+    assert!(!world.pods.contains_key(&first), "it can go nowhere");
+    for name in ["a", "b"] {
+        if !world.pods.values().any(|pod| &*pod.name == name) {
+            let uid = world.labelled(name, "group", 2, 8, true);
+            world.change_pod(&uid, |pod| pod.controlled = true);
+        }
+    }
+    world.scheduler = true;
+    world.pass(Millis::from_secs(120));
+    let key = GangKey::labelled("default", "group");
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    let nodes: Vec<_> = world.pods.values().map(|pod| pod.node.clone()).collect();
+    assert!(!nodes.contains(&Some(dead)), "{nodes:?}");
+}
+
+/// Something on the node takes a device between plan and admission: kubelet turns the pod away,
+/// its controller makes another one, and that goes to another node.
+#[test]
+fn t41_member_turned_away_by_the_device_plugin_is_replaced_on_another_node() {
+    let mut world = World::new(3, 8);
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.settle();
+    let turned_away = world.member("train-Worker-1");
+    let node = world.pods[&turned_away].node.clone().unwrap();
+    world.change_pod(&turned_away, |pod| {
+        pod.phase = PodPhase::Failed;
+        pod.status_reason = Some(Arc::from("UnexpectedAdmissionError"));
+    });
+    world.step();
+    world.delete_pod(&turned_away);
+    world.settle();
+    world.pass(Millis::from_secs(20));
+    assert_eq!(world.bound(&key), 2);
+    let successor = world.member("train-Worker-1");
+    assert_ne!(world.pods[&successor].node.as_ref(), Some(&node));
+}
+
+/// Kubelet and agent disagree: the smaller number counts, whoever says it.
+#[test]
+fn t42_of_allocatable_and_inventory_the_smaller_is_believed() {
+    let mut world = World::new(2, 8);
+    // The agent still reports eight devices; the device plugin has taken four of them out.
+    let stale = world.report_of("n0").unwrap();
+    world.change_node("n0", |node| {
+        node.allocatable.extended.insert(GPU.into(), 4);
+    });
+    let mut report = stale;
+    report.order.generation += 10;
+    world.engine.handle(Event::Report(report), world.now);
+    // The other way round: kubelet offers eight, the agent sees three that are well.
+    for index in 3..8 {
+        world.unhealthy.insert(format!("GPU-n1-{index}"));
+    }
+    let mut report = world.report_of("n1").unwrap();
+    report.order.generation += 10;
+    world.engine.handle(Event::Report(report), world.now);
+    world.settle();
+    let large = world.submit("large", &[("Worker", 1, gpus(5))], Hold::Held);
+    let four = world.submit("four", &[("Worker", 1, gpus(4))], Hold::Held);
+    let three = world.submit("three", &[("Worker", 1, gpus(3))], Hold::Held);
+    let one = world.submit("one", &[("Worker", 1, gpus(1))], Hold::Held);
+    world.settle();
+    assert!(
+        world.phase(&large).starts_with("Waiting"),
+        "{}",
+        world.phase(&large)
+    );
+    assert_eq!(world.phase(&four), "Running AllBound 1/1");
+    assert_eq!(world.phase(&three), "Running AllBound 1/1");
+    assert!(
+        world.phase(&one).starts_with("Waiting"),
+        "{}",
+        world.phase(&one)
+    );
+    let node = |name: &str| world.pods[&world.member(name)].node.clone().unwrap();
+    assert_eq!(node("four-Worker-0").as_str(), "n0");
+    assert_eq!(node("three-Worker-0").as_str(), "n1");
+}
