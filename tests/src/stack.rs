@@ -104,6 +104,7 @@ impl Stack {
         say("installing CRDs, RBAC and admission policies");
         cluster.install_job_crds().await?;
         install(&cluster, options.policies).await?;
+        know_kinds(&cluster).await?;
         let recorder = record(&cluster).await?;
         let (http, agents) = start_muster(&cluster, &options).await?;
         let stack = Self {
@@ -427,6 +428,14 @@ async fn install(cluster: &Cluster, policies: bool) -> anyhow::Result<()> {
     if policies {
         cluster.apply_yaml(&manifests::admission_policy()).await?;
     }
+    Ok(())
+}
+
+/// The garbage collector learns of new kinds every 30 s only, and until then takes away nothing that
+/// belongs to a job or Gang. One that starts after the CRDs knows them from the start.
+async fn know_kinds(cluster: &Cluster) -> anyhow::Result<()> {
+    cluster.kill(&Program::KubeControllerManager)?;
+    cluster.start(&Program::KubeControllerManager).await?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use muster_control_plane::history::World;
 use muster_control_plane::{NodeTemplate, Program};
 use muster_tests::acts::PATIENCE;
@@ -51,11 +52,19 @@ struct Pair {
 
 impl Pair {
     fn new(at: Before) -> Self {
-        let name = format!("{at:?}").to_lowercase();
+        // Some of the pods are a PodGroup's, the others say by a label that they belong together.
+        let by = match at {
+            Before::Released | Before::LastBound => By::PodGroup,
+            _ => By::Label,
+        };
+        Self::named(&format!("{at:?}").to_lowercase(), by)
+    }
+
+    fn named(name: &str, by: By) -> Self {
         let workers = u32::try_from(SIZE).unwrap_or(0);
         Self {
-            job: Job::new(&name, vec![Role::new("Worker", workers, 8)]),
-            pods: PodGang::new(&format!("p-{name}"), By::Label, workers, 8),
+            job: Job::new(name, vec![Role::new("Worker", workers, 8)]),
+            pods: PodGang::new(&format!("p-{name}"), by, workers, 8),
         }
     }
 
@@ -146,6 +155,11 @@ async fn wait_for_place(stack: &Stack, at: Before, pair: &Pair) -> anyhow::Resul
     let born = |count: usize| move |world: &World| pair.born(world) == count;
     match at {
         Before::GangCreated => {
+            stack
+                .wait_log(PATIENCE, "a Gang whose creation was refused", |line| {
+                    line.contains("\"CreateRecord\"") && line.contains("\"Refused\"")
+                })
+                .await?;
             let gang = stack.gang("default", &pair.job.name).await?;
             anyhow::ensure!(gang.is_none(), "a Gang without the right: {gang:?}");
             Ok(())
@@ -272,6 +286,10 @@ async fn held_jobs_and_gated_pods_start_whole_wherever_muster_dies() -> anyhow::
 async fn ungated_pods_start_whole_wherever_muster_dies() -> anyhow::Result<()> {
     let stack = Stack::start(options(false)).await?;
     for at in ALL {
+        if at == &Before::BoundReported {
+            // The process that comes after this crash has it.
+            stack.set_lease(SHORT_LEASE)?;
+        }
         stack
             .step(
                 &format!("without policies, Muster dies before {at:?}"),
@@ -279,8 +297,88 @@ async fn ungated_pods_start_whole_wherever_muster_dies() -> anyhow::Result<()> {
             )
             .await?;
     }
+    stack
+        .step(
+            "Muster dies and nobody touches its Lease",
+            untouched(&stack),
+        )
+        .await?;
+    stack
+        .step(
+            "T19: Muster stands still at the barrier for longer than its Lease",
+            stands_still(&stack),
+        )
+        .await?;
     stack.judge().await?;
     Ok(())
+}
+
+/// A Lease that expires while a test waits for it.
+const SHORT_LEASE: &str = "lease: {duration: 10s, renewDeadline: 7s, retryPeriod: 1s}\n";
+/// Longer than that Lease.
+const STANDSTILL: Duration = Duration::from_secs(13);
+
+/// The next process waits until the Lease of the one that was killed has expired, and takes it.
+async fn untouched(stack: &Stack) -> anyhow::Result<()> {
+    let pair = Pair::named("untouched", By::PodGroup);
+    stack.cluster.pause(&Program::KubeScheduler)?;
+    pair.submit(stack, Before::Accepted).await?;
+    wait_for_place(stack, Before::Accepted, &pair).await?;
+    stack.cluster.kill(&muster())?;
+    stack.cluster.resume(&Program::KubeScheduler).await?;
+    stack.cluster.start(&muster()).await?;
+    let leads = async || {
+        let leads = stack.counted("muster_leading").await;
+        leads.is_ok_and(|leads| leads > 0.0)
+    };
+    let leads = stack.wait_until(PATIENCE, "Muster to lead", leads);
+    stack.step("it leads again", leads).await?;
+    let whole = stack.wait_world(2 * PATIENCE, "both gangs to be whole", |world| {
+        pair.bound(world) == 2 * SIZE
+    });
+    stack.step("both gangs are whole", whole).await?;
+    pair.end(stack, Before::Accepted).await
+}
+
+/// Muster is halted while it holds the Binds of all members but the last, which comes meanwhile. When
+/// it goes on, its Lease has expired: it ends itself, as it must, and is started again.
+async fn stands_still(stack: &Stack) -> anyhow::Result<()> {
+    quota(stack, SIZE - 1).await?;
+    let workers = u32::try_from(SIZE)?;
+    let job = Job::new("still", vec![Role::new("Worker", workers, 8)]);
+    stack.submit(&job).await?;
+    stack
+        .wait_world(PATIENCE, "all pods but one", |world| {
+            world.pods_of("still").count() == SIZE - 1
+        })
+        .await?;
+    let held = async || {
+        let held = stack.counted("muster_binds_held").await;
+        held.is_ok_and(|held| held >= 2.0)
+    };
+    stack
+        .wait_until(PATIENCE, "two Binds to be held", held)
+        .await?;
+    stack.cluster.pause(&muster())?;
+    give_back(stack, Before::LastPodBorn).await?;
+    stack
+        .wait_world(PATIENCE, "the last pod", |world| {
+            world.pods_of("still").count() == SIZE
+        })
+        .await?;
+    tokio::time::sleep(STANDSTILL).await;
+    let bound = stack.recorder.look(|world| world.bound_of("still"));
+    assert_eq!(bound, 0, "nobody binds while Muster stands still");
+    let gone_on = stack.cluster.resume(&muster()).await;
+    let ended = async || !stack.cluster.is_running(&muster());
+    stack
+        .wait_until(PATIENCE, "Muster to end without its Lease", ended)
+        .await
+        .with_context(|| format!("resumed: {gone_on:?}"))?;
+    stack.cluster.start(&muster()).await?;
+    stack.wait_bound("still", SIZE, 2 * PATIENCE).await?;
+    stack.wait_running("still", SIZE).await?;
+    stack.end_job("still").await
 }
 
 async fn scheduler_dies(stack: &Stack) -> anyhow::Result<()> {
@@ -310,10 +408,9 @@ async fn api_away(stack: &Stack) -> anyhow::Result<()> {
         .stop_api_server_for(Duration::from_secs(20))
         .await?;
     stack.cluster.resume(&Program::KubeScheduler).await?;
-    stack
-        .wait_world(2 * PATIENCE, "both gangs to be whole", |world| {
-            pair.bound(world) == 2 * SIZE
-        })
-        .await?;
+    let whole = stack.wait_world(2 * PATIENCE, "both gangs to be whole", |world| {
+        pair.bound(world) == 2 * SIZE
+    });
+    stack.step("both gangs are whole", whole).await?;
     pair.end(stack, Before::Accepted).await
 }

@@ -462,3 +462,30 @@ fn member_bound_behind_our_back_starts_the_time_for_repair() {
     world.pass(Millis::from_secs(31));
     assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
 }
+
+#[test]
+fn member_refused_before_it_was_first_seen_is_not_waited_for_until_the_barrier_ends() {
+    let mut world = World::new(2, 8);
+    (world.scheduler, world.operator) = (false, false);
+    let key = world.submit("train", &[("Worker", 1, gpus(8))], Hold::Held);
+    world.settle();
+    let planned = |world: &World| {
+        let status = world.gangs[&key].status.as_ref();
+        let plan = status.and_then(|status| status.plan.as_ref());
+        plan.map(|plan| plan.slots[0].node.clone())
+    };
+    let first = planned(&world).expect("a plan");
+    // Born and turned down within one batch of events.
+    world.operator = true;
+    assert!(world.play_operator());
+    let uid = world.member("train-Worker-0");
+    world.change_pod(&uid, |pod| {
+        pod.unschedulable = Some(Arc::from("0/2 nodes are available: anti-affinity"));
+    });
+    world.pass(Millis::from_secs(7));
+    let second = planned(&world);
+    assert!(second.is_some_and(|node| node != first), "still {first}");
+    world.scheduler = true;
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 1/1");
+}

@@ -357,13 +357,18 @@ fn has_run(pod: &Pod, plan: &Plan) -> bool {
 }
 
 fn seat_pod(plan: &mut Plan, seat: &Seat, pod: &Pod, now: Timestamp) {
+    let durable = plan.was_durable;
     let Some(slot) = plan.slots.get_mut(seat) else {
         return;
     };
     slot.pod = Some(pod.uid.clone());
     slot.release = Step::NotYet;
     slot.refused_since = None;
-    slot.said_before.clone_from(&pod.unschedulable);
+    // A pod that is born into its place may have been turned down there before it is first seen: what
+    // has been said of it is about this place.
+    let born_into = durable && slot.node.is_some() && slot.predecessor.is_none();
+    let said = pod.unschedulable.as_ref().filter(|_| !born_into);
+    slot.said_before = said.cloned();
     if slot.shape.requests != pod.shape.requests || slot.shape.host_ports != pod.shape.host_ports {
         slot.shape = Arc::clone(&pod.shape);
     }
