@@ -421,3 +421,34 @@ fn new_plan_for_a_gang_bound_in_part_does_not_begin_its_deadline_anew() {
     world.pass(Millis::from_secs(3));
     assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
 }
+
+#[test]
+fn podgroup_whose_pods_go_before_its_plan_is_written_holds_no_room() {
+    let mut world = World::new(1, 8);
+    let key = world.submit("group", &[], Hold::Free);
+    world.edit(&key, |group| {
+        group.kind = WorkloadKind::PodGroup;
+        group.members = MemberSource::Pods;
+        group.minimum = Some(1);
+    });
+    world.fail = Some(Box::new(|write| {
+        matches!(write.what, WriteKind::CreateRecord { .. })
+            .then(|| WriteOutcome::Unknown(Arc::from("no answer")))
+    }));
+    let membership = Membership {
+        gang: key.clone(),
+        source: MembershipSource::PodGroup {
+            name: Arc::from("group"),
+        },
+        role: None,
+        index: None,
+    };
+    let uid = world.pod("a", Some(membership), gpus(8));
+    world.settle();
+    world.delete_pod(&uid);
+    world.pass(Millis::from_secs(120));
+    let other = world.submit("other", &[("Worker", 1, gpus(8))], Hold::Held);
+    world.fail = None;
+    world.settle();
+    assert_eq!(world.bound(&other), 1, "{}", world.reason(&other));
+}
