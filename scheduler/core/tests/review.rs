@@ -489,3 +489,33 @@ fn member_refused_before_it_was_first_seen_is_not_waited_for_until_the_barrier_e
     world.settle();
     assert_eq!(world.phase(&key), "Running AllBound 1/1");
 }
+
+fn podgroup_whose_pods_go_before_its_plan_is_written_holds_no_room() {
+    let mut world = World::new(1, 8);
+    let key = world.submit("group", &[], Hold::Free);
+    world.edit(&key, |group| {
+        group.kind = WorkloadKind::PodGroup;
+        group.members = MemberSource::Pods;
+        group.minimum = Some(1);
+    });
+    world.fail = Some(Box::new(|write| {
+        matches!(write.what, WriteKind::CreateRecord { .. })
+            .then(|| WriteOutcome::Unknown(Arc::from("no answer")))
+    }));
+    let membership = Membership {
+        gang: key.clone(),
+        source: MembershipSource::PodGroup {
+            name: Arc::from("group"),
+        },
+        role: None,
+        index: None,
+    };
+    let uid = world.pod("a", Some(membership), gpus(8));
+    world.settle();
+    world.delete_pod(&uid);
+    world.pass(Millis::from_secs(120));
+    let other = world.submit("other", &[("Worker", 1, gpus(8))], Hold::Held);
+    world.fail = None;
+    world.settle();
+    assert_eq!(world.bound(&other), 1, "{}", world.reason(&other));
+}

@@ -347,9 +347,11 @@ impl Engine {
             };
             Some((workload, roles))
         }) else {
-            // The pods, or their PodGroup, say that more belong together than was planned.
+            // The pods, or their PodGroup, say that more belong together than was planned; or no pod
+            // is left, for which no Gang object is made that could hold the plan.
             let stated = self.minimum_of(gang);
-            return stated.is_some_and(|least| least > plan.minimum);
+            let grown = stated.is_some_and(|least| least > plan.minimum);
+            return grown || (!gang.is_job() && gang.pods.is_empty());
         };
         let total = workload.total().unwrap_or(0);
         let minimum = workload
