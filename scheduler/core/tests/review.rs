@@ -490,6 +490,7 @@ fn member_refused_before_it_was_first_seen_is_not_waited_for_until_the_barrier_e
     assert_eq!(world.phase(&key), "Running AllBound 1/1");
 }
 
+#[test]
 fn podgroup_whose_pods_go_before_its_plan_is_written_holds_no_room() {
     let mut world = World::new(1, 8);
     let key = world.submit("group", &[], Hold::Free);
