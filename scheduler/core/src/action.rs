@@ -158,6 +158,9 @@ pub enum WriteKind {
         pod: PodTarget,
         /// Node to confine it to by required affinity.
         pin: Option<NodeName>,
+        /// Our gate is the only one, and the pod has no required node affinity of its own: what to
+        /// write is known without reading it, as long as its resourceVersion still holds.
+        plain: bool,
     },
     /// Touch a pod's annotation so that kube-scheduler tries it again.
     WakePod {

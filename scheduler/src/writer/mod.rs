@@ -146,8 +146,9 @@ impl Writer {
             WriteKind::ChangeJob { job, change } => {
                 self.change_job(&write, job, change, deadline).await
             }
-            WriteKind::ReleasePod { pod, pin } => {
-                self.release_pod(&write, pod, pin.as_ref(), deadline).await
+            WriteKind::ReleasePod { pod, pin, plain } => {
+                self.release_pod(&write, pod, pin.as_ref(), *plain, deadline)
+                    .await
             }
             WriteKind::WakePod { pod, plan } => self.wake_pod(&write, pod, plan, deadline).await,
             WriteKind::Bind {

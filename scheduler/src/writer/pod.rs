@@ -30,16 +30,28 @@ fn annotation<'a>(pod: &'a Value, key: &str) -> Option<&'a str> {
 }
 
 impl Writer {
-    /// Takes our gate off and confines the pod. The pod is read first: which gates and terms it has
-    /// decides what the patch says.
+    /// Takes our gate off and confines the pod. Which gates and terms it has decides what the patch
+    /// says: a plain pod's are known, any other is read first, and a plain one too when it has
+    /// changed.
     pub(super) async fn release_pod(
         &self,
         write: &Write,
         pod: &PodTarget,
         pin: Option<&NodeName>,
+        plain: bool,
         deadline: Instant,
     ) -> WriteOutcome {
         let mut attempts = self.attempts(write, deadline);
+        if plain {
+            let patch = write::release_plain_pod_patch(pod, pin);
+            match attempts.send(&Request::patch(pod_path(pod), patch)).await {
+                Tried::Done(_) => return WriteOutcome::Done(None),
+                Tried::NotFound => return WriteOutcome::Gone,
+                Tried::Over(outcome) => return outcome,
+                Tried::Conflict { .. } => {}
+                Tried::Doubt => attempts.pause().await,
+            }
+        }
         for _ in 0..=CONFLICTS_MAX {
             let found = match attempts.read_pod(pod).await {
                 Ok(found) => found,

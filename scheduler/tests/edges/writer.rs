@@ -328,6 +328,12 @@ async fn t23_pod_recreated_under_its_name_is_left_alone() {
         WriteKind::ReleasePod {
             pod: target(),
             pin: None,
+            plain: false,
+        },
+        WriteKind::ReleasePod {
+            pod: target(),
+            pin: None,
+            plain: true,
         },
         WriteKind::DeletePod { pod: target() },
         WriteKind::WakePod {
@@ -360,6 +366,7 @@ async fn t40_release_takes_only_our_gate_and_is_done_when_it_is_off() {
     let release = || WriteKind::ReleasePod {
         pod: target(),
         pin: Some("n1".into()),
+        plain: false,
     };
     assert_eq!(outcome(&standin, release()).await, WriteOutcome::Done(None));
     let off = Standin::new(|call| {
@@ -367,6 +374,45 @@ async fn t40_release_takes_only_our_gate_and_is_done_when_it_is_off() {
         pod("10", json!({"schedulingGates": [{"name": "x"}]}))
     });
     assert_eq!(outcome(&off, release()).await, WriteOutcome::Done(None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn plain_pod_is_released_without_being_read_unless_it_has_changed() {
+    let release = || WriteKind::ReleasePod {
+        pod: target(),
+        pin: Some("n1".into()),
+        plain: true,
+    };
+    let terms = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
+    let pin =
+        json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}]);
+    let plain = Standin::new({
+        let pin = pin.clone();
+        move |call| {
+            assert_eq!(call.line(), format!("PATCH {POD}"));
+            assert_eq!(call.body["spec"]["schedulingGates"], json!([]));
+            assert_eq!(call.body.pointer(terms), Some(&pin));
+            assert_eq!(call.body["metadata"]["uid"], "u1");
+            assert_eq!(call.body["metadata"]["resourceVersion"], "9");
+            ok(json!({}))
+        }
+    });
+    assert_eq!(outcome(&plain, release()).await, WriteOutcome::Done(None));
+    // Somebody put a gate of his own on it meanwhile: that one stays.
+    let changed = scripted(|line, _, call| {
+        if line.starts_with("GET") {
+            return pod(
+                "10",
+                json!({"schedulingGates": [{"name": "muster.dev/gang"}, {"name": "x"}]}),
+            );
+        }
+        if call.body["metadata"]["resourceVersion"] == "9" {
+            return status(409, "Conflict");
+        }
+        assert_eq!(call.body["spec"]["schedulingGates"], json!([{"name": "x"}]));
+        ok(json!({}))
+    });
+    assert_eq!(outcome(&changed, release()).await, WriteOutcome::Done(None));
 }
 
 #[tokio::test(start_paused = true)]

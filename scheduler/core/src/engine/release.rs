@@ -303,7 +303,11 @@ impl Engine {
                 self.delete_pod(&gang.key, &uid, Some(id.clone()), now);
             } else if pod.gated {
                 let pin = pod.controlled.then_some(node);
-                let what = WriteKind::ReleasePod { pod: target, pin };
+                let what = WriteKind::ReleasePod {
+                    pod: target,
+                    pin,
+                    plain: !pod.gated_by_others && pod.shape.required_affinity.is_none(),
+                };
                 slot.release =
                     Step::InFlight(self.write(&gang.key, Some(id.clone()), purpose, what));
             } else if refused {

@@ -550,7 +550,7 @@ impl World {
             WriteKind::ChangeJob { job, change } => {
                 self.change_job(&write.gang, &job.resource_version, change, version)
             }
-            WriteKind::ReleasePod { pod, pin } => self.on_pod(&pod.uid, |pod| {
+            WriteKind::ReleasePod { pod, pin, .. } => self.on_pod(&pod.uid, |pod| {
                 pod.gated = false;
                 if let Some(pin) = pin {
                     let mut shape = (*pod.shape).clone();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   CreateRecord ─> gang_object      PutStatus ─> status
-//!   ChangeJob ────> job_patch        ReleasePod ─> release_pod_patch
+//!   ChangeJob ────> job_patch        ReleasePod ─> release_pod_patch, release_plain_pod_patch
 //!   WakePod ──────> wake_pod_patch   StampPod ──> stamp_pod_patch      Bind ─> binding
 //! ```
 //!
@@ -15,7 +15,9 @@ mod pod;
 
 pub use gang::{gang_object, own, status};
 pub use job::job_patch;
-pub use pod::{binding, release_pod_patch, stamp_pod_patch, wake_pod_patch};
+pub use pod::{
+    binding, release_plain_pod_patch, release_pod_patch, stamp_pod_patch, wake_pod_patch,
+};
 
 #[cfg(test)]
 mod tests;

@@ -42,6 +42,20 @@ pub fn release_pod_patch(pod: &LitePod, pin: Option<&NodeName>) -> Value {
     })
 }
 
+/// The same for a pod of which it is known that our gate is its only one and that it has no required
+/// node affinity. UID and resourceVersion of `pod` are preconditions: they keep that true.
+pub fn release_plain_pod_patch(pod: &PodTarget, pin: Option<&NodeName>) -> Value {
+    let plain = LitePod {
+        metadata: ObjectMeta {
+            uid: Some(pod.uid.as_str().to_owned()),
+            resource_version: Some(pod.resource_version.as_str().to_owned()),
+            ..ObjectMeta::default()
+        },
+        ..LitePod::default()
+    };
+    release_pod_patch(&plain, pin)
+}
+
 fn pinned_terms(pod: &LitePod, node: &str) -> Vec<LiteTerm> {
     let pin = LiteRequirement {
         key: names::NODE_NAME_FIELD.to_owned(),
