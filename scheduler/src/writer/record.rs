@@ -70,7 +70,10 @@ impl Writer {
             {
                 Tried::Done(value) => {
                     return match parse(value) {
-                        Ok((_, record)) => WriteOutcome::Done(Some(record)),
+                        Ok((gang, record)) => {
+                            self.remember(namespace, &object, gang.status);
+                            WriteOutcome::Done(Some(record))
+                        }
                         Err(outcome) => outcome,
                     };
                 }
