@@ -182,7 +182,7 @@ impl Serve {
             None => Config::default(),
         };
         let doors = self.doors(&config)?;
-        let clients = clients(self.kubeconfig.as_deref()).await?;
+        let clients = clients(self.kubeconfig.as_deref(), config.writes.in_flight_max).await?;
         let identity = self.identity.clone().unwrap_or_else(identity);
         let seed = identity
             .bytes()
@@ -265,9 +265,9 @@ pub fn install_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// Clients that do not retry by themselves, from a kubeconfig file or the Pod's account.
-async fn clients(kubeconfig: Option<&Path>) -> anyhow::Result<Clients> {
-    let mut config = match kubeconfig {
+/// Clients from a kubeconfig file or the Pod's account.
+async fn clients(kubeconfig: Option<&Path>, writes_max: usize) -> anyhow::Result<Clients> {
+    let config = match kubeconfig {
         Some(file) => {
             let read = kube::config::Kubeconfig::read_from(file)
                 .with_context(|| format!("kubeconfig {}", file.display()))?;
@@ -278,15 +278,7 @@ async fn clients(kubeconfig: Option<&Path>) -> anyhow::Result<Clients> {
         }
         None => kube::Config::incluster().context("no --kubeconfig and no service account")?,
     };
-    config.default_retry = false;
-    config.connect_timeout = Some(std::time::Duration::from_secs(5));
-    // One connection pool each: a flood of writes must not hold up watches or the lease.
-    let client = || kube::Client::try_from(config.clone()).context("kubernetes client");
-    Ok(Clients {
-        watch: client()?,
-        write: client()?,
-        lease: client()?,
-    })
+    crate::client::clients(config, writes_max)
 }
 
 fn identity() -> String {

@@ -17,6 +17,7 @@ pub mod announce;
 pub mod api;
 pub mod binds;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod cycle;
