@@ -7,13 +7,16 @@
 //!                                                          └──> announcer (Announce)
 //! ```
 //!
-//! A burst of events leads to one decision. The cycle never waits for an action to be carried out:
+//! A burst of events leads to one decision: after each, the cycle rests for a few times as long as it
+//! took, so that a gang of hundreds whose members come one by one is looked at a few hundred times a
+//! second, and a gang that comes alone at once. The cycle never waits for an action to be carried out:
 //! writes that the writer has no room for are kept here, and the engine bounds how many there can
 //! be. It sleeps until an event comes or the engine's next deadline passes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use muster_core::action::{Action, Announcement, Write, WriteKind};
@@ -24,6 +27,7 @@ use muster_core::record::{GangRecord, Phase};
 use muster_core::time::{Millis, Timestamp};
 use muster_core::view::View;
 use tokio::sync::{mpsc, watch as signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::binds::Binds;
@@ -34,6 +38,10 @@ use crate::metrics::Metrics;
 /// Events taken in before the engine decides. Bounds how long a decision waits in a burst; large
 /// enough that the first LIST of a big cluster takes few decisions.
 const BATCH_MAX: usize = 1024;
+/// Rest after a decision, in times of what it took: deciding takes at most a tenth of a processor.
+const REST: u32 = 9;
+/// Longest rest.
+const REST_MAX: Duration = Duration::from_millis(20);
 /// How often the engine's invariants are checked: a walk over all gangs and nodes.
 const AUDIT_EVERY: Millis = Millis::from_secs(15);
 
@@ -80,7 +88,7 @@ impl Cycle {
     pub async fn run(mut self, stop: CancellationToken) -> CycleEnd {
         let mut backlog: VecDeque<Write> = VecDeque::new();
         let mut gangs = GangStates::default();
-        self.settle(&mut backlog, &mut gangs);
+        let mut rested = self.settle(&mut backlog, &mut gangs);
         loop {
             let deadline = self.engine.next_deadline();
             let first = tokio::select! {
@@ -93,14 +101,17 @@ impl Cycle {
                     }
                     continue;
                 }
-                event = self.outbox.wait() => event,
-                () = sleep_until(self.clock, deadline) => Some(Event::Tick),
+                () = tokio::time::sleep_until(rested), if Instant::now() < rested => continue,
+                event = self.outbox.wait(), if Instant::now() >= rested => event,
+                () = sleep_until(self.clock, deadline), if Instant::now() >= rested => {
+                    Some(Event::Tick)
+                }
             };
             let Some(first) = first else {
                 return CycleEnd::Stopped;
             };
             let lost = self.take_batch(first, &mut gangs);
-            self.settle(&mut backlog, &mut gangs);
+            rested = self.settle(&mut backlog, &mut gangs);
             if lost {
                 return CycleEnd::LeadershipLost;
             }
@@ -142,9 +153,10 @@ impl Cycle {
         self.engine.handle(event, now);
     }
 
-    /// Lets the engine decide, sends its actions on their way and publishes its picture.
-    fn settle(&mut self, backlog: &mut VecDeque<Write>, gangs: &mut GangStates) {
-        let started = tokio::time::Instant::now();
+    /// Lets the engine decide, sends its actions on their way and publishes its picture. Returns when
+    /// the next decision may be made.
+    fn settle(&mut self, backlog: &mut VecDeque<Write>, gangs: &mut GangStates) -> Instant {
+        let started = Instant::now();
         self.engine.decide(self.clock.now());
         self.view.store(self.engine.view());
         self.published.store(self.clock.now().0, Ordering::Relaxed);
@@ -176,8 +188,10 @@ impl Cycle {
                 }
             }
         }
-        self.metrics.decided(started.elapsed(), backlog.len());
+        let took = started.elapsed();
+        self.metrics.decided(took, backlog.len());
         self.audit();
+        Instant::now() + took.saturating_mul(REST).min(REST_MAX)
     }
 }
 
