@@ -1,8 +1,10 @@
 //! What readers see: an unchanging picture, published after each batch of events. Filter and
 //! Preempt are answered from it alone, without waiting for planning.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 
 use crate::ids::{Epoch, GangKey, NodeName, PlanId, PodUid, RoleName};
 use crate::pod::Membership;
@@ -55,7 +57,8 @@ pub enum FilterAnswer {
     Later(&'static str),
 }
 
-/// The published picture.
+/// The published picture. Its collections share what has not changed with the picture before, so
+/// that publishing costs by what changed and not by the size of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
     /// This replica leads.
@@ -65,11 +68,11 @@ pub struct View {
     /// Epoch of the leadership.
     pub epoch: Epoch,
     /// Every gang.
-    pub gangs: Arc<BTreeMap<GangKey, Arc<GangView>>>,
+    pub gangs: RedBlackTreeMapSync<GangKey, Arc<GangView>>,
     /// Free on each node after pods and reservations.
-    pub free: Arc<BTreeMap<NodeName, Arc<Resources>>>,
+    pub free: RedBlackTreeMapSync<NodeName, Arc<Resources>>,
     /// Pods that belong to gangs and are bound: never victims of a preemption by kube-scheduler.
-    pub protected: Arc<BTreeSet<PodUid>>,
+    pub protected: RedBlackTreeSetSync<PodUid>,
 }
 
 impl View {

@@ -1,6 +1,6 @@
 //! The extender's verbs, in process.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,12 +48,11 @@ pub fn view() -> View {
         leading: true,
         synced: true,
         epoch: Epoch(1),
-        gangs: Arc::new(BTreeMap::from([(
-            GangKey::labelled("ns", "g"),
-            Arc::new(gang),
-        )])),
-        free: Arc::new(BTreeMap::from([("n1".into(), Arc::new(room))])),
-        protected: Arc::new(BTreeSet::from(["held".into()])),
+        gangs: [(GangKey::labelled("ns", "g"), Arc::new(gang))]
+            .into_iter()
+            .collect(),
+        free: [("n1".into(), Arc::new(room))].into_iter().collect(),
+        protected: ["held".into()].into_iter().collect(),
     }
 }
 

@@ -114,7 +114,7 @@ async fn f41_node_that_vanished_while_the_watch_was_cut_is_gone_from_the_view() 
     });
     let mut scheduler = start(&standin);
     until(|| scheduler.view().leading && scheduler.view().synced).await;
-    until(|| scheduler.view().free.len() == 1).await;
+    until(|| scheduler.view().free.size() == 1).await;
     assert!(scheduler.view().free.contains_key("b"));
     assert_eq!(page(&scheduler, "/readyz").await, (200, "ready\n".into()));
     scheduler.stop().await;

@@ -462,13 +462,13 @@ impl Engine {
                 .capacity(name, &self.inventory, &self.config, now)
                 .map(Arc::new);
             grew |= self.has_grown(name, capacity.as_deref());
-            let free = Arc::make_mut(&mut Arc::make_mut(&mut self.view).free);
+            let free = &mut Arc::make_mut(&mut self.view).free;
             match &capacity {
                 Some(capacity) => {
-                    free.insert(name.clone(), Arc::new(capacity.free.clone()));
+                    free.insert_mut(name.clone(), Arc::new(capacity.free.clone()));
                 }
                 None => {
-                    free.remove(name);
+                    free.remove_mut(name);
                 }
             }
             let found = self

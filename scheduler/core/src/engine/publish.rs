@@ -38,21 +38,19 @@ impl Engine {
             return;
         }
         let view = Arc::make_mut(&mut self.view);
-        if !changed.is_empty() {
-            let gangs = Arc::make_mut(&mut view.gangs);
-            for (key, view) in changed {
-                match view {
-                    Some(view) => gangs.insert(key, Arc::new(view)),
-                    None => gangs.remove(&key),
-                };
+        for (key, gang) in changed {
+            match gang {
+                Some(gang) => view.gangs.insert_mut(key, Arc::new(gang)),
+                None => {
+                    view.gangs.remove_mut(&key);
+                }
             }
         }
-        if !protect.is_empty() || !gone.is_empty() {
-            let protected = Arc::make_mut(&mut view.protected);
-            for uid in gone {
-                protected.remove(&uid);
-            }
-            protected.extend(protect);
+        for uid in gone {
+            view.protected.remove_mut(&uid);
+        }
+        for uid in protect {
+            view.protected.insert_mut(uid);
         }
     }
 }
