@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::doubt::newest;
-use super::gang::Gang;
+use super::gang::{Gang, Record};
 use super::members::LOST_SLOT;
 use super::{BindPurpose, Engine, LooseBind, Purpose};
 use crate::action::WriteKind;
@@ -62,9 +62,15 @@ impl Engine {
                 Some(key) => arrived.entry(key).or_default().push(asked),
             }
         }
-        // One round for each gang, however many of its members have come.
         for (key, asked) in &arrived {
-            self.advance(key, now);
+            // A pod may have been seen a moment ago: it has its place before its Bind is looked at.
+            // Everything else is the round's that follows.
+            self.with_gang(key, |engine, gang| {
+                if !matches!(gang.record, Record::Unreadable(_)) {
+                    engine.adopt(gang, now);
+                    engine.claim_members(gang, now);
+                }
+            });
             self.dirty.insert(key.clone());
             self.arrive(key, asked, now);
         }

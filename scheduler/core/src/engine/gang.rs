@@ -360,17 +360,19 @@ impl Gang {
             Some(MemberSource::Pods) | None
         );
         // A slot that waits for a place is no part of the promise; the others need not wait for it.
-        let placed = plan.slots.values().filter(|slot| slot.node.is_some());
+        let mut placed = plan.slots.iter().filter(|(_, slot)| slot.node.is_some());
+        // Both are in order of role and index. A record in another order was changed by somebody,
+        // and is written again.
         acked.id == plan.id
             && acked.epoch == plan.epoch
-            && acked.slots.len() == placed.count()
             && acked.slots.iter().all(|slot| {
-                plan.slots
-                    .get(&(slot.role.clone(), slot.index))
-                    .is_some_and(|mine| {
-                        mine.node.as_ref() == Some(&slot.node) && (!by_pod || mine.pod == slot.pod)
-                    })
+                placed.next().is_some_and(|((role, index), mine)| {
+                    (role, *index) == (&slot.role, slot.index)
+                        && mine.node.as_ref() == Some(&slot.node)
+                        && (!by_pod || mine.pod == slot.pod)
+                })
             })
+            && placed.next().is_none()
     }
 
     /// Members that the gang has when whole.

@@ -4,7 +4,7 @@
 //! that we gated are let go by one PATCH each. Pods that were there ungated, and were refused
 //! before the plan, are woken once. Nothing is released before the plan is durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::gang::{Gang, Plan, Seat, Step};
@@ -132,22 +132,22 @@ impl Engine {
 
     /// Nodes by role; a role with more of them than the template should carry is not confined.
     fn pins(&self, plan: &Plan) -> BTreeMap<RoleName, Vec<NodeName>> {
-        let mut pins: BTreeMap<RoleName, Vec<NodeName>> = BTreeMap::new();
+        let most = self.config.template_nodes_max;
+        let mut pins: BTreeMap<&RoleName, BTreeSet<&NodeName>> = BTreeMap::new();
         for ((role, _), slot) in &plan.slots {
-            let nodes = pins.entry(role.clone()).or_default();
-            if let Some(node) = &slot.node
-                && !nodes.contains(node)
-            {
-                nodes.push(node.clone());
+            let nodes = pins.entry(role).or_default();
+            // One more than that tells that there are too many.
+            if nodes.len() <= most {
+                nodes.extend(&slot.node);
             }
         }
-        for nodes in pins.values_mut() {
-            nodes.sort();
-            if nodes.len() > self.config.template_nodes_max {
-                nodes.clear();
-            }
-        }
-        pins
+        let confined = |nodes: BTreeSet<&NodeName>| match nodes.len() {
+            count if count > most => Vec::new(),
+            _ => nodes.into_iter().cloned().collect(),
+        };
+        pins.into_iter()
+            .map(|(role, nodes)| (role.clone(), confined(nodes)))
+            .collect()
     }
 
     /// Sends a change of the job, unless one is on its way or the last one has not been seen yet.
