@@ -278,7 +278,7 @@ async fn clients(kubeconfig: Option<&Path>, writes_max: usize) -> anyhow::Result
         }
         None => kube::Config::incluster().context("no --kubeconfig and no service account")?,
     };
-    crate::client::clients(config, writes_max)
+    crate::client::clients(config, writes_max).await
 }
 
 fn identity() -> String {

@@ -23,9 +23,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::extender;
 
-type Ca = CertifiedIssuer<'static, KeyPair>;
+pub type Ca = CertifiedIssuer<'static, KeyPair>;
 
-fn ca() -> Ca {
+pub fn ca() -> Ca {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
@@ -39,7 +39,7 @@ fn leaf(ca: &Ca, name: &str) -> (String, String) {
     (cert.pem(), key.serialize_pem())
 }
 
-fn write_server(directory: &Path, ca: &Ca, clients: &Ca) {
+pub fn write_server(directory: &Path, ca: &Ca, clients: &Ca) {
     let (cert, key) = leaf(ca, "muster.test");
     std::fs::write(directory.join("tls.crt"), cert).unwrap();
     std::fs::write(directory.join("tls.key"), key).unwrap();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 mod agents;
+mod client;
 mod door;
 mod extender;
 mod lease;
