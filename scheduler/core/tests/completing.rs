@@ -255,3 +255,41 @@ fn members_that_have_ended_count_on_after_a_restart_for_those_that_run_or_are_ma
     assert_eq!(world.bound(&key), 2);
     assert!(!was_released(&world), "{:?}", world.announced);
 }
+
+/// Two labelled pods of one controller that ran, of which one has ended well and the other has failed.
+fn one_has_ended_and_one_has_failed() -> (World, GangKey) {
+    let mut world = World::new(2, 8);
+    for name in ["a", "b"] {
+        world.labelled(name, "group", 2, 8, false);
+    }
+    world.settle();
+    for (name, phase) in [("a", PodPhase::Succeeded), ("b", PodPhase::Failed)] {
+        let uid = world.member(name);
+        world.change_pod(&uid, |pod| pod.phase = phase);
+        world.settle();
+    }
+    (world, GangKey::labelled("default", "group"))
+}
+
+#[test]
+fn failed_member_that_its_controller_makes_again_beside_one_that_has_ended_runs() {
+    let (mut world, key) = one_has_ended_and_one_has_failed();
+    world.pass(Millis::from_secs(10));
+    assert_eq!(world.phase(&key), "Repairing MembersLost 1/2");
+    world.labelled("b2", "group", 2, 8, false);
+    world.pass(Millis::from_secs(60));
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    let anew = world.member("b2");
+    assert!(world.pods[&anew].node.is_some());
+}
+
+#[test]
+fn gang_whose_failed_member_stays_away_has_failed_after_a_while() {
+    let (mut world, key) = one_has_ended_and_one_has_failed();
+    world.pass(Millis::from_secs(60));
+    assert!(
+        world.phase(&key).starts_with("Failed"),
+        "{}",
+        world.phase(&key)
+    );
+}
