@@ -579,3 +579,30 @@ fn pod_that_was_not_seen_when_the_others_were_stamped_is_stamped_before_anything
     let stamps: Vec<PodUid> = world.writes.iter().filter_map(stamped).collect();
     assert_eq!(stamps.len(), 2, "each once: {stamps:?}");
 }
+
+#[test]
+fn pod_that_says_itself_that_it_is_stamped_is_stamped_all_the_same_and_once() {
+    let mut world = World::new(1, 8);
+    world.scheduler = false;
+    let uids: Vec<PodUid> = [Some(2), Some(u64::MAX), None]
+        .into_iter()
+        .zip(["now", "later", "never"])
+        .map(|(said, name)| {
+            let uid = world.labelled(name, name, 1, 1, false);
+            world.change_pod(&uid, |pod| pod.stamp = said.map(Epoch));
+            uid
+        })
+        .collect();
+    world.settle();
+    world.restart(2);
+    assert!(world.engine.view().leading);
+    let stamps = world.writes.iter().filter_map(|write| match &write.what {
+        WriteKind::StampPod { pod } => Some((pod.uid.clone(), write.epoch)),
+        _ => None,
+    });
+    let mut stamps: Vec<_> = stamps.collect();
+    stamps.sort();
+    let mut each: Vec<_> = uids.into_iter().map(|uid| (uid, Epoch(2))).collect();
+    each.sort();
+    assert_eq!(stamps, each, "each once");
+}

@@ -80,6 +80,7 @@ impl Engine {
                 // Whoever was given the Lease was answered.
                 self.away_since = None;
                 self.lead = Lead::Fencing;
+                self.stamps.clear();
                 self.restamp.clear();
                 self.fenced.clear();
                 self.fenced_again = false;
