@@ -176,7 +176,7 @@ impl Engine {
             return;
         }
         if let Some(record) = &pod.record {
-            self.note_plan_id(&record.plan);
+            self.note_plan_id_of_pod(&record.plan);
         }
         let void = self.loose.get_mut(&pod.uid).is_some_and(|loose| {
             loose.note_version(&pod.resource_version);

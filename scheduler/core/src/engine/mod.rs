@@ -62,6 +62,9 @@ const AGE_CHECK: Millis = Millis(1000);
 /// Silence after which the devices of a node that does not exist any more are forgotten.
 const FORGET_NODE: Millis = Millis::from_secs(600);
 
+/// Plans that one scheduler makes at most: more than a thousand a second for a hundred years.
+const PLANS_MAX: u64 = 1 << 42;
+
 /// Rounds of consequences within one decision.
 const ROUNDS_MAX: usize = 4;
 
@@ -358,6 +361,16 @@ impl Engine {
             .and_then(|(_, number)| number.parse::<u64>().ok());
         if let Some(number) = number {
             self.next_plan = self.next_plan.max(number.saturating_add(1));
+        }
+    }
+
+    /// The same for an id that a pod shows. Its user may have written it: a number that no scheduler
+    /// comes to would leave none for the plans that follow.
+    fn note_plan_id_of_pod(&mut self, id: &PlanId) {
+        let number = id.as_str().rsplit_once('-').map(|(_, number)| number);
+        let sane = |number: &str| number.parse::<u64>().is_ok_and(|number| number < PLANS_MAX);
+        if number.is_some_and(sane) {
+            self.note_plan_id(id);
         }
     }
 
