@@ -6,8 +6,9 @@ mod world;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use muster_core::event::Event;
 use muster_core::ids::{GangKey, NodeName};
-use muster_core::interpod::{HOSTNAME, InterPodKind, InterPodRule};
+use muster_core::interpod::{HOSTNAME, InterPodKind, InterPodRule, Spread};
 use muster_core::node::{Requirement, SelectorOperator};
 use muster_core::pod::PodShape;
 use muster_core::workload::Hold;
@@ -92,4 +93,71 @@ fn pods_without_a_job_are_kept_apart_by_their_own_labels() {
     assert_eq!(world.phase(&key), "Running AllBound 2/2");
     let distinct: BTreeSet<NodeName> = nodes(&world).into_iter().collect();
     assert_eq!(distinct.len(), 2);
+}
+
+/// One GPU, and at most one member more in a zone than in the one with the fewest.
+fn spread_over_zones() -> Arc<PodShape> {
+    let mut shape = (*apart()).clone();
+    let rule = shape.between_pods.pop_first().unwrap();
+    shape.between_pods.insert(InterPodRule {
+        kind: InterPodKind::Spread(Spread {
+            skew_max: 1,
+            domains_min: 1,
+            ignores_affinity: false,
+            honors_taints: false,
+        }),
+        topology: "zone".into(),
+        ..rule
+    });
+    Arc::new(shape)
+}
+
+/// Two zones of one node each, of which the second is cordoned.
+fn second_zone_is_cordoned() -> World {
+    let mut world = World::new(2, 8);
+    for (name, zone) in [("n0", "a"), ("n1", "b")] {
+        world.change_node(name, |node| {
+            node.labels.insert("zone".into(), zone.into());
+            node.unschedulable = zone == "b";
+        });
+    }
+    world
+}
+
+fn remove_node(world: &mut World, name: &str) {
+    world.nodes.remove(name);
+    world.tell(Event::NodeRemoved(name.into()));
+    world.settle();
+}
+
+#[test]
+fn spread_gang_that_waits_for_a_cordoned_zone_starts_when_the_zone_is_gone() {
+    let mut world = second_zone_is_cordoned();
+    let key = world.submit("train", &[("Worker", 3, spread_over_zones())], Hold::Held);
+    world.settle();
+    assert!(
+        world.phase(&key).starts_with("Waiting"),
+        "{}",
+        world.phase(&key)
+    );
+    remove_node(&mut world, "n1");
+    assert_eq!(world.phase(&key), "Running AllBound 3/3");
+}
+
+#[test]
+fn spread_pods_that_wait_for_a_cordoned_zone_start_when_the_zone_is_gone() {
+    let mut world = second_zone_is_cordoned();
+    for name in ["a", "b", "c"] {
+        let uid = world.labelled(name, "group", 3, 1, true);
+        world.change_pod(&uid, |pod| pod.shape = spread_over_zones());
+    }
+    world.settle();
+    let key = GangKey::labelled("default", "group");
+    assert!(
+        world.phase(&key).starts_with("Waiting"),
+        "{}",
+        world.phase(&key)
+    );
+    remove_node(&mut world, "n1");
+    assert_eq!(world.phase(&key), "Running AllBound 3/3");
 }

@@ -196,3 +196,100 @@ fn gang_whose_last_pod_is_deleted_for_good_has_ended_after_a_while() {
         world.phase(&key)
     );
 }
+
+/// Four labelled pods that ran, of which two have ended and are gone.
+fn two_of_four_have_ended_and_are_gone() -> (World, GangKey) {
+    let mut world = World::new(4, 8);
+    for name in ["a", "b", "c", "d"] {
+        world.labelled(name, "group", 4, 8, false);
+    }
+    world.settle();
+    for name in ["a", "b"] {
+        let uid = world.member(name);
+        world.change_pod(&uid, |pod| pod.phase = PodPhase::Succeeded);
+        world.settle();
+        world.delete_pod(&uid);
+        world.settle();
+    }
+    let key = GangKey::labelled("default", "group");
+    assert_eq!(world.phase(&key), "Running AllBound 4/4");
+    (world, key)
+}
+
+#[test]
+fn members_that_have_ended_do_not_stand_for_those_of_another_run_after_a_restart() {
+    let (mut world, key) = two_of_four_have_ended_and_are_gone();
+    for name in ["c", "d"] {
+        let uid = world.member(name);
+        world.delete_pod(&uid);
+    }
+    for name in ["a2", "b2", "c2", "d2"] {
+        world.labelled(name, "group", 4, 8, false);
+    }
+    for name in ["n2", "n3"] {
+        world.change_node(name, |node| node.unschedulable = true);
+    }
+    world.restart(2);
+    world.pass(Millis::from_secs(60));
+    assert_eq!(world.bound(&key), 0, "room for two: {}", world.phase(&key));
+    assert!(
+        world.phase(&key).starts_with("Waiting"),
+        "{}",
+        world.phase(&key)
+    );
+    cordon(&mut world, false);
+    world.pass(Millis::from_secs(60));
+    assert_eq!(world.phase(&key), "Running AllBound 4/4");
+    assert_eq!(world.bound(&key), 4);
+}
+
+#[test]
+fn members_that_have_ended_count_on_after_a_restart_for_those_that_run_or_are_made_again() {
+    let (mut world, key) = two_of_four_have_ended_and_are_gone();
+    let lost = world.member("d");
+    world.delete_pod(&lost);
+    world.labelled("d2", "group", 4, 8, false);
+    world.restart(2);
+    world.pass(Millis::from_secs(60));
+    assert_eq!(world.phase(&key), "Running AllBound 4/4");
+    assert_eq!(world.bound(&key), 2);
+    assert!(!was_released(&world), "{:?}", world.announced);
+}
+
+/// Two labelled pods of one controller that ran, of which one has ended well and the other has failed.
+fn one_has_ended_and_one_has_failed() -> (World, GangKey) {
+    let mut world = World::new(2, 8);
+    for name in ["a", "b"] {
+        world.labelled(name, "group", 2, 8, false);
+    }
+    world.settle();
+    for (name, phase) in [("a", PodPhase::Succeeded), ("b", PodPhase::Failed)] {
+        let uid = world.member(name);
+        world.change_pod(&uid, |pod| pod.phase = phase);
+        world.settle();
+    }
+    (world, GangKey::labelled("default", "group"))
+}
+
+#[test]
+fn failed_member_that_its_controller_makes_again_beside_one_that_has_ended_runs() {
+    let (mut world, key) = one_has_ended_and_one_has_failed();
+    world.pass(Millis::from_secs(10));
+    assert_eq!(world.phase(&key), "Repairing MembersLost 1/2");
+    world.labelled("b2", "group", 2, 8, false);
+    world.pass(Millis::from_secs(60));
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    let anew = world.member("b2");
+    assert!(world.pods[&anew].node.is_some());
+}
+
+#[test]
+fn gang_whose_failed_member_stays_away_has_failed_after_a_while() {
+    let (mut world, key) = one_has_ended_and_one_has_failed();
+    world.pass(Millis::from_secs(60));
+    assert!(
+        world.phase(&key).starts_with("Failed"),
+        "{}",
+        world.phase(&key)
+    );
+}

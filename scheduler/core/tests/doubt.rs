@@ -11,7 +11,7 @@ use std::sync::Arc;
 use muster_core::action::{Action, JobChange, WriteKind};
 use muster_core::event::{BindAsked, Event, Ticket, WriteOutcome};
 use muster_core::ids::{Epoch, GangKey, PodUid, ResourceVersion};
-use muster_core::pod::{Membership, MembershipSource, PodPhase};
+use muster_core::pod::{BindRecord, Membership, MembershipSource, PodPhase};
 use muster_core::record::Phase;
 use muster_core::time::Millis;
 use muster_core::workload::{Hold, MemberSource};
@@ -262,6 +262,34 @@ fn plan_ids_go_on_from_those_that_were_seen_in_the_same_epoch() {
         record.plan.clone().unwrap().unwrap().id
     };
     assert_ne!(id(&first), id(&second));
+}
+
+#[test]
+fn plan_id_that_a_user_writes_on_a_pod_does_not_use_the_numbers_up() {
+    let mut world = World::new(4, 8);
+    for said in ["e1-18446744073709551615", "e1-18446744073709551614"] {
+        let uid = world.pod("own", None, gpus(0));
+        world.change_pod(&uid, |pod| {
+            pod.node = Some("n3".into());
+            pod.record = Some(BindRecord {
+                plan: said.into(),
+                epoch: Epoch(1),
+                devices: Vec::new(),
+            });
+        });
+    }
+    world.settle();
+    world.restart(1);
+    let keys = ["first", "second"].map(|name| {
+        let key = world.submit(name, &[("Worker", 1, gpus(8))], Hold::Held);
+        world.settle();
+        key
+    });
+    let id = |key: &GangKey| {
+        let record = &world.gangs[key].record;
+        record.plan.clone().unwrap().unwrap().id
+    };
+    assert_eq!(keys.each_ref().map(id), ["e1-1".into(), "e1-2".into()]);
 }
 
 #[test]
@@ -578,4 +606,31 @@ fn pod_that_was_not_seen_when_the_others_were_stamped_is_stamped_before_anything
     };
     let stamps: Vec<PodUid> = world.writes.iter().filter_map(stamped).collect();
     assert_eq!(stamps.len(), 2, "each once: {stamps:?}");
+}
+
+#[test]
+fn pod_that_says_itself_that_it_is_stamped_is_stamped_all_the_same_and_once() {
+    let mut world = World::new(1, 8);
+    world.scheduler = false;
+    let uids: Vec<PodUid> = [Some(2), Some(u64::MAX), None]
+        .into_iter()
+        .zip(["now", "later", "never"])
+        .map(|(said, name)| {
+            let uid = world.labelled(name, name, 1, 1, false);
+            world.change_pod(&uid, |pod| pod.stamp = said.map(Epoch));
+            uid
+        })
+        .collect();
+    world.settle();
+    world.restart(2);
+    assert!(world.engine.view().leading);
+    let stamps = world.writes.iter().filter_map(|write| match &write.what {
+        WriteKind::StampPod { pod } => Some((pod.uid.clone(), write.epoch)),
+        _ => None,
+    });
+    let mut stamps: Vec<_> = stamps.collect();
+    stamps.sort();
+    let mut each: Vec<_> = uids.into_iter().map(|uid| (uid, Epoch(2))).collect();
+    each.sort();
+    assert_eq!(stamps, each, "each once");
 }

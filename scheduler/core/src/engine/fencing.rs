@@ -2,6 +2,8 @@
 //! then listed afresh. A Binding of an earlier leader cites an older version of its pod and is void;
 //! what it has bound until then, the LIST shows.
 
+use std::collections::BTreeSet;
+
 use super::{Engine, Lead, Purpose};
 use crate::action::{Action, WriteKind};
 use crate::event::{WriteId, WriteOutcome};
@@ -44,16 +46,24 @@ impl Engine {
         self.dirty_all();
     }
 
+    /// Stamps what is not bound and has not been stamped in this leadership yet. Only the answer to a
+    /// stamp tells that: whatever a pod says of itself, its user may have written.
     fn stamp_unbound(&mut self) {
+        let under_way: BTreeSet<&PodUid> = self
+            .stamps
+            .iter()
+            .filter_map(|id| match self.in_flight.get(id) {
+                Some(Purpose::Stamp(uid)) => Some(uid),
+                _ => None,
+            })
+            .chain(&self.restamp)
+            .chain(&self.fenced)
+            .collect();
         let targets: Vec<PodUid> = self
             .pods
             .values()
-            .filter(|pod| {
-                pod.node.is_none()
-                    && pod.is_alive()
-                    && pod.stamp.is_none_or(|stamp| stamp < self.epoch)
-            })
-            .filter(|pod| !self.fenced.contains(&pod.uid))
+            .filter(|pod| pod.node.is_none() && pod.is_alive())
+            .filter(|pod| !under_way.contains(&pod.uid))
             .map(|pod| pod.uid.clone())
             .collect();
         for uid in targets {

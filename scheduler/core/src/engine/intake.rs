@@ -80,6 +80,7 @@ impl Engine {
                 // Whoever was given the Lease was answered.
                 self.away_since = None;
                 self.lead = Lead::Fencing;
+                self.stamps.clear();
                 self.restamp.clear();
                 self.fenced.clear();
                 self.fenced_again = false;
@@ -175,7 +176,7 @@ impl Engine {
             return;
         }
         if let Some(record) = &pod.record {
-            self.note_plan_id(&record.plan);
+            self.note_plan_id_of_pod(&record.plan);
         }
         let void = self.loose.get_mut(&pod.uid).is_some_and(|loose| {
             loose.note_version(&pod.resource_version);

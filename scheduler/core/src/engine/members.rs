@@ -31,7 +31,7 @@ impl Engine {
         let Some(record) = gang.recovered.take() else {
             return;
         };
-        if gang.plan.is_some() || record.slots.is_empty() {
+        if gang.plan.is_some() || record.slots.is_empty() || self.is_of_another_run(gang, &record) {
             return;
         }
         let stated = self.minimum_of(gang);
@@ -68,6 +68,29 @@ impl Engine {
             plan.epoch = record.epoch;
         }
         gang.plan = Some(plan);
+    }
+
+    /// Whether nothing shows that the pods of a gang without a job are the run that a plan was made
+    /// for. All that is left of it then are members that have ended, and whoever comes under the same
+    /// label is a gang anew: it shall not start in part on their account.
+    fn is_of_another_run(&self, gang: &Gang, record: &PlanRecord) -> bool {
+        if gang.is_job() || !record.slots.iter().any(|slot| slot.ended) {
+            return false;
+        }
+        let is_named = |pod: &Pod| {
+            let mut slots = record.slots.iter();
+            slots.any(|slot| slot.pod.as_ref() == Some(&pod.uid))
+        };
+        let was_bound_by_it = |pod: &Pod| {
+            let bound = pod.record.as_ref().filter(|_| pod.node.is_some());
+            bound.is_some_and(|bound| bound.plan == record.id)
+        };
+        !gang
+            .pods
+            .iter()
+            .filter_map(|uid| self.pods.get(uid))
+            .filter(|pod| pod.is_alive() || pod.phase == PodPhase::Succeeded)
+            .any(|pod| is_named(pod) || was_bound_by_it(pod))
     }
 
     /// Members that must run together, as the job, the PodGroup or the pods say it.

@@ -40,13 +40,14 @@ use crate::action::{Action, PodTarget, Write, WriteKind};
 use crate::config::Config;
 use crate::event::{BindAsked, Event, Ticket, WriteId};
 use crate::ids::{Epoch, GangKey, NodeName, PlanId, PodUid, ResourceVersion};
+use crate::interpod::InterPodKind;
 use crate::inventory::Inventory;
 use crate::ledger::Ledger;
-use crate::pod::Pod;
+use crate::pod::{Pod, PodShape};
 use crate::snapshot::{Eligibility, NodeCapacity, Snapshot};
 use crate::time::{Millis, Timestamp};
 use crate::view::View;
-use crate::workload::Workload;
+use crate::workload::{MemberSource, Workload};
 
 pub use audit::{AUDITED, Violation};
 use gang::{Gang, Seat};
@@ -61,6 +62,9 @@ const AGE_CHECK: Millis = Millis(1000);
 
 /// Silence after which the devices of a node that does not exist any more are forgotten.
 const FORGET_NODE: Millis = Millis::from_secs(600);
+
+/// Plans that one scheduler makes at most: more than a thousand a second for a hundred years.
+const PLANS_MAX: u64 = 1 << 42;
 
 /// Rounds of consequences within one decision.
 const ROUNDS_MAX: usize = 4;
@@ -361,6 +365,16 @@ impl Engine {
         }
     }
 
+    /// The same for an id that a pod shows. Its user may have written it: a number that no scheduler
+    /// comes to would leave none for the plans that follow.
+    fn note_plan_id_of_pod(&mut self, id: &PlanId) {
+        let number = id.as_str().rsplit_once('-').map(|(_, number)| number);
+        let sane = |number: &str| number.parse::<u64>().is_ok_and(|number| number < PLANS_MAX);
+        if number.is_some_and(sane) {
+            self.note_plan_id(id);
+        }
+    }
+
     /// Answers a Bind of a pod that is bound to `node`, or gone.
     fn answer_bound(&mut self, ticket: Ticket, node: Option<&NodeName>) {
         let asked = self.tickets.get(&ticket).map(|asked| asked.node.clone());
@@ -455,7 +469,7 @@ impl Engine {
             return;
         }
         let nodes = std::mem::take(&mut self.dirty_nodes);
-        let mut grew = false;
+        let (mut grew, mut lost) = (false, false);
         for name in &nodes {
             let capacity = self
                 .ledger
@@ -482,13 +496,15 @@ impl Engine {
                     }
                 }
                 (Ok(at), None) => {
+                    lost = true;
                     self.snapshot.nodes.remove(at);
                 }
                 (Err(at), Some(capacity)) => self.snapshot.nodes.insert(at, capacity),
                 (Err(_), None) => {}
             }
         }
-        if grew {
+        // Of a node less only a spread gains: what it takes depends on the domain with the fewest.
+        if grew || (lost && self.awaits_spread()) {
             self.revision = self.revision.saturating_add(1);
         }
     }
@@ -513,6 +529,26 @@ impl Engine {
                 || before.node.allocatable != now.node.allocatable
                 || before.ports.len() > now.ports.len()
         })
+    }
+
+    /// Whether a gang that waits has members with a topology spread.
+    fn awaits_spread(&self) -> bool {
+        let is_spread = |shape: &PodShape| {
+            let mut rules = shape.between_pods.iter();
+            rules.any(|rule| matches!(rule.kind, InterPodKind::Spread(_)))
+        };
+        self.queue
+            .iter()
+            .filter_map(|(key, _)| self.gangs.get(key))
+            .any(|gang| {
+                let by_template = match gang.workload.as_ref().map(|workload| &workload.members) {
+                    Some(MemberSource::Roles(roles)) => {
+                        roles.iter().any(|role| is_spread(&role.shape))
+                    }
+                    _ => false,
+                };
+                by_template || self.alive(gang).any(|pod| is_spread(&pod.shape))
+            })
     }
 
     /// Runs `f` on a gang that is taken out of the map, so that it may use the rest of the engine.

@@ -143,11 +143,11 @@ impl Engine {
                 PodPhase::Pending | PodPhase::Running => return None,
             }
         }
-        (outcome == Outcome::Failed || !self.awaits_lost(gang)).then_some(outcome)
+        (!self.awaits_lost(gang)).then_some(outcome)
     }
 
-    /// Whether a member was lost without which the gang is not whole: those that are left have ended,
-    /// and it may be on its way back.
+    /// Whether a member was lost, or failed, without which the gang is not whole: others have ended
+    /// well, and it may be on its way back. Where none has, whoever comes back is a gang anew.
     fn awaits_lost(&self, gang: &Gang) -> bool {
         let Some(plan) = gang.plan.as_ref().filter(|plan| plan.open) else {
             return false;
@@ -157,7 +157,7 @@ impl Engine {
             slot.done || pod.is_some_and(|pod| pod.phase == PodPhase::Succeeded)
         };
         let ended = plan.slots.values().filter(has_ended).count();
-        u32::try_from(ended).is_ok_and(|ended| ended < plan.minimum)
+        u32::try_from(ended).is_ok_and(|ended| ended > 0 && ended < plan.minimum)
     }
 
     fn leftovers(&self, gang: &Gang) -> Reason {
