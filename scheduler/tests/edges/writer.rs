@@ -379,7 +379,10 @@ async fn t40_release_takes_only_our_gate_and_is_done_when_it_is_off() {
 #[tokio::test(start_paused = true)]
 async fn plain_pod_is_released_without_being_read_unless_it_has_changed() {
     let release = || WriteKind::ReleasePod {
-        pod: target(),
+        pod: PodTarget {
+            resource_version: "9".into(),
+            ..target()
+        },
         pin: Some("n1".into()),
         plain: true,
     };
