@@ -167,6 +167,10 @@ mod tests {
     use std::time::Duration;
 
     use muster_proto::inventory::{Device, Health, Holder, Sampler};
+    use muster_proto::podresources::{
+        AllocatableResourcesResponse, CdiDevice, ClaimResource, ContainerDevices,
+        ContainerResources, DynamicResource, ListPodResourcesResponse, PodResources,
+    };
 
     use super::{LeakWatch, assemble};
     use crate::fake::FakeNode;
@@ -249,6 +253,61 @@ mod tests {
         bench.kubelet.claims_unmatched = false;
         bench.at(91, Sampler::Ok);
         assert!(bench.at(106, Sampler::Ok)[5].leaked);
+    }
+
+    /// The scheduler takes a device away from what is free whose holder is not charged with it.
+    #[test]
+    fn gpu_in_use_by_a_claim_is_told_with_its_pod_and_not_called_leaked() {
+        let mut bench = Bench::new("h100-8");
+        bench.node.apply(&FaultEvent::Leak { gpu: 5 });
+        let claim = ClaimResource {
+            cdi_devices: vec![CdiDevice {
+                name: format!("nvidia.com/gpu={}", bench.node.gpus[5].uuid),
+            }],
+            driver_name: "gpu.nvidia.com".into(),
+            ..ClaimResource::default()
+        };
+        let container = ContainerResources {
+            dynamic_resources: vec![DynamicResource {
+                claim_resources: vec![claim],
+                ..DynamicResource::default()
+            }],
+            ..ContainerResources::default()
+        };
+        let pods = ListPodResourcesResponse {
+            pod_resources: vec![PodResources {
+                name: "notebook".into(),
+                namespace: "team".into(),
+                containers: vec![container],
+            }],
+        };
+        let allocatable = AllocatableResourcesResponse {
+            devices: vec![ContainerDevices {
+                resource_name: "nvidia.com/gpu".into(),
+                device_ids: bench.node.gpus.iter().map(|gpu| gpu.uuid.clone()).collect(),
+                topology: None,
+            }],
+            ..AllocatableResourcesResponse::default()
+        };
+        bench.kubelet = KubeletState::from_answers(pods, allocatable);
+        bench.at(10, Sampler::Ok);
+        let devices = bench.at(90, Sampler::Ok);
+        let told = &devices[5];
+        assert!(!told.leaked);
+        assert_eq!(told.resource_name, "nvidia.com/gpu");
+        let holders: Vec<_> = told
+            .holders
+            .iter()
+            .map(|holder| (holder.namespace.as_str(), holder.pod.as_str()))
+            .collect();
+        assert_eq!(holders, [("team", "notebook")]);
+        assert!(
+            devices
+                .iter()
+                .filter(|device| device.holders.is_empty())
+                .count()
+                == 7
+        );
     }
 
     #[test]

@@ -28,9 +28,16 @@ use crate::hash::hash64;
 use crate::report::{Acked, Effect, NodeView, Session, bye};
 
 /// First upper limit of the random wait before a reconnect; doubles with each failure.
-pub const RECONNECT_BASE: Duration = Duration::from_millis(500);
-/// Last upper limit of that wait.
-pub const RECONNECT_CAP: Duration = Duration::from_secs(30);
+pub const RECONNECT_BASE: Duration = Duration::from_millis(200);
+/// Last upper limit of that wait while the replica has answered not long ago: it most likely starts again.
+pub const RECONNECT_CAP_RECENT: Duration = Duration::from_secs(5);
+/// Last upper limit of that wait for a replica that has been away for longer. An attempt that finds nobody
+/// costs next to nothing.
+pub const RECONNECT_CAP: Duration = Duration::from_secs(10);
+/// The same where an attempt costs the scheduler something: it refuses this node, or has no time for it.
+pub const RECONNECT_CAP_COSTLY: Duration = Duration::from_secs(30);
+/// For how long after its last answer a replica counts as having answered not long ago.
+const RECENT: Duration = Duration::from_secs(60);
 /// A stream that lived this long was a good one: the next failure starts at the base again.
 const GOOD_STREAM: Duration = Duration::from_secs(30);
 /// Time for the server to accept a stream.
@@ -172,9 +179,10 @@ async fn keep_up(
     let mut rng = StdRng::seed_from_u64(hash64(name_hash, replica.0.as_bytes()));
     let mut acked = Acked::default();
     let mut failures = 0_u32;
+    let mut answered = None;
     loop {
         let opened = Instant::now();
-        let end = talk(&mut context, &replica, &mut gone, &mut acked).await;
+        let end = talk(&mut context, &replica, &mut gone, &mut acked, &mut answered).await;
         if opened.elapsed() >= GOOD_STREAM {
             failures = 0;
         }
@@ -183,7 +191,7 @@ async fn keep_up(
             End::Backoff { min, jitter } => {
                 (*min).min(BACKOFF_MAX) + share(&mut rng, (*jitter).min(BACKOFF_MAX))
             }
-            _ => share(&mut rng, backoff_limit(failures)),
+            end => share(&mut rng, backoff_limit(failures, cap(end, answered))),
         };
         failures = failures.saturating_add(1);
         let node = &context.hello.node_name;
@@ -201,11 +209,23 @@ async fn keep_up(
     }
 }
 
+/// Last upper limit of the wait after a stream has ended so, with the last answer of the replica at
+/// `answered`.
+fn cap(end: &End, answered: Option<Instant>) -> Duration {
+    if refused(end) || matches!(end, End::Timeout) {
+        RECONNECT_CAP_COSTLY
+    } else if answered.is_some_and(|at| at.elapsed() < RECENT) {
+        RECONNECT_CAP_RECENT
+    } else {
+        RECONNECT_CAP
+    }
+}
+
 /// Upper limit of the wait after so many failures in a row.
-fn backoff_limit(failures: u32) -> Duration {
+fn backoff_limit(failures: u32, cap: Duration) -> Duration {
     RECONNECT_BASE
         .saturating_mul(2_u32.saturating_pow(failures.min(16)))
-        .min(RECONNECT_CAP)
+        .min(cap)
 }
 
 /// A random part of `limit` (full jitter).
@@ -249,12 +269,13 @@ async fn open(
     Ok(client.report(request).await.map_err(status)?.into_inner())
 }
 
-/// One stream from Hello to its end.
+/// One stream from Hello to its end. Leaves the time of each message of the replica in `answered`.
 async fn talk(
     context: &mut Context,
     replica: &Replica,
     gone: &mut watch::Receiver<Option<ByeReason>>,
     acked: &mut Acked,
+    answered: &mut Option<Instant>,
 ) -> End {
     let node = context.hello.node_name.clone();
     let mut token = match context.uplink.tokens.token(&node) {
@@ -303,6 +324,7 @@ async fn talk(
             message = incoming.message() => match message {
                 Ok(Some(message)) => {
                     up.get_or_insert_with(|| Up::new(&context.uplink.streams_up));
+                    *answered = Some(Instant::now());
                     if let Effect::Reconnect { min, jitter } = session.receive(message, acked) {
                         return End::Backoff { min, jitter };
                     }
@@ -383,12 +405,30 @@ async fn say_bye(
 mod tests {
     use std::time::Duration;
 
-    use super::{RECONNECT_BASE, RECONNECT_CAP, backoff_limit};
+    use tokio::time::{Instant, advance};
+    use tonic::Status;
+
+    use super::{
+        End, RECENT, RECONNECT_BASE, RECONNECT_CAP, RECONNECT_CAP_COSTLY, RECONNECT_CAP_RECENT,
+        backoff_limit, cap, status,
+    };
 
     #[test]
     fn waits_grow_to_the_cap() {
-        assert_eq!(backoff_limit(0), RECONNECT_BASE);
-        assert_eq!(backoff_limit(3), Duration::from_secs(4));
-        assert_eq!(backoff_limit(u32::MAX), RECONNECT_CAP);
+        assert_eq!(backoff_limit(0, RECONNECT_CAP), RECONNECT_BASE);
+        assert_eq!(backoff_limit(3, RECONNECT_CAP), Duration::from_millis(1600));
+        assert_eq!(backoff_limit(u32::MAX, RECONNECT_CAP), RECONNECT_CAP);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn server_that_was_there_a_minute_ago_is_looked_for_more_often() {
+        let answered = Some(Instant::now());
+        assert_eq!(cap(&End::Closed, None), RECONNECT_CAP);
+        assert_eq!(cap(&End::Closed, answered), RECONNECT_CAP_RECENT);
+        let refusal = status(Status::unauthenticated("no"));
+        assert_eq!(cap(&refusal, answered), RECONNECT_CAP_COSTLY);
+        assert_eq!(cap(&End::Timeout, answered), RECONNECT_CAP_COSTLY);
+        advance(RECENT).await;
+        assert_eq!(cap(&End::Closed, answered), RECONNECT_CAP);
     }
 }

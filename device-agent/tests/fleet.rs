@@ -148,6 +148,27 @@ async fn every_replica_gets_its_own_stream_and_a_lost_one_is_found_again() {
     assert!(server.node("b", "gpu-1").snapshots >= 2);
 }
 
+/// A gang that is submitted right after a restart of the scheduler waits for the inventory.
+#[tokio::test(start_paused = true)]
+async fn restarted_server_has_the_whole_fleet_again_within_seconds_and_not_all_at_once() {
+    let server = Server::start(&["a"]);
+    let fleet = Fleet::start(config(&server, 200)).unwrap();
+    until("200 streams", || fleet.streams_up() == 200).await;
+    for (away, back) in [(20, 5), (180, 10)] {
+        server.kill("a");
+        tokio::time::sleep(Duration::from_secs(away)).await;
+        assert_eq!(fleet.streams_up(), 0);
+        server.revive("a");
+        let revived = tokio::time::Instant::now();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let early = fleet.streams_up();
+        assert!(early < 60, "{early} of 200 came at once");
+        until("200 streams again", || fleet.streams_up() == 200).await;
+        let took = revived.elapsed();
+        assert!(took <= Duration::from_secs(back + 1), "{took:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_server_that_lost_track_gets_a_snapshot_and_a_duplicate_changes_nothing() {
     let server = Server::start(&["a"]);

@@ -18,6 +18,9 @@ use crate::inbox::Inbox;
 /// stays far below.
 const ANSWER_BYTES_MAX: usize = 8 << 20;
 
+/// An attempt that was cut sooner, by the end of its write, says nothing about the API server.
+const FAIR: Duration = Duration::from_secs(1);
+
 /// How one attempt ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
@@ -119,9 +122,16 @@ impl Caller {
         };
         let sent = Instant::now();
         let end = deadline.min(sent + self.attempt);
-        let answer = match tokio::time::timeout_at(end, self.exchange(request)).await {
-            Ok(answer) => answer,
-            Err(_) => Answer::Unknown("no answer in time".into()),
+        let Ok(answer) = tokio::time::timeout_at(end, self.exchange(request)).await else {
+            let had = end.saturating_duration_since(sent);
+            if let Some(inbox) = self
+                .inbox
+                .as_ref()
+                .filter(|_| had >= FAIR.min(self.attempt))
+            {
+                inbox.unanswered(sent);
+            }
+            return Answer::Unknown("no answer in time".into());
         };
         match (&self.inbox, &answer) {
             (Some(inbox), Answer::Unknown(_) | Answer::NotSent(_)) => inbox.unanswered(sent),

@@ -170,16 +170,27 @@ impl Inbox {
 impl Outbox {
     /// Waits until there is something. `None`: no sender is left.
     pub async fn wait(&mut self) -> Option<Event> {
-        tokio::select! {
+        let event = tokio::select! {
             biased;
             event = self.events.recv() => event,
             () = self.mail.notify.notified() => Some(Event::Tick),
-        }
+        };
+        self.passing(event)
     }
 
     /// An event that is already there.
     pub fn take(&mut self) -> Option<Event> {
-        self.events.try_recv().ok()
+        let event = self.events.try_recv().ok();
+        self.passing(event)
+    }
+
+    /// A new leadership begins with an API server that answers. Whether that still holds is told
+    /// after it, whatever was told before.
+    fn passing(&self, event: Option<Event>) -> Option<Event> {
+        if matches!(event, Some(Event::LeadershipGained(_))) {
+            locked(&self.mail.reach).told_away = false;
+        }
+        event
     }
 
     /// Everything that was left by agents and dropped Binds, by node and then in order of dropping;
@@ -208,6 +219,8 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use muster_core::ids::Epoch;
+
     use super::*;
 
     fn report(node: &str, generation: u64) -> NodeReport {
@@ -259,6 +272,37 @@ mod tests {
         assert_eq!(outbox.collect(), [Event::ApiBack]);
         inbox.answered();
         assert!(outbox.collect().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn outage_that_begins_with_a_leadership_is_told_although_one_was_told_before_it() {
+        let (inbox, mut outbox) = inbox();
+        let second = std::time::Duration::from_secs(1);
+        inbox.unanswered(Instant::now());
+        assert_eq!(outbox.collect(), [Event::ApiAway(Millis(0))]);
+        // The Lease is given, and nothing is answered after it.
+        tokio::time::advance(second).await;
+        inbox.answered();
+        assert!(inbox.try_send(Event::LeadershipGained(Epoch(2))));
+        tokio::time::advance(second).await;
+        inbox.unanswered(Instant::now());
+        assert_eq!(outbox.take(), Some(Event::LeadershipGained(Epoch(2))));
+        assert_eq!(outbox.collect(), [Event::ApiAway(Millis(0))]);
+        inbox.answered();
+        assert_eq!(outbox.collect(), [Event::ApiBack]);
+        // The same when the cycle has heard of the new outage before it takes the leadership.
+        tokio::time::advance(second).await;
+        inbox.unanswered(Instant::now());
+        assert_eq!(outbox.collect(), [Event::ApiAway(Millis(0))]);
+        assert!(inbox.try_send(Event::LeadershipGained(Epoch(3))));
+        assert_eq!(
+            outbox.wait().await,
+            Some(Event::LeadershipGained(Epoch(3))),
+            "what waits comes before a Tick"
+        );
+        tokio::time::advance(second).await;
+        assert_eq!(outbox.collect(), [Event::ApiAway(Millis(1000))]);
+        assert!(outbox.collect().is_empty(), "told once");
     }
 
     #[tokio::test]

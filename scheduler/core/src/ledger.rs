@@ -266,7 +266,7 @@ impl Ledger {
                     .iter()
                     .filter(|(resource, _)| config.is_device(resource))
                 {
-                    let counted = count_devices(belief, resource, inventory);
+                    let counted = count_devices(account, belief, resource, inventory);
                     let used = account.used.extended(resource.as_str());
                     let room = offered.saturating_sub(used).min(
                         counted
@@ -332,7 +332,7 @@ impl Ledger {
             let offered = node.allocatable.extended(resource.as_str());
             let usable = match belief {
                 Some(belief) if config.is_device(resource) => {
-                    let counted = count_devices(belief, resource, inventory);
+                    let counted = count_devices(account, belief, resource, inventory);
                     counted.usable.saturating_add(counted.held_unusable)
                 }
                 _ => offered,
@@ -343,6 +343,26 @@ impl Ledger {
 }
 
 impl Account {
+    /// Whether a device is with a pod that is not charged with its resource: one that has it by a
+    /// dynamic resource claim. A holder without a charge has ended, and the kubelet still names it.
+    fn is_claimed(&self, device: &Device) -> bool {
+        let name = device.resource.as_str();
+        if device.holders.is_empty() {
+            return false;
+        }
+        let mut claimed = false;
+        for charge in self.pods.values() {
+            let holds = |pod| device.holders.contains(pod);
+            if charge.pod.as_ref().is_some_and(holds) {
+                if charge.shape.requests.extended(name) > 0 {
+                    return false;
+                }
+                claimed = true;
+            }
+        }
+        claimed
+    }
+
     fn ports(&self) -> BTreeSet<HostPort> {
         self.pods
             .values()
@@ -370,6 +390,7 @@ fn eligibility(node: &Node) -> Eligibility {
     }
 }
 
+/// Devices of one resource, those left out that a pod has without being charged with them.
 struct Counted {
     usable: u64,
     held_unusable: u64,
@@ -379,7 +400,12 @@ fn is_usable(device: &Device, inventory: &Inventory) -> bool {
     device.is_usable() && !inventory.is_cloned(&device.uuid)
 }
 
-fn count_devices(belief: &Belief, resource: &ResourceName, inventory: &Inventory) -> Counted {
+fn count_devices(
+    account: &Account,
+    belief: &Belief,
+    resource: &ResourceName,
+    inventory: &Inventory,
+) -> Counted {
     let mut counted = Counted {
         usable: 0,
         held_unusable: 0,
@@ -388,7 +414,7 @@ fn count_devices(belief: &Belief, resource: &ResourceName, inventory: &Inventory
         .report
         .devices
         .iter()
-        .filter(|device| device.resource == *resource)
+        .filter(|device| device.resource == *resource && !account.is_claimed(device))
     {
         if is_usable(device, inventory) {
             counted.usable = counted.usable.saturating_add(1);

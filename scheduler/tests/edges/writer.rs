@@ -1,13 +1,15 @@
 //! What becomes of writes: lost answers, conflicts, limits, fences.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use muster_core::action::{JobChange, JobTarget, PodTarget, Write, WriteKind};
 use muster_core::event::{Event, WriteId, WriteOutcome};
 use muster_core::ids::{Epoch, GangKey};
 use muster_core::record::GangStatus;
+use muster_core::time::Millis;
 use muster_core::workload::WorkloadKind;
-use muster_scheduler::api::Caller;
+use muster_scheduler::api::{Answer, Caller};
 use muster_scheduler::clock::Wall;
 use muster_scheduler::config;
 use muster_scheduler::fence::Fence;
@@ -15,6 +17,7 @@ use muster_scheduler::inbox;
 use muster_scheduler::writer::Writer;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::standin::{Call, Reply, Standin, ok, status};
@@ -379,7 +382,10 @@ async fn t40_release_takes_only_our_gate_and_is_done_when_it_is_off() {
 #[tokio::test(start_paused = true)]
 async fn plain_pod_is_released_without_being_read_unless_it_has_changed() {
     let release = || WriteKind::ReleasePod {
-        pod: target(),
+        pod: PodTarget {
+            resource_version: "9".into(),
+            ..target()
+        },
         pin: Some("n1".into()),
         plain: true,
     };
@@ -484,4 +490,29 @@ async fn what_a_status_shows_is_written_to_the_status() {
     });
     assert_eq!(outcome(&standin, change()).await, WriteOutcome::Done(None));
     assert_eq!(standin.lines().len(), 2);
+}
+
+/// What the cycle is told of a write's attempts on a server that never answers, or only later.
+#[tokio::test(start_paused = true)]
+async fn attempt_that_the_end_of_its_write_cuts_short_does_not_make_the_api_server_away() {
+    let standin = Standin::new(|_| Reply::Hang);
+    let (inbox, outbox) = inbox::inbox();
+    let caller = Caller::new(standin.client(), Duration::from_secs(5)).telling(inbox);
+    let cut = Instant::now() + Duration::from_millis(40);
+    let answer = caller.get(POD, cut).await;
+    assert_eq!(answer, Answer::Unknown("no answer in time".into()));
+    assert_eq!(outbox.collect(), [], "it had 40 ms");
+    let fair = Instant::now() + Duration::from_secs(20);
+    assert!(matches!(caller.get(POD, fair).await, Answer::Unknown(_)));
+    assert_eq!(outbox.collect(), [Event::ApiAway(Millis(5000))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn broken_connection_makes_the_api_server_away_however_little_time_was_left() {
+    let standin = Standin::new(|_| Reply::Lost);
+    let (inbox, outbox) = inbox::inbox();
+    let caller = Caller::new(standin.client(), Duration::from_secs(5)).telling(inbox);
+    let soon = Instant::now() + Duration::from_millis(40);
+    assert!(matches!(caller.get(POD, soon).await, Answer::Unknown(_)));
+    assert_eq!(outbox.collect(), [Event::ApiAway(Millis(0))]);
 }

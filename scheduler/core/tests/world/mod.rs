@@ -67,6 +67,8 @@ pub struct World {
     pub named: bool,
     /// Agents say nothing.
     pub silent: bool,
+    /// Pods by the device that the kubelet says they hold.
+    pub holders: BTreeMap<String, String>,
 }
 
 pub fn gpus(count: u64) -> Arc<PodShape> {
@@ -123,6 +125,7 @@ impl World {
             scheduler: true,
             named: true,
             silent: false,
+            holders: BTreeMap::new(),
         };
         for index in 0..nodes {
             world.add_node(&format!("n{index}"), gpus_each);
@@ -240,7 +243,12 @@ impl World {
                             DeviceHealth::Healthy
                         },
                         leaked: false,
-                        holders: Vec::new(),
+                        holders: self
+                            .holders
+                            .get(&uuid)
+                            .map(|pod| ("default".into(), Arc::from(pod.as_str())))
+                            .into_iter()
+                            .collect(),
                         model: None,
                         index: u32::try_from(index).unwrap(),
                         numa: Some(u32::try_from(index / 4).unwrap()),

@@ -141,31 +141,40 @@ fn hold(job: &LitePyTorchJob) -> Hold {
     }
 }
 
-/// Whether a condition of this type is there and true.
-fn holds(status: &Value, type_: &str) -> bool {
+/// Whether a condition with these fields is there and true.
+fn holds(status: &Value, fields: &[(&str, &str)]) -> bool {
+    let is = |condition: &Value, key: &str, value: &str| {
+        condition.get(key).is_some_and(|found| found == value)
+    };
     status
         .get("conditions")
         .and_then(Value::as_array)
         .is_some_and(|conditions| {
             conditions.iter().any(|condition| {
-                condition.get("type").is_some_and(|found| found == type_)
-                    && condition.get("status").is_some_and(|found| found == "True")
+                is(condition, "status", "True")
+                    && fields.iter().all(|(key, value)| is(condition, key, value))
             })
         })
 }
 
 fn finished(status: &Value) -> Option<Outcome> {
-    if holds(status, "Failed") {
+    if holds(status, &[("type", "Failed")]) {
         Some(Outcome::Failed)
     } else {
-        holds(status, "Succeeded").then_some(Outcome::Succeeded)
+        holds(status, &[("type", "Succeeded")]).then_some(Outcome::Succeeded)
     }
 }
 
+/// What is Muster's is known by its reason: training-operator or anybody else may write a condition
+/// of the same type.
 fn shown_by(status: &Value) -> Shown {
-    if !holds(status, "Suspended") {
+    let queued = [
+        ("type", names::QUEUED_CONDITION),
+        ("reason", names::QUEUED_REASON),
+    ];
+    if !holds(status, &[("type", "Suspended")]) {
         Shown::Nothing
-    } else if holds(status, names::QUEUED_CONDITION) {
+    } else if holds(status, &queued) {
         Shown::Queued
     } else {
         Shown::Suspended

@@ -337,11 +337,11 @@ fn shown_is_what_the_jobs_own_status_says_of_a_suspension() {
             Shown::Queued,
         ),
         (
-            "{type: Suspended, status: 'True'}, {type: Queued, status: 'False'}",
+            "{type: Suspended, status: 'True'}, {type: Queued, status: 'False', reason: MusterQueued}",
             Shown::Suspended,
         ),
         (
-            "{type: Suspended, status: 'False'}, {type: Queued, status: 'True'}",
+            "{type: Suspended, status: 'False'}, {type: Queued, status: 'True', reason: MusterQueued}",
             Shown::Nothing,
         ),
         ("7, {type: 7}, odd", Shown::Nothing),
@@ -353,6 +353,23 @@ fn shown_is_what_the_jobs_own_status_says_of_a_suspension() {
         );
         let workload = pytorchjob(&read(&yaml), &rules()).expect("ours");
         assert_eq!(workload.shown, expected, "{conditions}");
+    }
+}
+
+#[test]
+fn queued_that_another_controller_wrote_is_not_taken_for_ours() {
+    for theirs in [
+        "{type: Queued, status: 'True'}",
+        "{type: Queued, status: 'True', reason: QuotaExceeded}",
+        "{type: Waiting, status: 'True', reason: MusterQueued}",
+        "{type: Queued, status: 'True', reason: QuotaExceeded}, {type: Queued, status: 'False', reason: MusterQueued}",
+    ] {
+        let yaml = format!(
+            "{{metadata: {{name: j}}, spec: {{pytorchReplicaSpecs: {{Worker: {}}}}}, status: {{conditions: [{{type: Suspended, status: 'True'}}, {theirs}]}}}}",
+            workers("1")
+        );
+        let workload = pytorchjob(&read(&yaml), &rules()).expect("ours");
+        assert_eq!(workload.shown, Shown::Suspended, "{theirs}");
     }
 }
 
