@@ -46,6 +46,9 @@ pub const ELASTIC_MINIMUM: &str = "muster.dev/elastic-minimum";
 /// Pod annotation: on a bound pod the leadership that bound it, on an unbound pod the stamp of a
 /// new leader.
 pub const EPOCH: &str = "muster.dev/epoch";
+/// Pod annotation beside a stamp: a mark that nobody can have written before. A stamp that changed
+/// nothing would leave the pod at the version that an earlier leader's Binding cites.
+pub const STAMP_MARK: &str = "muster.dev/stamp-mark";
 /// Pod annotation written at bind: UUIDs of the predicted devices, separated by commas.
 pub const DEVICES: &str = "muster.dev/devices";
 /// Pod annotation: plan for which the pod was woken.

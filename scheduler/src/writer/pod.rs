@@ -121,7 +121,9 @@ impl Writer {
         let mut version = pod.resource_version.clone();
         let mut conflicts: u32 = 0;
         loop {
-            let patch = write::stamp_pod_patch(pod.uid.as_str(), version.as_str(), write.epoch);
+            let mark = format!("{version}.{}", self.wall.now().as_nanosecond());
+            let patch =
+                write::stamp_pod_patch(pod.uid.as_str(), version.as_str(), write.epoch, &mark);
             match attempts.send(&Request::patch(pod_path(pod), patch)).await {
                 Tried::Done(_) => return WriteOutcome::Done(None),
                 Tried::NotFound => return WriteOutcome::Gone,
@@ -133,7 +135,7 @@ impl Writer {
                 Ok(found) => found,
                 Err(outcome) => return outcome,
             };
-            if annotation(&found, names::EPOCH) == Some(write.epoch.to_string().as_str()) {
+            if annotation(&found, names::STAMP_MARK) == Some(mark.as_str()) {
                 return WriteOutcome::Done(None);
             }
             if !text(&found, "/spec/nodeName").is_empty() || conflicts > CONFLICTS_MAX {

@@ -380,6 +380,35 @@ async fn t40_release_takes_only_our_gate_and_is_done_when_it_is_off() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pod_that_its_maker_has_stamped_is_changed_all_the_same() {
+    let stamp = || WriteKind::StampPod { pod: target() };
+    let forged = json!({
+        "metadata": {"uid": "u1", "resourceVersion": "11", "annotations": {"muster.dev/epoch": "5"}},
+        "spec": {},
+    });
+    let marks = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let standin = scripted({
+        let marks = Arc::clone(&marks);
+        move |line, _, call| {
+            if line.starts_with("GET") {
+                return ok(forged.clone());
+            }
+            let mark = call.body["metadata"]["annotations"]["muster.dev/stamp-mark"].clone();
+            marks.lock().unwrap().push(mark);
+            // Somebody has changed the pod since: the first attempt cites a version that is gone.
+            match call.body["metadata"]["resourceVersion"].as_str() {
+                Some("11") => ok(json!({})),
+                _ => status(409, "Conflict"),
+            }
+        }
+    });
+    assert_eq!(outcome(&standin, stamp()).await, WriteOutcome::Done(None));
+    let marks = marks.lock().unwrap();
+    assert_eq!(marks.len(), 2, "what the pod says of itself is no stamp");
+    assert_ne!(marks[0], marks[1]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn plain_pod_is_released_without_being_read_unless_it_has_changed() {
     let release = || WriteKind::ReleasePod {
         pod: PodTarget {

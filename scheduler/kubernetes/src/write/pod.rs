@@ -89,12 +89,13 @@ pub fn wake_pod_patch(uid: &str, plan: &PlanId) -> Value {
 }
 
 /// Writes our epoch on a pod that is not bound, so that no Binding of an earlier leader applies.
-/// UID and resourceVersion are preconditions.
-pub fn stamp_pod_patch(uid: &str, resource_version: &str, epoch: Epoch) -> Value {
+/// UID and resourceVersion are preconditions. `mark` is new for each attempt, so that the pod changes
+/// whatever its maker has written on it.
+pub fn stamp_pod_patch(uid: &str, resource_version: &str, epoch: Epoch, mark: &str) -> Value {
     json!({"metadata": {
         "uid": uid,
         "resourceVersion": resource_version,
-        "annotations": {names::EPOCH: epoch.to_string()},
+        "annotations": {names::EPOCH: epoch.to_string(), names::STAMP_MARK: mark},
     }})
 }
 

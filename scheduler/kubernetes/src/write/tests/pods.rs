@@ -77,8 +77,9 @@ fn t23_every_write_names_the_pod_it_means() {
         json!({"metadata": {"uid": "u", "annotations": {"muster.dev/woken-for": "e1-2"}}})
     );
     assert_eq!(
-        stamp_pod_patch("u", "3", Epoch(4)),
-        json!({"metadata": {"uid": "u", "resourceVersion": "3", "annotations": {"muster.dev/epoch": "4"}}})
+        stamp_pod_patch("u", "3", Epoch(4), "m"),
+        json!({"metadata": {"uid": "u", "resourceVersion": "3",
+            "annotations": {"muster.dev/epoch": "4", "muster.dev/stamp-mark": "m"}}})
     );
     let target = PodTarget {
         namespace: "ns".into(),
