@@ -13,12 +13,18 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 /// Time between two looks at which replicas there are.
 pub const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
+/// First upper limit of the random wait before the next look once a replica is missed; doubles with each.
+const MISSED_BASE: Duration = Duration::from_secs(2);
+/// Last upper limit of that wait.
+const MISSED_CAP: Duration = Duration::from_secs(10);
 /// Time for a connection to be made.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// HTTP/2 pings find a peer that is gone without a word.
@@ -304,7 +310,17 @@ fn tuned(endpoint: Endpoint) -> Endpoint {
 }
 
 /// Looks for replicas again and again and publishes them until nobody listens. A failure keeps the ones known before.
-pub async fn resolve_forever(connector: Arc<dyn Connector>, replicas: watch::Sender<Vec<Replica>>) {
+///
+/// Whoever misses a replica says so by `missed`: one that starts again most likely has another address.
+/// Then the next look comes sooner, at a random time, lest all nodes ask at once.
+pub async fn resolve_forever(
+    connector: Arc<dyn Connector>,
+    replicas: watch::Sender<Vec<Replica>>,
+    missed: Arc<Notify>,
+    seed: u64,
+) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut limit = MISSED_BASE;
     loop {
         let found = connector.resolve().await;
         let wait = match found {
@@ -312,6 +328,9 @@ pub async fn resolve_forever(connector: Arc<dyn Connector>, replicas: watch::Sen
                 replicas.send_if_modified(|known| {
                     let differs = *known != found;
                     *known = found;
+                    if differs {
+                        limit = MISSED_BASE;
+                    }
                     differs
                 });
                 RESOLVE_INTERVAL
@@ -328,14 +347,71 @@ pub async fn resolve_forever(connector: Arc<dyn Connector>, replicas: watch::Sen
         tokio::select! {
             biased;
             () = replicas.closed() => return,
-            () = tokio::time::sleep(wait) => {}
+            () = tokio::time::sleep(wait) => limit = MISSED_BASE,
+            () = async {
+                missed.notified().await;
+                tokio::time::sleep(limit.mul_f64(rng.random::<f64>())).await;
+            } => limit = limit.saturating_mul(2).min(MISSED_CAP),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Connector, FileToken, NetConnector, TokenProvider};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use futures::future::BoxFuture;
+    use tokio::sync::{Notify, watch};
+    use tonic::transport::Channel;
+
+    use super::{
+        ConnectError, Connector, FileToken, NetConnector, Replica, TokenProvider, resolve_forever,
+    };
+
+    /// Replicas that move, and how often they were looked for.
+    #[derive(Default)]
+    struct Moving {
+        now: Mutex<Vec<Replica>>,
+        looks: AtomicUsize,
+    }
+
+    impl Connector for Moving {
+        fn resolve(&self) -> BoxFuture<'_, Result<Vec<Replica>, ConnectError>> {
+            self.looks.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async { Ok(self.now.lock().unwrap().clone()) })
+        }
+
+        fn connect<'a>(&'a self, _: &'a Replica) -> BoxFuture<'a, Result<Channel, ConnectError>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn missed_replica_is_looked_for_sooner_but_not_all_the_time() {
+        let moving = Arc::new(Moving::default());
+        let (found, mut replicas) = watch::channel(Vec::new());
+        let missed = Arc::new(Notify::new());
+        let connector: Arc<dyn Connector> = Arc::<Moving>::clone(&moving);
+        tokio::spawn(resolve_forever(connector, found, Arc::clone(&missed), 7));
+        tokio::time::sleep(Duration::from_secs(301)).await;
+        assert_eq!(moving.looks.load(Ordering::Relaxed), 11, "every 30 s");
+        // One that has moved is found at once by those who miss it.
+        *moving.now.lock().unwrap() = vec![Replica("new".into())];
+        let asked = tokio::time::Instant::now();
+        missed.notify_one();
+        replicas.changed().await.unwrap();
+        assert!(asked.elapsed() <= Duration::from_secs(2));
+        // One that stays away is not asked for at the pace of those who miss it.
+        let before = moving.looks.load(Ordering::Relaxed);
+        for _ in 0..3000 {
+            missed.notify_one();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let looks = moving.looks.load(Ordering::Relaxed) - before;
+        assert!((30..120).contains(&looks), "{looks} looks in 300 s");
+    }
 
     #[test]
     fn urls_that_would_surprise_are_refused() {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use muster_proto::inventory::{ByeReason, Holder};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::WallClock;
@@ -145,10 +145,17 @@ impl Fleet {
     /// Starts the nodes. Must be called within a tokio runtime.
     pub fn start(config: FleetConfig) -> Result<Self, FleetError> {
         let (found, replicas) = watch::channel(Vec::new());
-        let resolver = tokio::spawn(resolve_forever(Arc::clone(&config.connector), found));
+        let missed = Arc::new(Notify::new());
+        let resolver = tokio::spawn(resolve_forever(
+            Arc::clone(&config.connector),
+            found,
+            Arc::clone(&missed),
+            config.seed,
+        ));
         let uplink = Uplink {
             connector: config.connector,
             replicas,
+            missed,
             tokens: config.tokens,
             seed: config.seed,
             streams_up: Arc::default(),

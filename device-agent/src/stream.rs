@@ -15,7 +15,7 @@ use muster_proto::inventory::inventory_client::InventoryClient;
 use muster_proto::inventory::{AgentMessage, ByeReason, Hello, agent_message};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -59,6 +59,8 @@ pub struct Uplink {
     pub connector: Arc<dyn Connector>,
     /// Replicas there are.
     pub replicas: watch::Receiver<Vec<Replica>>,
+    /// Told when a replica cannot be reached, so that it is looked for.
+    pub missed: Arc<Notify>,
     /// Gives tokens.
     pub tokens: Arc<dyn TokenProvider>,
     /// Seed of the jitter; the node's name and the replica are mixed in.
@@ -194,6 +196,12 @@ async fn keep_up(
             end => share(&mut rng, backoff_limit(failures, cap(end, answered))),
         };
         failures = failures.saturating_add(1);
+        if matches!(
+            end,
+            End::Connect(ConnectError::Transport { .. }) | End::Timeout
+        ) {
+            context.uplink.missed.notify_one();
+        }
         let node = &context.hello.node_name;
         if refused(&end) {
             tracing::error!(node, replica = replica.0, error = %end, "the scheduler refuses this node's reports");

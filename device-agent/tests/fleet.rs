@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{Server, until};
+use futures::future::BoxFuture;
 use muster_agent::clock::WallClock;
-use muster_agent::connector::NoToken;
+use muster_agent::connector::{ConnectError, Connector, NoToken, Replica};
 use muster_agent::fleet::{Fleet, FleetConfig, FleetNode};
 use muster_agent::profile::Profile;
 use muster_agent::scenario::FaultEvent;
 use muster_agent::scenario::Scenario;
 use muster_proto::inventory::server_message::Kind;
 use muster_proto::inventory::{Backoff, Health, Holder};
+use tonic::transport::Channel;
 
 fn config(server: &Server, nodes: usize) -> FleetConfig {
     let profile = Arc::new(Profile::load("h100-8").unwrap());
@@ -167,6 +169,52 @@ async fn restarted_server_has_the_whole_fleet_again_within_seconds_and_not_all_a
         let took = revived.elapsed();
         assert!(took <= Duration::from_secs(back + 1), "{took:?}");
     }
+}
+
+/// Finds one replica of a server, which may change.
+struct OneOf {
+    inner: Arc<dyn Connector>,
+    now: Mutex<Replica>,
+}
+
+impl Connector for OneOf {
+    fn resolve(&self) -> BoxFuture<'_, Result<Vec<Replica>, ConnectError>> {
+        Box::pin(async { Ok(vec![self.now.lock().unwrap().clone()]) })
+    }
+
+    fn connect<'a>(&'a self, replica: &'a Replica) -> BoxFuture<'a, Result<Channel, ConnectError>> {
+        self.inner.connect(replica)
+    }
+}
+
+/// A pod that is made again has another address, and the name is only looked up now and then.
+#[tokio::test(start_paused = true)]
+async fn server_that_starts_again_at_another_address_is_found_within_seconds() {
+    let server = Server::start(&["old", "new"]);
+    let connector = Arc::new(OneOf {
+        inner: server.connector(),
+        now: Mutex::new(Replica("old".into())),
+    });
+    let _fleet = Fleet::start(FleetConfig {
+        connector: Arc::<OneOf>::clone(&connector),
+        ..config(&server, 50)
+    })
+    .unwrap();
+    until("50 nodes", || server.nodes("old").len() == 50).await;
+    // Right after a look: the next one by itself is half a minute away.
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    server.kill("old");
+    *connector.now.lock().unwrap() = Replica("new".into());
+    let moved = tokio::time::Instant::now();
+    until("50 nodes at the new address", || {
+        server.nodes("new").len() == 50
+    })
+    .await;
+    assert!(
+        moved.elapsed() <= Duration::from_secs(4),
+        "{:?}",
+        moved.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,7 +19,7 @@ use muster_agent::source::fake::FakeSource;
 use muster_agent::source::nvml::{NvmlConfig, NvmlSource};
 use muster_agent::stream::Uplink;
 use muster_proto::podresources::ContainerDevices;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::{EXIT_RESTART, FakeArgs, SchedulerArgs, SourceKind, boot_id, stop_signal, tokens};
 
@@ -77,11 +77,18 @@ pub async fn run(args: RunArgs) -> Result<ExitCode> {
         instance,
     };
     let (found, replicas) = watch::channel(Vec::new());
-    let resolver = tokio::spawn(resolve_forever(Arc::clone(&connector), found));
     let seed = hash64(instance, identity.name.as_bytes());
+    let missed = Arc::new(Notify::new());
+    let resolver = tokio::spawn(resolve_forever(
+        Arc::clone(&connector),
+        found,
+        Arc::clone(&missed),
+        seed,
+    ));
     let uplink = Uplink {
         connector,
         replicas,
+        missed,
         tokens: tokens.provider,
         seed,
         streams_up: Arc::default(),

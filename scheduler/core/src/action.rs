@@ -63,6 +63,14 @@ pub struct Write {
     pub what: WriteKind,
 }
 
+impl Write {
+    /// What a pod is marked with that this write wakes for `plan`. No two writes have the same mark:
+    /// a patch that changes nothing is no event, and kube-scheduler would sleep on.
+    pub fn wake_mark(&self, plan: &PlanId) -> String {
+        format!("{plan}/{}-{}", self.epoch, self.id.0)
+    }
+}
+
 /// A pod to write to: nothing is done when the pod under this name has another UID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodTarget {

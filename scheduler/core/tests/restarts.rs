@@ -117,3 +117,36 @@ fn plan_is_kept_over_a_restart_until_its_agents_should_have_come_back() {
     world.pass(Millis::from_secs(2));
     assert!(world.phase(&key).starts_with("Waiting"));
 }
+
+/// kube-scheduler asks while a new leader does not know yet, is told to wait, and sleeps until the pod
+/// changes. The plan is adopted under the id for which the pod was woken before.
+#[test]
+fn pod_that_is_refused_after_a_restart_is_woken_again_for_the_plan_that_was_adopted() {
+    let mut world = World::new(2, 8);
+    world.scheduler = false;
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Free);
+    world.settle();
+    let uid = world.member("train-Worker-0");
+    let plan_of = |world: &World| match &world.gangs[&key].record.plan {
+        Ok(Some(plan)) => plan.id.clone(),
+        other => panic!("no plan: {other:?}"),
+    };
+    let plan = plan_of(&world);
+    for epoch in 2..5 {
+        world.change_pod(&uid, |pod| {
+            pod.unschedulable = Some(Arc::from("muster: needs 2 nodes"));
+        });
+        world.settle();
+        assert_eq!(
+            world.pods[&uid].unschedulable, None,
+            "not woken before epoch {epoch}"
+        );
+        world.restart(epoch);
+        assert_eq!(plan_of(&world), plan, "the plan is adopted");
+    }
+    let woken = world
+        .writes
+        .iter()
+        .filter(|write| matches!(write.what, WriteKind::WakePod { .. }));
+    assert_eq!(woken.count(), 3);
+}

@@ -51,7 +51,7 @@ pub const EPOCH: &str = "muster.dev/epoch";
 pub const STAMP_MARK: &str = "muster.dev/stamp-mark";
 /// Pod annotation written at bind: UUIDs of the predicted devices, separated by commas.
 pub const DEVICES: &str = "muster.dev/devices";
-/// Pod annotation: plan for which the pod was woken.
+/// Pod annotation: plan for which the pod was woken, and the write that did it.
 pub const WOKEN_FOR: &str = "muster.dev/woken-for";
 
 /// Label of the admission policies: which of them it is, for stand-ins that cannot run CEL.

@@ -79,7 +79,7 @@ impl Writer {
         WriteOutcome::Conflict(None)
     }
 
-    /// Touches an annotation. Doing it twice harms nobody.
+    /// Touches an annotation with a mark of this write alone. Doing it twice harms nobody.
     pub(super) async fn wake_pod(
         &self,
         write: &Write,
@@ -87,7 +87,8 @@ impl Writer {
         plan: &PlanId,
         deadline: Instant,
     ) -> WriteOutcome {
-        let patch = write::wake_pod_patch(pod.uid.as_str(), plan);
+        let mark = write.wake_mark(plan);
+        let patch = write::wake_pod_patch(pod.uid.as_str(), &mark);
         let request = Request::patch(pod_path(pod), patch);
         let mut attempts = self.attempts(write, deadline);
         loop {
@@ -101,7 +102,7 @@ impl Writer {
                 Ok(found) => found,
                 Err(outcome) => return outcome,
             };
-            if annotation(&found, names::WOKEN_FOR) == Some(plan.as_str()) {
+            if annotation(&found, names::WOKEN_FOR) == Some(mark.as_str()) {
                 return WriteOutcome::Done(None);
             }
             if attempts.spent() {

@@ -545,3 +545,38 @@ async fn broken_connection_makes_the_api_server_away_however_little_time_was_lef
     assert!(matches!(caller.get(POD, soon).await, Answer::Unknown(_)));
     assert_eq!(outbox.collect(), [Event::ApiAway(Millis(0))]);
 }
+
+/// A plan that a new leader has adopted has the id that its pods may be marked with already.
+#[tokio::test(start_paused = true)]
+async fn pod_that_was_woken_for_the_same_plan_before_is_woken_again() {
+    let woken_before = "e5-1/4-7";
+    let standin = scripted(move |line, before, call| {
+        let mark = &call.body["metadata"]["annotations"]["muster.dev/woken-for"];
+        match (line.starts_with("GET"), before) {
+            (false, 1) => {
+                assert_eq!(*mark, "e5-1/5-7");
+                Reply::Lost
+            }
+            // The first patch has not arrived: the mark is the one of before.
+            (true, _) => ok(json!({"metadata": {"uid": "u1", "resourceVersion": "10",
+                "annotations": {"muster.dev/woken-for": woken_before}}})),
+            (false, _) => {
+                assert_eq!(*mark, "e5-1/5-7", "a second attempt is the same write");
+                ok(json!({}))
+            }
+        }
+    });
+    let wake = WriteKind::WakePod {
+        pod: target(),
+        plan: "e5-1".into(),
+    };
+    assert_eq!(outcome(&standin, wake).await, WriteOutcome::Done(None));
+    assert_eq!(
+        standin.lines(),
+        [
+            format!("PATCH {POD}"),
+            format!("GET {POD}"),
+            format!("PATCH {POD}")
+        ]
+    );
+}

@@ -45,6 +45,8 @@ pub struct World {
     pub pods: BTreeMap<PodUid, Pod>,
     /// Pods that have ended well, those that are gone since too.
     pub ended: BTreeSet<PodUid>,
+    /// Marks of pods that were woken.
+    pub woken: BTreeMap<PodUid, String>,
     pub jobs: BTreeMap<GangKey, Workload>,
     pub gangs: BTreeMap<GangKey, StoredGang>,
     pub answers: BTreeMap<Ticket, Result<(), Arc<str>>>,
@@ -109,6 +111,7 @@ impl World {
             reports: true,
             pods: BTreeMap::new(),
             ended: BTreeSet::new(),
+            woken: BTreeMap::new(),
             jobs: BTreeMap::new(),
             gangs: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -514,6 +517,10 @@ impl World {
 
     pub fn perform(&mut self, write: Write) -> WriteOutcome {
         let version = self.version();
+        let mark = match &write.what {
+            WriteKind::WakePod { plan, .. } => write.wake_mark(plan),
+            _ => String::new(),
+        };
         match write.what {
             WriteKind::CreateRecord { object, kind, name } => {
                 let record = GangRecord {
@@ -566,7 +573,14 @@ impl World {
                     pod.shape = Arc::new(shape);
                 }
             }),
-            WriteKind::WakePod { pod, .. } => self.on_pod(&pod.uid, |pod| pod.unschedulable = None),
+            // A patch that changes nothing is no event: nobody wakes.
+            WriteKind::WakePod { pod, .. } if self.woken.get(&pod.uid) == Some(&mark) => {
+                WriteOutcome::Done(None)
+            }
+            WriteKind::WakePod { pod, .. } => {
+                self.woken.insert(pod.uid.clone(), mark);
+                self.on_pod(&pod.uid, |pod| pod.unschedulable = None)
+            }
             WriteKind::StampPod { pod } => {
                 let epoch = write.epoch;
                 self.on_pod(&pod.uid, |pod| pod.stamp = Some(epoch))

@@ -80,11 +80,12 @@ fn pinned_terms(pod: &LitePod, node: &str) -> Vec<LiteTerm> {
     terms
 }
 
-/// Touches a pod so that kube-scheduler tries it again. UID is a precondition.
-pub fn wake_pod_patch(uid: &str, plan: &PlanId) -> Value {
+/// Touches a pod so that kube-scheduler tries it again. UID is a precondition. `mark` must differ from
+/// what the pod has: a patch that changes nothing wakes nobody.
+pub fn wake_pod_patch(uid: &str, mark: &str) -> Value {
     json!({"metadata": {
         "uid": uid,
-        "annotations": {names::WOKEN_FOR: plan.as_str()},
+        "annotations": {names::WOKEN_FOR: mark},
     }})
 }
 

@@ -73,8 +73,8 @@ fn pin_is_appended_to_each_term_and_the_terms_stay_as_many() {
 #[test]
 fn t23_every_write_names_the_pod_it_means() {
     assert_eq!(
-        wake_pod_patch("u", &"e1-2".into()),
-        json!({"metadata": {"uid": "u", "annotations": {"muster.dev/woken-for": "e1-2"}}})
+        wake_pod_patch("u", "e1-2/1-7"),
+        json!({"metadata": {"uid": "u", "annotations": {"muster.dev/woken-for": "e1-2/1-7"}}})
     );
     assert_eq!(
         stamp_pod_patch("u", "3", Epoch(4), "m"),
