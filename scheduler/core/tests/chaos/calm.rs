@@ -103,7 +103,6 @@ impl Storm {
         for (gang, (bound, size)) in partial {
             // Members that have ended count, those that are gone since too.
             let ended = self.ever_ended(gang);
-            let size = self.started_with(gang).map_or(size, |own| own.min(size));
             assert!(
                 bound == 0 || bound + ended >= size,
                 "{gang} is bound in part: {bound} of {size}; {}",
