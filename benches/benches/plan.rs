@@ -11,6 +11,7 @@ use muster_core::config::Config;
 use muster_core::engine::Engine;
 use muster_core::event::Event;
 use muster_core::ids::{Epoch, GangKey};
+use muster_core::interpod::{HOSTNAME, InterPodKind, InterPodRule, Spread};
 use muster_core::inventory::{Device, DeviceHealth, NodeReport, ReportOrder};
 use muster_core::node::{Node, Taint, TaintEffect, Toleration, TolerationOperator};
 use muster_core::plan::{GangRequest, RoleRequest, plan};
@@ -168,6 +169,44 @@ fn plan_one_gang(bencher: Bencher, case: &(usize, u32, &str)) {
     let (snapshot, gang, config) = (snapshot(nodes, fill), gang(members, 1), Config::default());
     let placement = plan(&snapshot, &gang, &config).expect("the gang fits");
     assert_eq!(placement.members.len(), members as usize);
+    bencher.bench(|| plan(&snapshot, &gang, &config).map(|placement| placement.members.len()));
+}
+
+/// Rules between workers, as text for the report.
+fn ruled(rules: &str) -> BTreeSet<InterPodRule> {
+    let spread = |skew_max| {
+        InterPodKind::Spread(Spread {
+            skew_max,
+            domains_min: 1,
+            ignores_affinity: false,
+            honors_taints: false,
+        })
+    };
+    let kinds: Vec<InterPodKind> = match rules {
+        "one per host" => vec![InterPodKind::AntiAffinity],
+        _ => (1..=30).map(spread).collect(),
+    };
+    let rule = |kind| InterPodRule {
+        kind,
+        topology: HOSTNAME.into(),
+        selector: BTreeSet::new(),
+    };
+    kinds.into_iter().map(rule).collect()
+}
+
+/// 512 workers with rules between them, by host, on 5,000 nodes.
+#[divan::bench(args = ["one per host", "30 spreads"])]
+fn plan_one_gang_with_rules(bencher: Bencher, rules: &str) {
+    let (snapshot, mut gang, config) = (snapshot(5000, "empty"), gang(513, 1), Config::default());
+    gang.roles.remove(0);
+    for role in &mut gang.roles {
+        let mut shape = (*role.shape).clone();
+        shape.between_pods = ruled(rules);
+        role.shape = Arc::new(shape);
+    }
+    let placement = plan(&snapshot, &gang, &config).expect("the gang fits");
+    let hosts: BTreeSet<_> = placement.members.iter().map(|m| &m.node).collect();
+    assert_eq!(hosts.len(), 512);
     bencher.bench(|| plan(&snapshot, &gang, &config).map(|placement| placement.members.len()));
 }
 

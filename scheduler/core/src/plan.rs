@@ -8,15 +8,22 @@
 //!   that empty nodes stay whole for gangs that need them.
 //! - Roles without devices keep away from nodes with devices while others have room.
 //! - Members keep the rules between them: anti-affinity, affinity, topology spread. See [`rules`].
+//! - One gang costs at most so much work; beyond that the search gives up and says so. See
+//!   [`effort`].
 
+mod allot;
+mod effort;
 mod explain;
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use self::allot::{Cell, allot};
+pub use self::effort::STEPS_MAX;
+use self::effort::{Effort, Miss};
 use self::explain::{explain, explain_rules, missing_resource};
-use self::rules::{Cell, Rules};
+use self::rules::Rules;
 use crate::config::Config;
 use crate::ids::{DeviceUuid, NodeName, ResourceName, RoleName};
 use crate::interpod::Labels;
@@ -91,13 +98,14 @@ struct Remaining {
     devices: Vec<Device>,
 }
 
-struct Builder<'a> {
+struct Builder<'a, 'e> {
     snapshot: &'a Snapshot,
     config: &'a Config,
     avoid: &'a BTreeSet<NodeName>,
     touched: BTreeMap<usize, Remaining>,
     rules: Rules,
     home: Home,
+    effort: &'e mut Effort,
 }
 
 /// The domain in which members come together, where affinity asks for that and leaves it open which:
@@ -114,23 +122,122 @@ struct Home {
 /// for one role and none for the whole gang.
 const HOMES_MAX: usize = 64;
 
+/// What was found for a gang, and what it took.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// A place for each member but those that stay behind, or why there is none.
+    pub placement: Result<Placement, Unplaceable>,
+    /// Work that it was; see [`STEPS_MAX`].
+    pub steps: u64,
+}
+
 /// Finds a place for every member of `gang`.
 pub fn plan(
     snapshot: &Snapshot,
     gang: &GangRequest,
     config: &Config,
 ) -> Result<Placement, Unplaceable> {
+    plan_part(snapshot, gang, 0, config).placement
+}
+
+/// Finds a place for the largest part of `gang` that fits: at most `spare` members stay behind. Why
+/// there is none is worked out once, at the end, for the whole gang.
+pub fn plan_part(snapshot: &Snapshot, gang: &GangRequest, spare: u32, config: &Config) -> Answer {
     if let Some(missing) = missing_resource(snapshot, gang) {
-        return Err(missing);
+        return Answer {
+            placement: Err(missing),
+            steps: 0,
+        };
     }
     let rules = Rules::of(snapshot, gang);
-    place(snapshot, gang, &rules, config).map_err(|failure| {
-        if rules.is_empty() {
-            explain(snapshot, gang, &failure, config)
-        } else {
-            explain_rules(snapshot, gang, &rules, &failure, config)
-        }
+    let mut effort = Effort::default();
+    let found = effort
+        .gather(snapshot, gang, &rules)
+        .map_err(|_| Failure::Limit)
+        .and_then(|()| place_part(snapshot, gang, &rules, spare, config, &mut effort));
+    let mut steps = effort.steps();
+    let placement = found.map_err(|failure| {
+        // Work of its own: a search that took nearly all there is can still be explained.
+        let mut effort = Effort::default();
+        let why = match failure {
+            Failure::Room(missed) if rules.is_empty() => {
+                explain(snapshot, gang, missed, config, &mut effort)
+            }
+            Failure::Room(missed) => {
+                explain_rules(snapshot, gang, &rules, missed, config, &mut effort)
+            }
+            Failure::Limit => Unplaceable::TooComplex {
+                members: members_of(&gang.roles),
+                rules: u32::try_from(rules.len()).unwrap_or(u32::MAX),
+            },
+        };
+        steps = steps.saturating_add(effort.steps());
+        why
+    });
+    Answer { placement, steps }
+}
+
+fn members_of(roles: &[RoleRequest]) -> u32 {
+    roles.iter().fold(0u32, |sum, role| {
+        sum.saturating_add(u32::try_from(role.indices.len()).unwrap_or(u32::MAX))
     })
+}
+
+/// The whole gang, or the largest part of it. A failure is that of the whole gang.
+fn place_part<'a>(
+    snapshot: &Snapshot,
+    gang: &'a GangRequest,
+    rules: &Rules,
+    spare: u32,
+    config: &Config,
+    effort: &mut Effort,
+) -> Result<Placement, Failure<'a>> {
+    let whole = match place(snapshot, gang, rules, config, effort) {
+        Ok(placement) => return Ok(placement),
+        Err(failure) => failure,
+    };
+    // The fewest members that must stay behind, by halving: with a member less, what fitted still
+    // fits.
+    let (mut too_few, mut enough) = (0, spare);
+    let mut best = None;
+    let mut gave_up = matches!(whole, Failure::Limit);
+    while too_few < enough && !gave_up {
+        let dropped = too_few.midpoint(enough).max(too_few.saturating_add(1));
+        let part = GangRequest {
+            roles: without(&gang.roles, dropped),
+            placed: Vec::new(),
+            avoid: gang.avoid.clone(),
+        };
+        match place(snapshot, &part, rules, config, effort) {
+            Ok(placement) => {
+                best = Some(placement);
+                if dropped == enough {
+                    break;
+                }
+                enough = dropped;
+            }
+            Err(Failure::Limit) => gave_up = true,
+            Err(_) if dropped == enough => break,
+            Err(_) => too_few = dropped,
+        }
+    }
+    match best {
+        Some(placement) => Ok(placement),
+        None if gave_up => Err(Failure::Limit),
+        None => Err(whole),
+    }
+}
+
+/// The roles with `dropped` members fewer: always the highest index of the role with most members,
+/// so that the master stays. A role of which nobody is left keeps its position.
+fn without(roles: &[RoleRequest], dropped: u32) -> Vec<RoleRequest> {
+    let mut roles = roles.to_vec();
+    for _ in 0..dropped {
+        if let Some(role) = roles.iter_mut().max_by_key(|role| role.indices.len()) {
+            role.indices.pop();
+        }
+    }
+    roles
 }
 
 /// Largest roles first, and if that does not work out, smallest first.
@@ -139,13 +246,20 @@ fn place<'a>(
     gang: &'a GangRequest,
     rules: &Rules,
     config: &Config,
+    effort: &mut Effort,
 ) -> Result<Placement, Failure<'a>> {
-    let mut order: Vec<(usize, &RoleRequest)> = gang.roles.iter().enumerate().collect();
+    let all = gang.roles.iter().enumerate();
+    let mut order: Vec<(usize, &RoleRequest)> =
+        all.filter(|(_, role)| !role.indices.is_empty()).collect();
     order.sort_by_key(|(_, role)| std::cmp::Reverse(weight(&role.shape, config)));
-    match place_all(snapshot, &gang.avoid, &order, rules, config) {
-        Err(failure) if order.len() > 1 => {
+    match place_all(snapshot, &gang.avoid, &order, rules, config, effort) {
+        Err(Failure::Room(missed)) if order.len() > 1 => {
             order.reverse();
-            place_all(snapshot, &gang.avoid, &order, rules, config).map_err(|_| failure)
+            let again = place_all(snapshot, &gang.avoid, &order, rules, config, effort);
+            again.map_err(|failure| match failure {
+                Failure::Room(_) => Failure::Room(missed),
+                Failure::Limit => Failure::Limit,
+            })
         }
         answer => answer,
     }
@@ -169,9 +283,18 @@ fn devices_of(shape: &PodShape, config: &Config) -> u64 {
         .fold(0, |sum, (_, amount)| sum.saturating_add(*amount))
 }
 
-struct Failure<'a> {
+/// A role of which only some found a place.
+#[derive(Clone, Copy)]
+struct Missed<'a> {
     role: &'a RoleRequest,
     placed: u32,
+}
+
+/// Why there is no placement.
+enum Failure<'a> {
+    Room(Missed<'a>),
+    /// The search gave up.
+    Limit,
 }
 
 /// Places the roles in this order, each in as many ways as there are homes for the gang.
@@ -181,6 +304,7 @@ fn place_all<'a>(
     order: &[(usize, &'a RoleRequest)],
     rules: &Rules,
     config: &Config,
+    effort: &mut Effort,
 ) -> Result<Placement, Failure<'a>> {
     let mut first = None;
     let mut number = 0usize;
@@ -192,20 +316,22 @@ fn place_all<'a>(
             touched: BTreeMap::new(),
             rules: rules.clone(),
             home: Home { number, of: None },
+            effort,
         };
-        let failure = match builder.place_roles(order) {
+        let missed = match builder.place_roles(order) {
             Ok(placement) => return Ok(placement),
-            Err(failure) => first.unwrap_or(failure),
+            Err(Failure::Limit) => return Err(Failure::Limit),
+            Err(Failure::Room(missed)) => first.unwrap_or(missed),
         };
         number = number.saturating_add(1);
         if number >= builder.home.of.unwrap_or(0).min(HOMES_MAX) {
-            return Err(failure);
+            return Err(Failure::Room(missed));
         }
-        first = Some(failure);
+        first = Some(missed);
     }
 }
 
-impl Builder<'_> {
+impl Builder<'_, '_> {
     fn place_roles<'r>(
         &mut self,
         order: &[(usize, &'r RoleRequest)],
@@ -214,7 +340,10 @@ impl Builder<'_> {
         for (position, role) in order {
             let placed = self
                 .place_role(*position, role)
-                .map_err(|placed| Failure { role, placed })?;
+                .map_err(|miss| match miss {
+                    Miss::Room(placed) => Failure::Room(Missed { role, placed }),
+                    Miss::Limit => Failure::Limit,
+                })?;
             members.extend(placed);
         }
         members.sort_by(|a, b| (&a.role, a.index).cmp(&(&b.role, b.index)));
@@ -247,7 +376,10 @@ impl Builder<'_> {
     }
 
     /// Places every member of the role; the number that found a place otherwise.
-    fn place_role(&mut self, position: usize, role: &RoleRequest) -> Result<Vec<Placed>, u32> {
+    fn place_role(&mut self, position: usize, role: &RoleRequest) -> Result<Vec<Placed>, Miss> {
+        let (nodes, rules) = (self.snapshot.nodes.len(), self.rules.len());
+        self.effort.nodes(nodes, rules)?;
+        self.effort.nodes(role.indices.len(), rules)?;
         let total = role.indices.len();
         let wants_devices = devices_of(&role.shape, self.config) > 0;
         let rooms = self.candidates(position, role, wants_devices);
@@ -304,7 +436,7 @@ impl Builder<'_> {
         rooms: Vec<Candidate>,
         total: usize,
         wants_devices: bool,
-    ) -> Result<Vec<Candidate>, u32> {
+    ) -> Result<Vec<Candidate>, Miss> {
         let open = self.rules.open(position);
         if open.is_empty() {
             return Ok(rooms);
@@ -334,17 +466,17 @@ impl Builder<'_> {
         enough
             .into_iter()
             .nth(number)
-            .ok_or_else(|| u32::try_from(most.unwrap_or(0)).unwrap_or(u32::MAX))
+            .ok_or_else(|| Miss::Room(u32::try_from(most.unwrap_or(0)).unwrap_or(u32::MAX)))
     }
 
     /// The node of each of `total` members, shared out over domains as the rules at `by` ask for.
     fn share(
-        &self,
+        &mut self,
         by: &[usize],
         rooms: Vec<Candidate>,
         total: usize,
         wants_devices: bool,
-    ) -> Result<Vec<usize>, u32> {
+    ) -> Result<Vec<usize>, Miss> {
         let mut parts: BTreeMap<Vec<Option<u32>>, Vec<Candidate>> = BTreeMap::new();
         for candidate in rooms {
             let domains = self.rules.domains(by, candidate.at);
@@ -359,7 +491,8 @@ impl Builder<'_> {
                 taken: 0,
             })
             .collect();
-        let order = self.rules.allot(by, &mut cells, total)?;
+        let rules = self.rules.at(by);
+        let order = allot(&rules, &mut cells, total, self.effort)?;
         let mut nodes: Vec<std::vec::IntoIter<usize>> = Vec::with_capacity(cells.len());
         for (cell, rooms) in cells.iter().zip(parts.into_values()) {
             let taken = usize::try_from(cell.taken).unwrap_or(usize::MAX);
@@ -483,46 +616,41 @@ fn rank(rooms: &[Candidate], wants_devices: bool) -> (bool, u64, usize) {
 
 /// The node of each of `total` members, on as few of the candidates as it needs; the number that
 /// they have room for, when that is too small.
-fn fill(mut rooms: Vec<Candidate>, total: usize, wants_devices: bool) -> Result<Vec<usize>, u32> {
-    let sum = room_of(&rooms);
-    if sum < u64::try_from(total).unwrap_or(u64::MAX) {
-        return Err(u32::try_from(sum).unwrap_or(u32::MAX));
-    }
-    let mut nodes = Vec::with_capacity(total);
-    while nodes.len() < total {
-        let left = total.saturating_sub(nodes.len());
-        let need = u32::try_from(left).unwrap_or(u32::MAX);
-        let Some(position) = choose(&rooms, need, wants_devices) else {
-            return Err(u32::try_from(nodes.len()).unwrap_or(u32::MAX));
-        };
-        let Candidate { at, room, .. } = rooms.swap_remove(position);
-        let take = usize::try_from(room.min(need)).unwrap_or(left);
-        nodes.extend(std::iter::repeat_n(at, take));
-    }
-    Ok(nodes)
-}
-
-/// The next node to fill, as a position in `rooms`.
 ///
 /// While some node can be filled by what is still needed, the one that takes most; then, for the
 /// rest, the one with the fewest spare devices. A role without devices looks for nodes that offer
 /// none first, then for those with the fewest to spare.
-fn choose(rooms: &[Candidate], need: u32, wants_devices: bool) -> Option<usize> {
-    let candidates = rooms.iter().enumerate();
-    let last = |a: &Candidate| (a.spare, a.at);
-    let chosen = if !wants_devices {
-        candidates.min_by_key(|(_, a)| {
-            let filled = std::cmp::Reverse(a.room.min(need));
-            (a.has_devices, a.spare, filled, a.at)
-        })
-    } else if rooms.iter().any(|a| a.room >= need) {
-        candidates
-            .filter(|(_, a)| a.room >= need)
-            .min_by_key(|(_, a)| last(a))
-    } else {
-        candidates.min_by_key(|(_, a)| (std::cmp::Reverse(a.room), last(a)))
-    };
-    chosen.map(|(position, _)| position)
+fn fill(mut rooms: Vec<Candidate>, total: usize, wants_devices: bool) -> Result<Vec<usize>, Miss> {
+    let sum = room_of(&rooms);
+    if sum < u64::try_from(total).unwrap_or(u64::MAX) {
+        return Err(Miss::Room(u32::try_from(sum).unwrap_or(u32::MAX)));
+    }
+    // Those of one class are as good as each other but for their room.
+    let class = |a: &Candidate| (!wants_devices).then_some((a.has_devices, a.spare));
+    rooms.sort_by_key(|a| (class(a), std::cmp::Reverse(a.room), a.spare, a.at));
+    let mut nodes = Vec::with_capacity(total);
+    for (position, candidate) in rooms.iter().enumerate() {
+        let left = total.saturating_sub(nodes.len());
+        if left == 0 {
+            break;
+        }
+        let takes = |a: &Candidate| usize::try_from(a.room).unwrap_or(usize::MAX);
+        if takes(candidate) < left {
+            nodes.extend(std::iter::repeat_n(candidate.at, takes(candidate)));
+            continue;
+        }
+        let last = rooms
+            .iter()
+            .skip(position)
+            .take_while(|a| class(a) == class(candidate) && takes(a) >= left)
+            .min_by_key(|a| (a.spare, a.at));
+        nodes.extend(
+            last.into_iter()
+                .flat_map(|a| std::iter::repeat_n(a.at, left)),
+        );
+        break;
+    }
+    Ok(nodes)
 }
 
 /// Takes `amount` devices of a resource out of `free`: from one NUMA node where one has enough, the

@@ -132,6 +132,13 @@ pub enum Unplaceable {
         /// What became of the nodes, the rule aside.
         tally: NodeTally,
     },
+    /// Not known: the search gave up, because of the work that it would be.
+    TooComplex {
+        /// Members that need a place.
+        members: u32,
+        /// Rules between members.
+        rules: u32,
+    },
     /// No node passes taints, selectors and readiness.
     NoNode {
         /// The role.
@@ -153,6 +160,7 @@ impl Unplaceable {
                 InterPodKind::Affinity => "AffinityNotMet",
                 InterPodKind::Spread(_) => "SpreadNotMet",
             },
+            Self::TooComplex { .. } => "SearchLimit",
             Self::NoNode { .. } => "NoMatchingNode",
         }
     }
@@ -237,6 +245,11 @@ impl fmt::Display for Unplaceable {
                 }
                 write!(f, ". {tally}")
             }
+            Self::TooComplex { members, rules } => write!(
+                f,
+                "too complex to plan: the search for {members} members with {rules} rules between them was \
+                 given up; fewer members or rules can be planned"
+            ),
             Self::NoNode { role, tally } => write!(f, "no node may take {role}. {tally}"),
         }
     }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use muster_core::action::WriteKind;
 use muster_core::event::WriteOutcome;
+use muster_core::ids::GangKey;
+use muster_core::pod::PodPhase;
 use muster_core::time::Millis;
 use muster_core::workload::Hold;
 use world::{World, gpus};
@@ -149,4 +151,23 @@ fn pod_that_is_refused_after_a_restart_is_woken_again_for_the_plan_that_was_adop
         .iter()
         .filter(|write| matches!(write.what, WriteKind::WakePod { .. }));
     assert_eq!(woken.count(), 3);
+}
+
+#[test]
+fn labelled_gang_that_lost_a_member_is_not_whole_because_of_a_restart() {
+    let mut world = World::new(1, 8);
+    let first = world.labelled("a", "pair", 2, 4, false);
+    world.labelled("b", "pair", 2, 4, false);
+    world.pass(Millis::from_secs(20));
+    let key = GangKey::labelled("default", "pair");
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    // Its node failed it, and there is no other: its place leaves the record. Nobody makes it again.
+    world.change_pod(&first, |pod| pod.phase = PodPhase::Failed);
+    world.settle();
+    world.delete_pod(&first);
+    world.pass(Millis::from_secs(5));
+    assert_eq!(world.phase(&key), "Repairing MembersLost 1/2");
+    world.restart(2);
+    world.pass(Millis::from_secs(60));
+    assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
 }

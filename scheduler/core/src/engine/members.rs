@@ -36,11 +36,17 @@ impl Engine {
         }
         let stated = self.minimum_of(gang);
         let promised = u32::try_from(record.slots.len()).unwrap_or(u32::MAX);
+        // A place that was lost is not in the record, and what a job asks for may have grown since the
+        // start. What pods without a job say of their number was said before they started.
+        let minimum = match (stated, &gang.workload) {
+            (Some(least), None) => least,
+            (stated, _) => stated.unwrap_or(promised).min(promised),
+        };
         let mut plan = Plan {
             id: record.id.clone(),
             epoch: self.epoch,
             slots: self.slots_of(gang, &record),
-            minimum: stated.unwrap_or(promised).min(promised),
+            minimum,
             open: false,
             was_durable: false,
             complete: false,

@@ -10,7 +10,7 @@ use super::gang::{Gang, Plan, Seat, Slot};
 use super::needs::{Needs, free_seat};
 use crate::ids::{GangKey, NodeName, RoleName};
 use crate::interpod::Labels;
-use crate::plan::{GangRequest, Placement, RoleRequest, Standing, plan};
+use crate::plan::{GangRequest, Placement, RoleRequest, STEPS_MAX, Standing, plan_part};
 use crate::pod::PodShape;
 use crate::reason::{Reason, Unplaceable};
 use crate::time::Timestamp;
@@ -168,6 +168,10 @@ impl Engine {
                 gang.plan = Some(plan);
             }
             Err(why) => {
+                if matches!(why, Unplaceable::TooComplex { .. }) {
+                    // All that work is not done again in a hurry.
+                    gang.not_before = gang.not_before.max(now + self.config.retry_after);
+                }
                 self.unplaceable.insert(question, why.clone());
                 gang.reason = Some(Reason::Unplaceable(why));
             }
@@ -176,38 +180,16 @@ impl Engine {
 
     /// The largest part of the gang that fits, at least its minimum.
     fn plan_elastic(&self, needs: &Needs, question: &Question) -> Result<Placement, Unplaceable> {
-        let mut request = GangRequest {
+        let total = needs.roles.iter().fold(question.fixed, |sum, role| {
+            sum.saturating_add(u32::try_from(role.indices.len()).unwrap_or(u32::MAX))
+        });
+        let request = GangRequest {
             roles: needs.roles.clone(),
             placed: question.placed.clone(),
             avoid: question.avoid.clone(),
         };
-        let first = match plan(&self.snapshot, &request, &self.config) {
-            Ok(placement) => return Ok(placement),
-            Err(why) => why,
-        };
-        let total = needs.roles.iter().fold(question.fixed, |sum, role| {
-            sum.saturating_add(u32::try_from(role.indices.len()).unwrap_or(u32::MAX))
-        });
-        // The fewest members that must stay behind, by halving: with a member less, what fitted
-        // still fits.
-        let (mut too_few, mut enough) = (0, total.saturating_sub(needs.minimum));
-        let mut best = None;
-        while too_few < enough {
-            let dropped = too_few.midpoint(enough).max(too_few.saturating_add(1));
-            request.roles = without(&needs.roles, dropped);
-            match plan(&self.snapshot, &request, &self.config) {
-                Ok(placement) => {
-                    best = Some(placement);
-                    if dropped == enough {
-                        break;
-                    }
-                    enough = dropped;
-                }
-                Err(_) if dropped == enough => break,
-                Err(_) => too_few = dropped,
-            }
-        }
-        best.ok_or(first)
+        let spare = total.saturating_sub(needs.minimum);
+        plan_part(&self.snapshot, &request, spare, &self.config).placement
     }
 
     fn new_plan(
@@ -320,18 +302,29 @@ impl Engine {
     }
 
     /// Finds places for members of a gang that runs, each on its own: every one that comes back
-    /// helps.
+    /// helps. What is too much work for one pass is left to the next.
     fn place_missing(&mut self, gang: &mut Gang, now: Timestamp) {
         let Some(mut plan_of) = gang.plan.take() else {
             return;
         };
         let avoid: BTreeSet<_> = gang.refused_nodes.keys().cloned().collect();
+        let (mut steps, mut found_any) = (0u64, false);
+        // What found no place since a member last did finds none now.
+        let mut failed: BTreeSet<(Arc<PodShape>, Arc<Labels>)> = BTreeSet::new();
         for Vacancy {
             seat,
             shape,
             labels,
         } in self.missing_seats(gang, &plan_of)
         {
+            let asked = (Arc::clone(&shape), Arc::clone(&labels));
+            if failed.contains(&asked) {
+                continue;
+            }
+            if steps > STEPS_MAX {
+                gang.tried_at = gang.tried_at.filter(|_| !found_any);
+                break;
+            }
             let request = GangRequest {
                 roles: vec![RoleRequest {
                     role: seat.0.clone(),
@@ -342,9 +335,14 @@ impl Engine {
                 placed: self.standing(gang, &plan_of.slots),
                 avoid: avoid.clone(),
             };
-            let Ok(placement) = plan(&self.snapshot, &request, &self.config) else {
+            let answer = plan_part(&self.snapshot, &request, 0, &self.config);
+            steps = steps.saturating_add(answer.steps);
+            let Ok(placement) = answer.placement else {
+                failed.insert(asked);
                 continue;
             };
+            found_any = true;
+            failed.clear();
             for member in placement.members {
                 let slot = plan_of
                     .slots
@@ -367,17 +365,4 @@ impl Engine {
         }
         gang.plan = Some(plan_of);
     }
-}
-
-/// The roles with `dropped` members fewer: always the highest index of the role with most members,
-/// so that the master stays.
-fn without(roles: &[RoleRequest], dropped: u32) -> Vec<RoleRequest> {
-    let mut roles = roles.to_vec();
-    for _ in 0..dropped {
-        if let Some(role) = roles.iter_mut().max_by_key(|role| role.indices.len()) {
-            role.indices.pop();
-        }
-    }
-    roles.retain(|role| !role.indices.is_empty());
-    roles
 }

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::effort::Effort;
 use super::rules::Rules;
 use super::{
-    Failure, GangRequest, RoleRequest, devices_of, place, place_all, ports_taken, times, weight,
+    Failure, GangRequest, Missed, RoleRequest, devices_of, place, place_all, ports_taken, times,
+    weight,
 };
 use crate::config::Config;
 use crate::ids::ResourceName;
@@ -60,10 +62,11 @@ fn similar(snapshot: &Snapshot, wanted: &ResourceName) -> Option<ResourceName> {
 pub(super) fn explain(
     snapshot: &Snapshot,
     gang: &GangRequest,
-    failure: &Failure,
+    missed: Missed,
     config: &Config,
+    effort: &mut Effort,
 ) -> Unplaceable {
-    let Failure { role, placed } = *failure;
+    let Missed { role, placed } = missed;
     let needed = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
     let tally = tally(snapshot, gang, role, config);
     let candidates: Vec<&NodeCapacity> = snapshot
@@ -80,7 +83,7 @@ pub(super) fn explain(
     }
     let what = scarce(&candidates, role, config);
     let each = amount(&role.shape.requests, &what);
-    if let Some(possible) = too_large(&candidates, gang, role, config) {
+    if let Some(possible) = too_large(&candidates, gang, role, config, effort) {
         let largest = candidates
             .iter()
             .map(|capacity| amount(&capacity.node.allocatable, &what))
@@ -165,22 +168,25 @@ pub(super) fn explain_rules(
     snapshot: &Snapshot,
     gang: &GangRequest,
     rules: &Rules,
-    failure: &Failure,
+    missed: Missed,
     config: &Config,
+    effort: &mut Effort,
 ) -> Unplaceable {
-    if let Err(failure) = place(snapshot, gang, &Rules::default(), config) {
-        return explain(snapshot, gang, &failure, config);
+    let free_of_rules = place(snapshot, gang, &Rules::default(), config, effort);
+    if let Err(Failure::Room(missed)) = free_of_rules {
+        return explain(snapshot, gang, missed, config, effort);
     }
-    // The first without which there is a place; any where it takes several to be without.
+    // The first without which there is a place; any where it takes several to be without, or where
+    // to find out is too much work.
     let one = rules
         .each_left_out()
-        .find(|(_, others)| place(snapshot, gang, others, config).is_ok())
+        .find(|(_, others)| place(snapshot, gang, others, config, effort).is_ok())
         .or_else(|| rules.each_left_out().next())
         .map(|(rule, _)| rule.clone());
     let Some(rule) = one else {
-        return explain(snapshot, gang, failure, config);
+        return explain(snapshot, gang, missed, config, effort);
     };
-    let Failure { role, placed } = *failure;
+    let Missed { role, placed } = missed;
     let empty = Snapshot {
         nodes: snapshot
             .nodes
@@ -192,8 +198,8 @@ pub(super) fn explain_rules(
         avoid: BTreeSet::new(),
         ..gang.clone()
     };
-    let possible = match place(&empty, &unavoided, rules, config) {
-        Err(never) if never.role.role == role.role => Some(never.placed),
+    let possible = match place(&empty, &unavoided, rules, config, effort) {
+        Err(Failure::Room(never)) if never.role.role == role.role => Some(never.placed),
         _ => None,
     };
     Unplaceable::RuleBetweenMembers {
@@ -227,6 +233,7 @@ fn too_large(
     gang: &GangRequest,
     role: &RoleRequest,
     config: &Config,
+    effort: &mut Effort,
 ) -> Option<u32> {
     let needed = u64::try_from(role.indices.len()).unwrap_or(u64::MAX);
     let possible = candidates.iter().fold(0u64, |sum, capacity| {
@@ -258,10 +265,9 @@ fn too_large(
         .collect();
     order.sort_by_key(|(_, role)| std::cmp::Reverse(weight(&role.shape, config)));
     let none = BTreeSet::new();
-    match place_all(&empty, &none, &order, &Rules::default(), config) {
-        Ok(_) => None,
-        Err(failure) if failure.role.role == role.role => Some(failure.placed),
-        Err(_) => None,
+    match place_all(&empty, &none, &order, &Rules::default(), config, effort) {
+        Err(Failure::Room(never)) if never.role.role == role.role => Some(never.placed),
+        Ok(_) | Err(_) => None,
     }
 }
 

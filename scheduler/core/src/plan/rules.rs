@@ -16,7 +16,7 @@ use super::GangRequest;
 use crate::interpod::{InterPodKind, InterPodRule, Labels, Spread};
 use crate::node::{Node, SelectorTerm, Toleration, untolerated};
 use crate::pod::PodShape;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{NodeCapacity, Snapshot};
 
 /// Most rules of one gang that are looked at. Pods made from a few templates have a handful; what is
 /// beyond this is left to kube-scheduler, so that pods with a rule of their own each cost no memory.
@@ -56,7 +56,7 @@ struct Terms {
 
 /// A rule, with the members that have a place.
 #[derive(Clone)]
-struct Rule {
+pub(super) struct Rule {
     terms: Arc<Terms>,
     /// Members that carry it, by domain.
     holders: Vec<u32>,
@@ -70,18 +70,6 @@ struct Rule {
 #[derive(Clone, Default)]
 pub(super) struct Rules {
     rules: Vec<Rule>,
-}
-
-/// A part of the cluster within which, for some rules, one node is as good as another.
-pub(super) struct Cell {
-    /// Domain by each of those rules.
-    pub domains: Vec<Option<u32>>,
-    /// Members that its nodes have room for.
-    pub room: u64,
-    /// Which of two cells is taken where the rules do not care: the smaller.
-    pub rank: (bool, u64, usize),
-    /// Members that it was given.
-    pub taken: u64,
 }
 
 /// A rule, and for a spread the shape of those who carry it, which decides which nodes count.
@@ -123,9 +111,67 @@ impl<'a> Asked<'a> {
     }
 }
 
+/// What several rules of one gang have in common, worked out once.
+struct Known<'a> {
+    /// Shapes and labels among the members that have a place.
+    kinds: Vec<(&'a PodShape, &'a Labels)>,
+    /// Those members: which of the kinds, and the position of the node.
+    placed: Vec<(usize, usize)>,
+    /// Domain of each node, by label.
+    domains: BTreeMap<&'a str, Arc<Vec<Option<u32>>>>,
+    /// Whether each node has the labels of all spreads, by the rules of a shape.
+    labelled: BTreeMap<&'a BTreeSet<InterPodRule>, Vec<bool>>,
+}
+
+impl<'a> Known<'a> {
+    fn of(snapshot: &Snapshot, gang: &'a GangRequest) -> Self {
+        let mut numbers: BTreeMap<(&PodShape, &Labels), usize> = BTreeMap::new();
+        let mut kinds: Vec<(&'a PodShape, &'a Labels)> = Vec::new();
+        let mut placed = Vec::with_capacity(gang.placed.len());
+        for standing in &gang.placed {
+            let found = snapshot
+                .nodes
+                .binary_search_by(|capacity| capacity.node.name.cmp(&standing.node));
+            let Ok(at) = found else { continue };
+            let kind: (&PodShape, &Labels) = (&standing.shape, &standing.labels);
+            let number = *numbers.entry(kind).or_insert_with(|| {
+                kinds.push(kind);
+                kinds.len().saturating_sub(1)
+            });
+            placed.push((number, at));
+        }
+        Self {
+            kinds,
+            placed,
+            domains: BTreeMap::new(),
+            labelled: BTreeMap::new(),
+        }
+    }
+
+    fn domains(&mut self, snapshot: &Snapshot, rule: &'a InterPodRule) -> Arc<Vec<Option<u32>>> {
+        let known = self.domains.entry(&rule.topology);
+        Arc::clone(known.or_insert_with(|| Arc::new(domains_of(snapshot, rule))))
+    }
+
+    fn labelled(&mut self, snapshot: &Snapshot, rules: &'a BTreeSet<InterPodRule>) -> &[bool] {
+        self.labelled.entry(rules).or_insert_with(|| {
+            let spreads: BTreeSet<&Arc<str>> = rules
+                .iter()
+                .filter(|rule| matches!(rule.kind, InterPodKind::Spread(_)))
+                .map(|rule| &rule.topology)
+                .collect();
+            let has = |capacity: &Arc<NodeCapacity>| {
+                let labels = &capacity.node.labels;
+                spreads.iter().all(|key| labels.contains_key(*key))
+            };
+            snapshot.nodes.iter().map(has).collect()
+        })
+    }
+}
+
 impl Rules {
     /// The rules of a gang. Empty for nearly every gang.
-    pub fn of<'g>(snapshot: &Snapshot, gang: &'g GangRequest) -> Self {
+    pub fn of<'g>(snapshot: &'g Snapshot, gang: &'g GangRequest) -> Self {
         let each = |shape: &'g PodShape| {
             let rules = shape.between_pods.iter();
             rules.map(move |rule| (Asked::of(rule, shape), shape))
@@ -142,14 +188,12 @@ impl Rules {
                 .flat_map(|standing| each(&standing.shape))
                 .filter(|(asked, _)| asked.rule.kind == InterPodKind::AntiAffinity),
         );
-        let mut by_label: BTreeMap<&str, Arc<Vec<Option<u32>>>> = BTreeMap::new();
-        let mut rules = Vec::new();
-        for (asked, shape) in all.into_iter().take(RULES_MAX) {
-            let domains = by_label
-                .entry(&asked.rule.topology)
-                .or_insert_with(|| Arc::new(domains_of(snapshot, asked.rule)));
-            rules.extend(Rule::of(snapshot, gang, &asked, shape, domains));
-        }
+        let mut known = Known::of(snapshot, gang);
+        let rules = all
+            .into_iter()
+            .take(RULES_MAX)
+            .filter_map(|(asked, shape)| Rule::of(snapshot, gang, &asked, shape, &mut known))
+            .collect();
         Self { rules }
     }
 
@@ -225,91 +269,52 @@ impl Rules {
         }
     }
 
-    /// The cell of each of `count` members, one after the other. Each goes where the fewest are, so
-    /// that the next finds the rules at `by` met after the ones before it. The number that found a
-    /// cell, when not all do: no other shares would take more.
-    pub fn allot(&self, by: &[usize], cells: &mut [Cell], count: usize) -> Result<Vec<usize>, u32> {
-        let mut counts: Vec<(&Rule, Vec<u32>)> = by
+    /// The rules at `positions`, to share members out by.
+    pub fn at(&self, positions: &[usize]) -> Vec<&Rule> {
+        positions
             .iter()
             .filter_map(|position| self.rules.get(*position))
-            .map(|rule| (rule, rule.matched.clone()))
-            .collect();
-        let mut chosen = Vec::with_capacity(count);
-        while chosen.len() < count {
-            let fewest: Vec<u32> = counts
-                .iter()
-                .map(|(rule, matched)| rule.fewest(matched))
-                .collect();
-            let best = cells
-                .iter()
-                .enumerate()
-                .filter(|(_, cell)| cell.taken < cell.room)
-                .filter_map(|(position, cell)| {
-                    let mut level = 0u64;
-                    for (((rule, matched), domain), fewest) in
-                        counts.iter().zip(&cell.domains).zip(&fewest)
-                    {
-                        let here = count_in(matched, *domain);
-                        if !rule.takes_one_more(*domain, here, *fewest) {
-                            return None;
-                        }
-                        level = level.saturating_add(u64::from(here));
-                    }
-                    Some(((level, cell.taken, cell.rank), position))
-                })
-                .min();
-            let Some((_, position)) = best else {
-                return Err(u32::try_from(chosen.len()).unwrap_or(u32::MAX));
-            };
-            if let Some(cell) = cells.get_mut(position) {
-                cell.taken = cell.taken.saturating_add(1);
-                for ((_, matched), domain) in counts.iter_mut().zip(&cell.domains) {
-                    raise(matched, *domain);
-                }
-            }
-            chosen.push(position);
-        }
-        Ok(chosen)
+            .collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.rules.len()
     }
 }
 
 impl Rule {
     /// `None` for a rule that speaks of no member of the gang.
-    fn of(
-        snapshot: &Snapshot,
+    fn of<'a>(
+        snapshot: &'a Snapshot,
         gang: &GangRequest,
-        asked: &Asked,
-        shape: &PodShape,
-        domains: &Arc<Vec<Option<u32>>>,
+        asked: &Asked<'a>,
+        shape: &'a PodShape,
+        known: &mut Known<'a>,
     ) -> Option<Self> {
         let sides: Vec<Side> = gang
             .roles
             .iter()
             .map(|role| asked.side(&role.shape, &role.labels))
             .collect();
-        let placed: Vec<(Side, usize)> = gang
-            .placed
+        let placed: Vec<Side> = known
+            .kinds
             .iter()
-            .filter_map(|standing| {
-                let at = snapshot
-                    .nodes
-                    .binary_search_by(|capacity| capacity.node.name.cmp(&standing.node));
-                Some((asked.side(&standing.shape, &standing.labels), at.ok()?))
-            })
+            .map(|(shape, labels)| asked.side(shape, labels))
             .collect();
         let spread = match &asked.rule.kind {
             InterPodKind::Spread(spread) => Some(spread),
             _ => None,
         };
-        let among = sides.iter().chain(placed.iter().map(|(side, _)| side));
         // A spread that counts no member still keeps its holders to nodes with the label.
-        if spread.is_none() && !among.clone().any(|side| side.matches) {
+        if spread.is_none() && !sides.iter().chain(&placed).any(|side| side.matches) {
             return None;
         }
+        let domains = known.domains(snapshot, asked.rule);
         let counted: Vec<bool> = spread.map_or_else(Vec::new, |spread| {
-            let nodes = snapshot.nodes.iter();
+            let labelled = known.labelled(snapshot, &shape.between_pods);
+            let nodes = snapshot.nodes.iter().zip(labelled);
             nodes
-                .map(|capacity| counts_for(spread, shape, &capacity.node))
+                .map(|(capacity, labelled)| *labelled && counts_for(spread, shape, &capacity.node))
                 .collect()
         });
         let live: BTreeSet<u32> = domains
@@ -323,7 +328,7 @@ impl Rule {
         let mut rule = Self {
             terms: Arc::new(Terms {
                 rule: asked.rule.clone(),
-                domains: Arc::clone(domains),
+                domains,
                 counted,
                 live: live.into_iter().collect(),
                 sides,
@@ -332,8 +337,8 @@ impl Rule {
             matched: vec![0; size],
             has: Side::default(),
         };
-        for (side, at) in placed {
-            rule.count(side, at);
+        for (kind, at) in &known.placed {
+            rule.count(placed.get(*kind).copied().unwrap_or_default(), *at);
         }
         Some(rule)
     }
@@ -379,42 +384,33 @@ impl Rule {
         }
     }
 
-    /// Whether a member that carries the rule and is spoken of may join `here` others in the domain,
-    /// when the domain with the fewest has `fewest`.
-    fn takes_one_more(&self, domain: Option<u32>, here: u32, fewest: u32) -> bool {
+    /// Members that it speaks of, by domain.
+    pub fn matched(&self) -> &[u32] {
+        &self.matched
+    }
+
+    /// How it counts, for a spread.
+    pub fn spread(&self) -> Option<&Spread> {
         match &self.terms.rule.kind {
-            InterPodKind::Spread(spread) => {
-                domain.is_some() && here.saturating_sub(fewest) < spread.skew_max
-            }
-            _ => here == 0,
+            InterPodKind::Spread(spread) => Some(spread),
+            InterPodKind::AntiAffinity | InterPodKind::Affinity => None,
         }
     }
 
-    /// Members in the domain that has the fewest.
-    fn fewest(&self, matched: &[u32]) -> u32 {
-        let InterPodKind::Spread(spread) = &self.terms.rule.kind else {
-            return 0;
-        };
-        let domains = u32::try_from(self.terms.live.len()).unwrap_or(u32::MAX);
-        if domains < spread.domains_min {
-            return 0;
-        }
-        let counts = self.terms.live.iter();
-        counts
-            .map(|domain| count_in(matched, Some(*domain)))
-            .min()
-            .unwrap_or(0)
+    /// Domains of the nodes that count, in order.
+    pub fn live(&self) -> &[u32] {
+        &self.terms.live
     }
 }
 
-fn count_in(counts: &[u32], domain: Option<u32>) -> u32 {
+pub(super) fn count_in(counts: &[u32], domain: Option<u32>) -> u32 {
     domain
         .and_then(|domain| counts.get(usize::try_from(domain).ok()?))
         .copied()
         .unwrap_or(0)
 }
 
-fn raise(counts: &mut [u32], domain: Option<u32>) {
+pub(super) fn raise(counts: &mut [u32], domain: Option<u32>) {
     if let Some(count) = domain.and_then(|domain| counts.get_mut(usize::try_from(domain).ok()?)) {
         *count = count.saturating_add(1);
     }
@@ -440,14 +436,9 @@ fn domains_of(snapshot: &Snapshot, rule: &InterPodRule) -> Vec<Option<u32>> {
         .collect()
 }
 
-/// Whether pods on the node count in a spread of a pod that selects nodes like `by`.
+/// Whether pods on the node count in a spread of a pod that selects nodes like `by`, as far as labels
+/// of its spreads leave it open.
 fn counts_for(spread: &Spread, by: &PodShape, node: &Node) -> bool {
-    let labelled = by
-        .between_pods
-        .iter()
-        .filter(|rule| matches!(rule.kind, InterPodKind::Spread(_)))
-        .all(|rule| node.labels.contains_key(&rule.topology));
-    labelled
-        && (spread.ignores_affinity || by.selects(node))
+    (spread.ignores_affinity || by.selects(node))
         && (!spread.honors_taints || untolerated(&node.taints, &by.tolerations).is_none())
 }

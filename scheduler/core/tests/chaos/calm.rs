@@ -1,6 +1,7 @@
 //! After the storm: what must be so once nothing goes wrong any more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use muster_core::ids::GangKey;
 use muster_core::pod::{MembershipSource, PodPhase};
@@ -8,7 +9,7 @@ use muster_core::record::Phase;
 use muster_core::time::Millis;
 use muster_core::workload::{Hold, MemberSource, Workload};
 
-use super::{GPUS, NODES, Storm};
+use super::{NODES, Storm, ruled};
 use crate::world::GPU;
 
 /// After the storm.
@@ -25,7 +26,7 @@ impl Storm {
             for index in 0..NODES {
                 let name = format!("n{index}");
                 if !self.world.nodes.contains_key(&name) {
-                    self.world.add_node(&name, GPUS);
+                    self.bring_node(&name);
                 }
                 self.world.change_node(&name, |node| {
                     (node.ready, node.unschedulable) = (true, false);
@@ -57,9 +58,11 @@ impl Storm {
     /// GANG-1: past the repair deadline no gang is bound in part, whatever it still waits for.
     pub fn check_whole(&self) {
         for (key, job) in &self.world.jobs {
-            let running = self.world.phase(key).starts_with("Running");
             let total = job.total().unwrap_or(0);
             let minimum = job.minimum.filter(|least| *least > 0).unwrap_or(total);
+            let minimum = self
+                .started_with(key)
+                .map_or(minimum, |own| own.min(minimum));
             let bound = self
                 .world
                 .pods
@@ -68,10 +71,9 @@ impl Storm {
                 .filter(|pod| pod.is_alive() && pod.node.is_some())
                 .count();
             assert!(
-                running
-                    || job.finished.is_some()
+                job.finished.is_some()
                     || bound == 0
-                    || bound + self.ended(key) as usize >= minimum as usize,
+                    || bound + self.ever_ended(key) as usize >= minimum as usize,
                 "{key} stays bound in part: {bound} of {minimum}; {}",
                 self.world.phase(key)
             );
@@ -99,11 +101,8 @@ impl Storm {
             }
         }
         for (gang, (bound, size)) in partial {
-            let ended = self.ended(gang);
-            if self.world.phase(gang).starts_with("Running") {
-                // Members that have ended count, those that are gone since too.
-                continue;
-            }
+            // Members that have ended count, those that are gone since too.
+            let ended = self.ever_ended(gang);
             assert!(
                 bound == 0 || bound + ended >= size,
                 "{gang} is bound in part: {bound} of {size}; {}",
@@ -149,6 +148,29 @@ impl Storm {
             .filter(|pod| pod.membership.as_ref().is_some_and(|m| m.gang == *key))
             .filter(|pod| pod.phase == PodPhase::Succeeded)
             .count() as u32
+    }
+
+    /// Members that have ended well and do not run again, by what the world has seen alone: whatever
+    /// the engine says of the gang, and whether their pods are still there.
+    fn ever_ended(&self, key: &GangKey) -> u32 {
+        let runs = |name: &Arc<str>| {
+            let mut pods = self.world.pods.values();
+            pods.any(|pod| pod.name == *name && pod.is_alive() && pod.node.is_some())
+        };
+        let ended: BTreeSet<&Arc<str>> = self
+            .members
+            .iter()
+            .filter(|(uid, (gang, _))| gang == key && self.world.ended.contains(*uid))
+            .map(|(_, (_, name))| name)
+            .filter(|name| !runs(name))
+            .collect();
+        ended.len() as u32
+    }
+
+    /// A gang that runs goes on by the plan that it was started with, whatever was edited since.
+    fn started_with(&self, key: &GangKey) -> Option<u32> {
+        let status = self.world.gangs.get(key)?.status.as_ref()?;
+        (status.phase == Phase::Running).then(|| status.minimum.min(status.total))
     }
 
     fn check_job(&self, key: &GangKey, job: &Workload) {
@@ -238,15 +260,11 @@ impl Storm {
             // Pods that were born before the template was edited are not made again.
             return false;
         }
-        let places: u64 = self
-            .world
-            .nodes
-            .values()
-            .map(|node| {
-                let free = node.allocatable.extended(GPU) - self.used(&node.name).1;
-                free / each
-            })
-            .sum();
+        let rooms = self.world.nodes.values().map(|node| {
+            let free = node.allocatable.extended(GPU) - self.used(&node.name).1;
+            (node, free / each)
+        });
+        let places = ruled::places(&role.shape, &rooms.collect::<Vec<_>>());
         role.count > 0 && minimum <= role.count && places >= u64::from(minimum)
     }
 

@@ -91,9 +91,10 @@ impl Storm {
         };
         let workers = 1 + self.rng.below(4) as u32;
         let each = [1, 1, 2, 4][self.rng.below(4) as usize];
-        let worker = ("Worker", workers, gpus(each));
+        let ruled = self.ruled();
+        let worker = ("Worker", workers, ruled.shape(&gpus(each)));
         let key = if self.rng.chance(30) {
-            let master = ("Master", 1, gpus(self.rng.below(2)));
+            let master = ("Master", 1, ruled.shape(&gpus(self.rng.below(2))));
             self.world.submit(&name, &[master, worker], hold)
         } else {
             self.world.submit(&name, &[worker], hold)
@@ -145,9 +146,10 @@ impl Storm {
             group.minimum = minimum;
         });
         let (gated, controlled) = (self.rng.chance(50), self.rng.chance(60));
+        let ruled = self.ruled();
         self.sets.push(Set {
             names,
-            shape: gpus(each),
+            shape: ruled.shape(&gpus(each)),
             gated,
             controlled,
             born: false,
@@ -165,9 +167,10 @@ impl Storm {
         let names = self.members(&name, &key, size, &source);
         let (gated, controlled) = (self.rng.chance(50), self.rng.chance(50));
         let each = 1 + self.rng.below(2);
+        let ruled = self.ruled();
         self.sets.push(Set {
             names,
-            shape: gpus(each),
+            shape: ruled.shape(&gpus(each)),
             gated,
             controlled,
             born: false,
@@ -197,6 +200,14 @@ impl Storm {
         format!("n{}", self.rng.below(NODES))
     }
 
+    /// A node of the storm comes back, in its zone.
+    pub(super) fn bring_node(&mut self, name: &str) {
+        self.world.add_node(name, GPUS);
+        let index = name.trim_start_matches('n').parse().unwrap();
+        self.world
+            .change_node(name, |node| super::ruled::label(node, index));
+    }
+
     fn flap_node(&mut self) {
         let name = self.a_node();
         if !self.world.nodes.contains_key(&name) {
@@ -218,9 +229,7 @@ impl Storm {
         if self.world.nodes.remove(&name).is_some() {
             self.world.tell(Event::NodeRemoved(name.as_str().into()));
         } else {
-            self.world.add_node(&name, GPUS);
-            let node = self.world.nodes[&name].clone();
-            self.world.tell(Event::NodeApplied(node));
+            self.bring_node(&name);
         }
     }
 
@@ -311,7 +320,9 @@ impl Storm {
             }
             (MemberSource::Roles(roles), 2) => {
                 if let Some(role) = roles.last_mut() {
-                    role.shape = gpus(each);
+                    let mut shape = (*gpus(each)).clone();
+                    shape.between_pods = role.shape.between_pods.clone();
+                    role.shape = Arc::new(shape);
                 }
             }
             (MemberSource::Roles(_), 3) => toggle_suspension(job),

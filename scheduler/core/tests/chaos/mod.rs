@@ -11,13 +11,14 @@
 mod calm;
 mod mischief;
 mod players;
+mod ruled;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use muster_core::action::{Action, Write, WriteKind};
 use muster_core::event::{Event, Ticket, WriteOutcome};
-use muster_core::ids::{NodeName, PodUid};
+use muster_core::ids::{GangKey, NodeName, PodUid};
 use muster_core::pod::{Membership, PodPhase, PodShape};
 use muster_core::time::Millis;
 
@@ -70,6 +71,8 @@ pub struct Storm {
     sets: Vec<Set>,
     epoch: u64,
     made: u64,
+    /// Gang and name of every pod that was ever a member.
+    members: BTreeMap<PodUid, (GangKey, Arc<str>)>,
     /// Turns for which the API server is still away.
     away: u64,
     /// Nothing goes wrong any more.
@@ -83,6 +86,10 @@ impl Storm {
         let mut world = World::new(NODES as usize, GPUS);
         world.queued = true;
         world.graceful = true;
+        for index in 0..NODES {
+            let name = format!("n{index}");
+            world.change_node(&name, |node| ruled::label(node, index));
+        }
         world.add_node("cpu", 0);
         let node = world.nodes["cpu"].clone();
         world.tell(Event::NodeApplied(node));
@@ -98,6 +105,7 @@ impl Storm {
             sets: Vec::new(),
             epoch: 1,
             made: 0,
+            members: BTreeMap::new(),
             away: 0,
             calm: false,
             trace: None,
@@ -433,12 +441,19 @@ impl Storm {
     }
 
     /// DEV-1, by what the API says.
-    fn check_truth(&self) {
+    fn check_truth(&mut self) {
+        for pod in self.world.pods.values() {
+            if let Some(member) = &pod.membership {
+                let known = (member.gang.clone(), Arc::clone(&pod.name));
+                self.members.entry(pod.uid.clone()).or_insert(known);
+            }
+        }
         for (name, node) in &self.world.nodes {
             let (ours, _) = self.used(&name.as_str().into());
             let offered = node.allocatable.extended(GPU);
             assert!(ours <= offered, "{name} carries {ours} of {offered}");
         }
+        self.check_apart();
     }
 }
 

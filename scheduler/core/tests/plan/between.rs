@@ -375,14 +375,22 @@ const RULES: &[&str] = &[
     "spread=host:1 together=zone",
 ];
 
+/// Rules of which some have a domain for each node and others share theirs.
+const MIXED: &[&str] = &[
+    "spread=host:1 spread=zone:1",
+    "spread=host:1 spread=host:3 spread=zone:2",
+    "spread=host:2 apart=zone",
+    "spread=host:1 spread=zone:1:3 spread=zone:2",
+];
+
 /// Share of random clusters, in thousandths, in which the planner says the same as trying everything.
-fn agreement(seed: u64, rounds: u64, master: bool) -> u64 {
+fn agreement(seed: u64, rounds: u64, from: &[&str], master: bool) -> u64 {
     let mut rng = Rng(seed);
     let mut agreed = 0;
     let mut placed = 0;
     for _ in 0..rounds {
         let mut free: Vec<u64> = (0..1 + rng.below(5)).map(|_| rng.below(5)).collect();
-        let rules = RULES[rng.below(RULES.len() as u64) as usize];
+        let rules = from[rng.below(from.len() as u64) as usize];
         let mut text = String::new();
         for (at, free) in free.iter().enumerate() {
             let zone = [
@@ -436,12 +444,19 @@ fn agreement(seed: u64, rounds: u64, master: bool) -> u64 {
 
 #[test]
 fn ruled_role_is_placed_exactly_when_it_can_be_and_accepted_in_order() {
-    assert_eq!(agreement(11, 4000, false), 1000);
+    assert_eq!(agreement(11, 4000, RULES, false), 1000);
 }
 
 #[test]
 fn ruled_master_and_workers_are_placed_nearly_always_when_they_can_be() {
-    let share = agreement(12, 4000, true);
+    let share = agreement(12, 4000, RULES, true);
     println!("ruled roles: {share} of 1000 answers agree with trying everything");
     assert!(share >= 970, "{share} of 1000");
+}
+
+#[test]
+fn several_spreads_at_once_are_kept_and_accepted_in_order() {
+    let share = agreement(13, 4000, MIXED, false);
+    println!("mixed spreads: {share} of 1000 answers agree with trying everything");
+    assert!(share >= 950, "{share} of 1000");
 }

@@ -16,6 +16,7 @@
 //! of each free GPU. Every GPU node has the taint `gpu`, which every role with GPUs tolerates.
 
 mod between;
+mod effort;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
