@@ -2,6 +2,7 @@
 //! real control plane.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use muster_control_plane::history::World;
 use muster_control_plane::{NodeTemplate, TrainingOperatorOptions};
@@ -187,10 +188,12 @@ async fn named_jobs(stack: &Stack) -> anyhow::Result<()> {
     let job = |name: &str| Job::new(name, vec![Role::new("Worker", NODES - 2, 8)]).unnamed();
     let all = usize::try_from(NODES - 2)?;
     stack.submit(&job("named-a")).await?;
+    wait_born(stack, "named-a").await?;
     stack.wait_running("named-a", all).await?;
     let group = ["get", "podgroups.scheduling.x-k8s.io", "named-a"];
     stack.kubectl(&group).await?;
     stack.submit(&job("named-b")).await?;
+    wait_born(stack, "named-b").await?;
     let says = stack
         .wait_gang("default", "named-b", PATIENCE, |says| {
             says.reason == "NotEnoughFree"
@@ -201,6 +204,24 @@ async fn named_jobs(stack: &Stack) -> anyhow::Result<()> {
     stack.end_job("named-a").await?;
     stack.wait_running("named-b", all).await?;
     stack.end_job("named-b").await
+}
+
+/// Waits for the first pod of a job for which the operator makes a PodGroup. On a busy machine the
+/// operator may not see its own PodGroup in time and forget the job until that changes: then it is
+/// touched.
+async fn wait_born(stack: &Stack, name: &str) -> anyhow::Result<()> {
+    for touch in 0..6 {
+        for _ in 0..100 {
+            if stack.recorder.look(|world| world.pods_of(name).count()) > 0 {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let mark = format!("test/touch={touch}");
+        let annotate = ["annotate", "--overwrite", "pytorchjob", name, &mark];
+        stack.kubectl(&annotate).await?;
+    }
+    anyhow::bail!("{name} has no pods after a minute");
 }
 
 /// Jobs of kube-controller-manager. Each pod is a gang of one, so that one with more pods than there
