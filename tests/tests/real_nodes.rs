@@ -194,17 +194,19 @@ async fn replanned(stack: &Stack, job: &str, first: &str) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Required anti-affinity to a pod of somebody else, which comes to the planned node after the plan:
-/// only kube-scheduler reads it.
+/// Required anti-affinity to a pod of somebody else on the node that is planned first: only
+/// kube-scheduler reads it. The pod is there before the members, so that kube-scheduler hears of it
+/// before them.
 async fn shy(stack: &Stack) -> anyhow::Result<()> {
     let apart = "affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: \
                  [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: loud}}}]}}";
     let job = Job::new("shy", vec![Role::new("Worker", 2, 8).with(apart)]);
+    let node = "gpu-0".to_owned();
+    stack.intrude("loud", &node, 0).await?;
     stack.cluster.pause(&Program::KubeScheduler)?;
     stack.submit(&job).await?;
     let planned = stack.wait_planned("shy").await?;
-    let node = planned.nodes().first().cloned().unwrap_or_default();
-    stack.intrude("loud", &node, 0).await?;
+    assert!(planned.nodes().contains(&node), "{:?}", planned.nodes());
     replanned(stack, "shy", planned.plan()).await?;
     let nodes = stack.nodes_of("shy");
     assert!(!nodes.contains(&node), "{nodes:?} beside the one on {node}");
