@@ -37,6 +37,8 @@ pub struct PlanRecord {
     pub id: PlanId,
     /// Leadership that made it.
     pub epoch: Epoch,
+    /// Members that must run together, as of the commit; 0 where the record does not say.
+    pub minimum: u32,
     /// One slot per planned member, in order of role and index.
     pub slots: Vec<SlotRecord>,
 }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use muster_core::action::WriteKind;
 use muster_core::event::WriteOutcome;
 use muster_core::ids::GangKey;
-use muster_core::pod::PodPhase;
+use muster_core::pod::{Membership, MembershipSource, PodPhase};
 use muster_core::time::Millis;
-use muster_core::workload::Hold;
+use muster_core::workload::{Hold, MemberSource, WorkloadKind};
 use world::{World, gpus};
 
 /// Crashes after each write in turn, restarts from what the API holds, and expects the same end.
@@ -170,4 +170,78 @@ fn labelled_gang_that_lost_a_member_is_not_whole_because_of_a_restart() {
     world.restart(2);
     world.pass(Millis::from_secs(60));
     assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
+}
+
+/// Fails a member of a gang of two on the only node there is, which takes nobody any more: its place
+/// leaves the record.
+fn lose_for_good(world: &mut World, key: &GangKey, name: &str) {
+    world.change_node("n0", |node| node.unschedulable = true);
+    world.operator = false;
+    let uid = world.member(name);
+    world.change_pod(&uid, |pod| pod.phase = PodPhase::Failed);
+    world.settle();
+    world.delete_pod(&uid);
+    world.pass(Millis::from_secs(5));
+    assert_eq!(world.phase(key), "Repairing MembersLost 1/2");
+}
+
+#[test]
+fn job_that_lost_a_member_is_not_whole_because_of_a_restart() {
+    let mut world = World::new(1, 8);
+    let key = world.submit("train", &[("Worker", 2, gpus(4))], Hold::Held);
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    lose_for_good(&mut world, &key, "train-Worker-0");
+    world.restart(2);
+    assert_eq!(world.phase(&key), "Repairing MembersLost 1/2");
+    world.operator = true;
+    world.pass(Millis::from_secs(60));
+    assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
+}
+
+#[test]
+fn podgroup_that_lost_a_member_is_not_whole_because_of_a_restart() {
+    let mut world = World::new(1, 8);
+    let key = world.submit("group", &[], Hold::Free);
+    world.edit(&key, |group| {
+        group.kind = WorkloadKind::PodGroup;
+        group.members = MemberSource::Pods;
+        group.minimum = Some(2);
+    });
+    for name in ["a", "b"] {
+        let membership = Membership {
+            gang: key.clone(),
+            source: MembershipSource::PodGroup {
+                name: Arc::from("group"),
+            },
+            role: None,
+            index: None,
+        };
+        world.pod(name, Some(membership), gpus(4));
+    }
+    world.pass(Millis::from_secs(20));
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    lose_for_good(&mut world, &key, "a");
+    world.restart(2);
+    assert_eq!(world.phase(&key), "Repairing MembersLost 1/2");
+    world.pass(Millis::from_secs(60));
+    assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
+}
+
+/// The job has grown while nobody looked: what runs goes on running by what it was started with.
+#[test]
+fn job_that_grew_while_muster_was_down_keeps_what_runs() {
+    let mut world = World::new(1, 8);
+    let key = world.submit("train", &[("Worker", 2, gpus(4))], Hold::Held);
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    world.operator = false;
+    if let Some(job) = world.jobs.get_mut(&key)
+        && let MemberSource::Roles(roles) = &mut job.members
+    {
+        roles[0].count = 4;
+    }
+    world.restart(2);
+    world.pass(Millis::from_secs(60));
+    assert_eq!(world.bound(&key), 2, "{}", world.phase(&key));
 }

@@ -166,6 +166,7 @@ impl Plan {
         PlanRecord {
             id: self.id.clone(),
             epoch: self.epoch,
+            minimum: self.minimum,
             slots,
         }
     }
@@ -380,7 +381,11 @@ impl Gang {
         self.workload
             .as_ref()
             .and_then(Workload::total)
-            .or_else(|| self.plan.as_ref().map(Plan::planned))
+            .or_else(|| {
+                // Places that were lost before a restart are known by the minimum only.
+                let plan = self.plan.as_ref()?;
+                Some(plan.planned().max(plan.minimum))
+            })
             .unwrap_or_else(|| u32::try_from(self.pods.len()).unwrap_or(u32::MAX))
     }
 

@@ -36,11 +36,11 @@ impl Engine {
         }
         let stated = self.minimum_of(gang);
         let promised = u32::try_from(record.slots.len()).unwrap_or(u32::MAX);
-        // A place that was lost is not in the record, and what a job asks for may have grown since the
-        // start. What pods without a job say of their number was said before they started.
-        let minimum = match (stated, &gang.workload) {
-            (Some(least), None) => least,
-            (stated, _) => stated.unwrap_or(promised).min(promised),
+        // What was committed holds: a place that was lost is not in the record, and what is asked for
+        // may have grown since the start.
+        let minimum = match record.minimum {
+            0 => stated.unwrap_or(promised).min(promised),
+            committed => committed,
         };
         let mut plan = Plan {
             id: record.id.clone(),
@@ -55,8 +55,10 @@ impl Engine {
             partial_since: None,
             said: None,
         };
-        // Members are gone whose shape nothing tells any more. If nothing runs, it is planned anew.
-        let whole = plan.planned() == promised && stated.is_none_or(|least| least <= promised);
+        // Members are gone whose shape nothing tells any more, or had lost their places. If nothing
+        // runs, it is planned anew.
+        let least = stated.unwrap_or(0).max(plan.minimum);
+        let whole = plan.planned() == promised && least <= promised;
         let all_bound = plan.slots.values().all(Slot::is_settled);
         let ran = gang
             .acked

@@ -99,6 +99,7 @@ fn plan(status: &GangStatus) -> Result<Option<PlanRecord>, String> {
     Ok(Some(PlanRecord {
         id: PlanId::from(id),
         epoch: Epoch(epoch),
+        minimum: u32::try_from(status.minimum).unwrap_or(0),
         slots,
     }))
 }

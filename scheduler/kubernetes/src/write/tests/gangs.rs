@@ -36,6 +36,7 @@ fn planned() -> CoreStatus {
         plan: Some(PlanRecord {
             id: "e7-1".into(),
             epoch: Epoch(7),
+            minimum: 2,
             slots: vec![slot(0, "n1", true), slot(1, "n1", false)],
         }),
         bound: 1,
