@@ -13,6 +13,7 @@ use crate::workload::WorkloadKind;
 
 /// An action.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // Nearly all actions are writes.
 pub enum Action {
     /// Change something in the API. Ends with an `Event::WriteDone` of the same id, always.
     Write(Write),
