@@ -29,6 +29,10 @@ const QUIET: Duration = Duration::from_secs(6);
 /// Longest wait for that; controllers have something to do on each new node.
 const QUIET_MAX: Duration = Duration::from_secs(60);
 
+/// Time from a pod's binding until it runs, as a kubelet would need it at best. Without it KWOK's statuses compete
+/// with the bindings for the API server, and KWOK writes some of them twice.
+const POD_START: Duration = Duration::from_secs(1);
+
 /// What is the same for all runs.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -77,7 +81,10 @@ impl Stage {
         options: &Options,
     ) -> anyhow::Result<Self> {
         let pool = pool(case.nodes);
-        let mut builder = Cluster::builder().nodes(pool.clone()).audit(options.audit);
+        let mut builder = Cluster::builder()
+            .nodes(pool.clone())
+            .pods_start_after(POD_START)
+            .audit(options.audit);
         if contender == Contender::Native {
             builder = builder
                 .feature_gate("GenericWorkload", true)

@@ -8,6 +8,8 @@
 //!   pod with deletionTimestamp -> gone after muster.dev/terminate-seconds (at once without it)
 //! ```
 
+use std::time::Duration;
+
 /// Pod annotation: seconds (a decimal number such as `1.5`) that the pod runs before it succeeds. Without it the pod runs on.
 pub const RUN_SECONDS: &str = "muster.dev/run-seconds";
 /// Pod annotation: seconds that the pod runs before it fails with exit code 1.
@@ -24,7 +26,10 @@ const POD_PARALLELISM: u32 = 64;
 /// the API server cuts the watch of a KWOK that is too slow for it (a loaded machine). The second play is refused with 422 because it
 /// brings a second pod IP, so it costs the server a request and the store nothing: [`crate::Writes::accepted`] leaves it out. Plain lists
 /// in parallel keep the first case short; a measurement begins after [`crate::Cluster::wait_until_quiet`].
-pub(crate) fn configuration() -> String {
+///
+/// A bound pod runs `start` later. While it waits for that, the same state again is known for what it is, so that nothing is played
+/// twice.
+pub(crate) fn configuration(start: Duration) -> String {
     let mut text = format!(
         r#"apiVersion: config.kwok.x-k8s.io/v1alpha1
 kind: KwokConfiguration
@@ -43,7 +48,7 @@ options:
     );
     for stage in [
         NODE_INITIALIZE.to_owned(),
-        POD_READY.to_owned(),
+        pod_ready(start),
         pod_end(true),
         pod_end(false),
         POD_TERMINATE.to_owned(),
@@ -79,11 +84,13 @@ spec:
       phase: Running
 "#;
 
-const POD_READY: &str = r#"apiVersion: kwok.x-k8s.io/v1alpha1
+fn pod_ready(start: Duration) -> String {
+    format!(
+        r#"apiVersion: kwok.x-k8s.io/v1alpha1
 kind: Stage
-metadata: {name: pod-ready}
+metadata: {{name: pod-ready}}
 spec:
-  resourceRef: {apiGroup: v1, kind: Pod}
+  resourceRef: {{apiGroup: v1, kind: Pod}}
   selector:
     matchExpressions:
     - key: '.metadata.deletionTimestamp'
@@ -91,9 +98,17 @@ spec:
     - key: '.status.phase'
       operator: In
       values: [Pending]
+  delay:
+    durationMilliseconds: {}
   next:
     statusTemplate: |
-      {{ $now := Now }}
+{POD_RUNS}"#,
+        start.as_millis()
+    )
+}
+
+/// Status of a pod that runs.
+const POD_RUNS: &str = r#"      {{ $now := Now }}
       conditions:
       - {type: Initialized, status: "True", lastTransitionTime: {{ $now | Quote }}}
       - {type: Ready, status: "True", lastTransitionTime: {{ $now | Quote }}}
@@ -224,7 +239,7 @@ mod tests {
 
     #[test]
     fn every_document_is_yaml_with_a_kind() {
-        let text = configuration();
+        let text = configuration(Duration::ZERO);
         let kinds: Vec<String> = text
             .split("---\n")
             .map(|document| {

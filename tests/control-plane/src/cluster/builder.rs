@@ -35,6 +35,7 @@ pub struct ClusterBuilder {
     runtime_config: Vec<String>,
     controller_manager: bool,
     kwok: bool,
+    start: Duration,
     audit: bool,
     api_server_args: Vec<String>,
     controller_manager_args: Vec<String>,
@@ -48,6 +49,7 @@ impl Default for ClusterBuilder {
             runtime_config: Vec::new(),
             controller_manager: true,
             kwok: true,
+            start: Duration::ZERO,
             audit: false,
             api_server_args: Vec::new(),
             controller_manager_args: Vec::new(),
@@ -88,6 +90,13 @@ impl ClusterBuilder {
     #[must_use]
     pub fn with_kwok(mut self, yes: bool) -> Self {
         self.kwok = yes;
+        self
+    }
+
+    /// How long a bound pod takes until it runs (default: no time at all). A kubelet takes a second or more.
+    #[must_use]
+    pub fn pods_start_after(mut self, time: Duration) -> Self {
+        self.start = time;
         self
     }
 
@@ -160,7 +169,7 @@ impl ClusterBuilder {
         ] {
             access::write_kubeconfig(folder.path(), &authority, &api_url, &identity)?;
         }
-        certs::write(&folder.path().join("kwok.yaml"), &kwok::configuration())?;
+        certs::write(&folder.path().join("kwok.yaml"), &kwok::configuration(self.start))?;
         certs::write(
             &folder.path().join("audit-policy.yaml"),
             writes::AUDIT_POLICY,
