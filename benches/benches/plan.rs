@@ -113,9 +113,13 @@ fn free_gpus(fill: &str, index: usize) -> u64 {
 }
 
 fn snapshot(nodes: usize, fill: &str) -> Snapshot {
-    let nodes = (0..nodes)
+    snapshot_of(nodes, |index| free_gpus(fill, index))
+}
+
+fn snapshot_of(nodes: usize, free: impl Fn(usize) -> u64) -> Snapshot {
+    let nodes: Vec<_> = (0..nodes)
         .map(|index| {
-            let free = free_gpus(fill, index);
+            let free = free(index);
             Arc::new(NodeCapacity {
                 node: Arc::new(node(index)),
                 eligibility: Eligibility::Eligible,
@@ -127,7 +131,7 @@ fn snapshot(nodes: usize, fill: &str) -> Snapshot {
             })
         })
         .collect();
-    Snapshot { nodes }
+    Snapshot::of(nodes)
 }
 
 fn gang(members: u32, gpus: u64) -> GangRequest {
@@ -172,6 +176,97 @@ fn plan_one_gang(bencher: Bencher, case: &(usize, u32, &str)) {
     bencher.bench(|| plan(&snapshot, &gang, &config).map(|placement| placement.members.len()));
 }
 
+/// The straightforward way: each pod on its own, every node filtered and scored. What it places is
+/// counted against the next pod.
+fn pod_by_pod(snapshot: &Snapshot, gang: &GangRequest) -> Option<Vec<usize>> {
+    let mut taken: BTreeMap<usize, Resources> = BTreeMap::new();
+    let mut places = Vec::new();
+    for role in &gang.roles {
+        for _ in &role.indices {
+            let mut best: Option<(u64, usize)> = None;
+            for (at, capacity) in snapshot.nodes().iter().enumerate() {
+                let free = taken.get(&at).unwrap_or(&capacity.free);
+                if capacity.eligibility != Eligibility::Eligible
+                    || role.shape.mismatch(&capacity.node).is_some()
+                    || free.shortage(&role.shape.requests).is_some()
+                {
+                    continue;
+                }
+                let score = (free.extended(GPU), at);
+                best = Some(best.map_or(score, |best| best.min(score)));
+            }
+            let (_, at) = best?;
+            let free = taken
+                .entry(at)
+                .or_insert_with(|| snapshot.nodes()[at].free.clone());
+            free.subtract(&role.shape.requests);
+            places.push(at);
+        }
+    }
+    Some(places)
+}
+
+/// A cluster in which no two nodes are alike: less than `gpus` GPUs free, and CPU and memory at random.
+fn uneven(nodes: usize, gpus: u64) -> Snapshot {
+    let mut seed = 1u64;
+    let mut below = move |limit: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 33) % limit
+    };
+    let alike = snapshot(nodes, "half");
+    let uneven = alike.nodes().iter().map(|capacity| {
+        let gpus = below(gpus);
+        let (cpu, memory) = (below(96_000), below(1 << 40));
+        let mut capacity = (**capacity).clone();
+        capacity.free = resources(gpus, 8_000 * gpus + cpu, (64 << 30) * gpus + memory, 100);
+        capacity.well = capacity.free.clone();
+        Arc::new(capacity)
+    });
+    Snapshot::of(uneven)
+}
+
+/// Three pods of one GPU each on a half full cluster: the whole gang against pod by pod.
+#[divan::bench(args = [1000, 5000, 20_000])]
+fn three_pods_planned_as_a_gang(bencher: Bencher, nodes: usize) {
+    three_pods(bencher, nodes, |snapshot, gang| {
+        plan(snapshot, gang, &Config::default()).map_or(0, |placement| placement.members.len())
+    });
+}
+
+/// The same, the straightforward way.
+#[divan::bench(args = [1000, 5000, 20_000])]
+fn three_pods_planned_one_by_one(bencher: Bencher, nodes: usize) {
+    three_pods(bencher, nodes, |snapshot, gang| {
+        pod_by_pod(snapshot, gang).map_or(0, |places| places.len())
+    });
+}
+
+/// What it takes to take in that a node has changed.
+#[divan::bench(args = [1000, 5000, 20_000])]
+fn snapshot_takes_a_changed_node(bencher: Bencher, nodes: usize) {
+    let mut snapshot = uneven(nodes, 9);
+    let changed: Vec<Arc<NodeCapacity>> = snapshot.nodes().to_vec();
+    let mut at = 0;
+    bencher.bench_local(|| {
+        at = (at + 7) % changed.len();
+        let mut capacity = (*changed[at]).clone();
+        capacity.free.milli_cpu += 1_000 * (at as u64 % 3);
+        snapshot.set(Arc::new(capacity));
+    });
+    assert_eq!(snapshot.nodes().len(), nodes);
+}
+
+fn three_pods(
+    bencher: Bencher,
+    nodes: usize,
+    planned: impl Fn(&Snapshot, &GangRequest) -> usize + Sync,
+) {
+    let (snapshot, mut gang) = (uneven(nodes, 9), gang(4, 1));
+    gang.roles.remove(0);
+    assert_eq!(planned(&snapshot, &gang), 3);
+    bencher.bench(|| planned(&snapshot, &gang));
+}
+
 /// Rules between workers, as text for the report.
 fn ruled(rules: &str) -> BTreeSet<InterPodRule> {
     let spread = |skew_max| {
@@ -213,13 +308,7 @@ fn plan_one_gang_with_rules(bencher: Bencher, rules: &str) {
 /// The answer that a gang of 10 x 8 GPUs cannot fit, with its numbers.
 #[divan::bench(args = [500, 5000])]
 fn verdict_cannot_fit(bencher: Bencher, nodes: usize) {
-    let snapshot = {
-        let mut snapshot = snapshot(nodes, "nearly full");
-        snapshot
-            .nodes
-            .retain(|capacity| capacity.free.extended(GPU) < 8);
-        snapshot
-    };
+    let snapshot = uneven(nodes, 8);
     let (gang, config) = (gang(11, 8), Config::default());
     assert!(plan(&snapshot, &gang, &config).is_err());
     bencher.bench(|| plan(&snapshot, &gang, &config).is_err());

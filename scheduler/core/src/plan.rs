@@ -12,29 +12,31 @@
 //!   [`effort`].
 
 mod allot;
+mod build;
 mod effort;
+mod exact;
 mod explain;
 mod fill;
+mod parts;
 mod rules;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use self::allot::{Cell, allot};
+use self::build::Builder;
+use self::effort::Effort;
 pub use self::effort::STEPS_MAX;
-use self::effort::{Effort, Miss};
+use self::exact::search;
 use self::explain::{explain, explain_rules, missing_resource};
-use self::fill::{Candidate, fill, rank, room_of};
 use self::rules::Rules;
 use crate::config::Config;
-use crate::ids::{DeviceUuid, NodeName, ResourceName, RoleName};
+use crate::ids::{DeviceUuid, NodeName, RoleName};
 use crate::interpod::Labels;
-use crate::inventory::Device;
 use crate::node::HostPort;
 use crate::pod::PodShape;
 use crate::reason::Unplaceable;
 use crate::resources::Resources;
-use crate::snapshot::{Eligibility, NodeCapacity, Snapshot};
+use crate::snapshot::{NodeCapacity, Snapshot};
 
 /// Members of one role that need a place.
 #[derive(Clone, Debug)]
@@ -91,33 +93,6 @@ pub struct Placed {
 pub struct Placement {
     /// The places.
     pub members: Vec<Placed>,
-}
-
-/// What is left of a node while a placement is being built.
-struct Remaining {
-    free: Resources,
-    ports: BTreeSet<HostPort>,
-    devices: Vec<Device>,
-}
-
-struct Builder<'a, 'e> {
-    snapshot: &'a Snapshot,
-    config: &'a Config,
-    avoid: &'a BTreeSet<NodeName>,
-    touched: BTreeMap<usize, Remaining>,
-    rules: Rules,
-    home: Home,
-    effort: &'e mut Effort,
-}
-
-/// The domain in which members come together, where affinity asks for that and leaves it open which:
-/// the first of the domains with room, then the next, when the rest of the gang does not fit there.
-#[derive(Default)]
-struct Home {
-    /// Which of the domains is tried.
-    number: usize,
-    /// How many there are, once somebody has had the choice.
-    of: Option<usize>,
 }
 
 /// Most domains that are tried as the home of one gang. Reached only where more domains have room
@@ -242,7 +217,8 @@ fn without(roles: &[RoleRequest], dropped: u32) -> Vec<RoleRequest> {
     roles
 }
 
-/// Largest roles first, and if that does not work out, smallest first.
+/// Largest roles first, and if that does not work out, smallest first; and if that does not either,
+/// whatever there is.
 fn place<'a>(
     snapshot: &Snapshot,
     gang: &'a GangRequest,
@@ -254,16 +230,35 @@ fn place<'a>(
     let mut order: Vec<(usize, &RoleRequest)> =
         all.filter(|(_, role)| !role.indices.is_empty()).collect();
     order.sort_by_key(|(_, role)| std::cmp::Reverse(weight(&role.shape, config)));
-    match place_all(snapshot, &gang.avoid, &order, rules, config, effort) {
-        Err(Failure::Room(missed)) if order.len() > 1 => {
-            order.reverse();
-            let again = place_all(snapshot, &gang.avoid, &order, rules, config, effort);
-            again.map_err(|failure| match failure {
-                Failure::Room(_) => Failure::Room(missed),
-                Failure::Limit => Failure::Limit,
-            })
+    // What finds no room even when it goes first finds none in any other way.
+    let is_first = |missed: &Missed, order: &[(usize, &RoleRequest)]| {
+        order
+            .first()
+            .is_some_and(|(_, role)| std::ptr::eq(*role, missed.role))
+    };
+    let missed = match place_all(snapshot, &gang.avoid, &order, rules, config, effort) {
+        Err(Failure::Room(missed))
+            if order.len() > 1 && !(rules.is_empty() && is_first(&missed, &order)) =>
+        {
+            missed
         }
-        answer => answer,
+        answer => return answer,
+    };
+    order.reverse();
+    match place_all(snapshot, &gang.avoid, &order, rules, config, effort) {
+        Err(Failure::Room(again)) if rules.is_empty() && !is_first(&again, &order) => {}
+        Err(Failure::Room(_)) => return Err(Failure::Room(missed)),
+        answer => return answer,
+    }
+    order.reverse();
+    match search(snapshot, &gang.avoid, &order, config, effort) {
+        Ok(Some(ways)) => {
+            let mut builder =
+                Builder::new(snapshot, &gang.avoid, Rules::default(), 0, config, effort);
+            Ok(builder.place_ways(&order, ways))
+        }
+        Ok(None) => Err(Failure::Room(missed)),
+        Err(_) => Err(Failure::Limit),
     }
 }
 
@@ -311,15 +306,7 @@ fn place_all<'a>(
     let mut first = None;
     let mut number = 0usize;
     loop {
-        let mut builder = Builder {
-            snapshot,
-            config,
-            avoid,
-            touched: BTreeMap::new(),
-            rules: rules.clone(),
-            home: Home { number, of: None },
-            effort,
-        };
+        let mut builder = Builder::new(snapshot, avoid, rules.clone(), number, config, effort);
         let missed = match builder.place_roles(order) {
             Ok(placement) => return Ok(placement),
             Err(Failure::Limit) => return Err(Failure::Limit),
@@ -330,229 +317,6 @@ fn place_all<'a>(
             return Err(Failure::Room(missed));
         }
         first = Some(missed);
-    }
-}
-
-impl Builder<'_, '_> {
-    fn place_roles<'r>(
-        &mut self,
-        order: &[(usize, &'r RoleRequest)],
-    ) -> Result<Placement, Failure<'r>> {
-        let mut members = Vec::new();
-        for (position, role) in order {
-            let placed = self
-                .place_role(*position, role)
-                .map_err(|miss| match miss {
-                    Miss::Room(placed) => Failure::Room(Missed { role, placed }),
-                    Miss::Limit => Failure::Limit,
-                })?;
-            members.extend(placed);
-        }
-        members.sort_by(|a, b| (&a.role, a.index).cmp(&(&b.role, b.index)));
-        Ok(Placement { members })
-    }
-
-    fn may_stand(&self, capacity: &NodeCapacity, shape: &PodShape, devices: bool) -> bool {
-        capacity.eligibility == Eligibility::Eligible
-            && (!devices || capacity.reported)
-            && !self.avoid.contains(&capacity.node.name)
-            && shape.mismatch(&capacity.node).is_none()
-    }
-
-    /// How many more members of this shape the node can take, at most `limit`.
-    fn room(&self, at: usize, capacity: &NodeCapacity, shape: &PodShape, limit: u32) -> u32 {
-        let (free, ports) = match self.touched.get(&at) {
-            Some(remaining) => (&remaining.free, &remaining.ports),
-            None => (&capacity.free, &capacity.ports),
-        };
-        let count = times(free, &shape.requests).min(u64::from(limit));
-        let count = u32::try_from(count).unwrap_or(limit);
-        if shape.host_ports.is_empty() {
-            return count;
-        }
-        if conflicts(shape, ports) {
-            0
-        } else {
-            count.min(1)
-        }
-    }
-
-    /// Places every member of the role; the number that found a place otherwise.
-    fn place_role(&mut self, position: usize, role: &RoleRequest) -> Result<Vec<Placed>, Miss> {
-        let (nodes, rules) = (self.snapshot.nodes.len(), self.rules.len());
-        self.effort.nodes(nodes, rules)?;
-        self.effort.nodes(role.indices.len(), rules)?;
-        let total = role.indices.len();
-        let wants_devices = devices_of(&role.shape, self.config) > 0;
-        let rooms = self.candidates(position, role, wants_devices);
-        let rooms = self.at_home(position, rooms, total, wants_devices)?;
-        let by = self.rules.counting(position);
-        let nodes = if by.is_empty() {
-            fill(rooms, total, wants_devices)?
-        } else {
-            self.share(&by, rooms, total, wants_devices)?
-        };
-        let places = role.indices.iter().zip(nodes);
-        Ok(places
-            .filter_map(|(index, at)| self.take(position, at, role, *index))
-            .collect())
-    }
-
-    /// The nodes that have room for members of the role, beside those that have a place.
-    fn candidates(
-        &self,
-        position: usize,
-        role: &RoleRequest,
-        wants_devices: bool,
-    ) -> Vec<Candidate> {
-        let total = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
-        let mut rooms = Vec::new();
-        for (at, capacity) in self.snapshot.nodes.iter().enumerate() {
-            if !self.may_stand(capacity, &role.shape, wants_devices)
-                || !self.rules.admit(position, at)
-            {
-                continue;
-            }
-            let mut room = self.room(at, capacity, &role.shape, total);
-            if room > 1 && self.rules.one_on_node(position, at) {
-                room = 1;
-            }
-            if room > 0 {
-                rooms.push(Candidate {
-                    at,
-                    room,
-                    spare: self.spare_devices(at, capacity),
-                    has_devices: offers_devices(capacity, self.config),
-                });
-            }
-        }
-        rooms
-    }
-
-    /// Of the candidates, those in the domain that is to be the home of the gang, where affinity
-    /// between its members leaves that open. The most that one domain has room for, when none has
-    /// room for all.
-    fn at_home(
-        &mut self,
-        position: usize,
-        rooms: Vec<Candidate>,
-        total: usize,
-        wants_devices: bool,
-    ) -> Result<Vec<Candidate>, Miss> {
-        let open = self.rules.open(position);
-        if open.is_empty() {
-            return Ok(rooms);
-        }
-        let mut domains: BTreeMap<Vec<Option<u32>>, Vec<Candidate>> = BTreeMap::new();
-        for candidate in rooms {
-            let domain = self.rules.domains(&open, candidate.at);
-            domains.entry(domain).or_default().push(candidate);
-        }
-        let most = domains.values().map(|rooms| room_of(rooms)).max();
-        let needed = u64::try_from(total).unwrap_or(u64::MAX);
-        let mut enough: Vec<Vec<Candidate>> = domains
-            .into_values()
-            .filter(|rooms| room_of(rooms) >= needed)
-            .collect();
-        // The fullest domain that would do, as with nodes.
-        enough.sort_by_key(|rooms| {
-            let spare = |sum: u64, a: &Candidate| sum.saturating_add(a.spare);
-            let (keeps_off, _, at) = rank(rooms, wants_devices);
-            (keeps_off, rooms.iter().fold(0, spare), at)
-        });
-        let number = match self.home.of {
-            None => self.home.number,
-            Some(_) => 0,
-        };
-        self.home.of.get_or_insert(enough.len());
-        enough
-            .into_iter()
-            .nth(number)
-            .ok_or_else(|| Miss::Room(u32::try_from(most.unwrap_or(0)).unwrap_or(u32::MAX)))
-    }
-
-    /// The node of each of `total` members, shared out over domains as the rules at `by` ask for.
-    fn share(
-        &mut self,
-        by: &[usize],
-        rooms: Vec<Candidate>,
-        total: usize,
-        wants_devices: bool,
-    ) -> Result<Vec<usize>, Miss> {
-        let mut parts: BTreeMap<Vec<Option<u32>>, Vec<Candidate>> = BTreeMap::new();
-        for candidate in rooms {
-            let domains = self.rules.domains(by, candidate.at);
-            parts.entry(domains).or_default().push(candidate);
-        }
-        let mut cells: Vec<Cell> = parts
-            .iter()
-            .map(|(domains, rooms)| Cell {
-                domains: domains.clone(),
-                room: room_of(rooms),
-                rank: rank(rooms, wants_devices),
-                taken: 0,
-            })
-            .collect();
-        let rules = self.rules.at(by);
-        let order = allot(&rules, &mut cells, total, self.effort)?;
-        let mut nodes: Vec<std::vec::IntoIter<usize>> = Vec::with_capacity(cells.len());
-        for (cell, rooms) in cells.iter().zip(parts.into_values()) {
-            let taken = usize::try_from(cell.taken).unwrap_or(usize::MAX);
-            nodes.push(fill(rooms, taken, wants_devices)?.into_iter());
-        }
-        Ok(order
-            .into_iter()
-            .filter_map(|cell| nodes.get_mut(cell)?.next())
-            .collect())
-    }
-
-    /// Free devices on the node, of every kind.
-    fn spare_devices(&self, at: usize, capacity: &NodeCapacity) -> u64 {
-        let free = self
-            .touched
-            .get(&at)
-            .map_or(&capacity.free, |remaining| &remaining.free);
-        free.extended
-            .iter()
-            .filter(|(name, _)| self.config.is_device(name))
-            .fold(0, |sum, (_, amount)| sum.saturating_add(*amount))
-    }
-
-    fn take(
-        &mut self,
-        position: usize,
-        at: usize,
-        role: &RoleRequest,
-        index: u32,
-    ) -> Option<Placed> {
-        self.rules.add(position, at);
-        let capacity = self.snapshot.nodes.get(at)?;
-        let remaining = self.touched.entry(at).or_insert_with(|| Remaining {
-            free: capacity.free.clone(),
-            ports: capacity.ports.clone(),
-            devices: capacity.devices.clone(),
-        });
-        remaining.free.subtract(&role.shape.requests);
-        remaining
-            .ports
-            .extend(role.shape.host_ports.iter().cloned());
-        let mut devices = Vec::new();
-        for (resource, amount) in role
-            .shape
-            .requests
-            .extended
-            .iter()
-            .filter(|(name, _)| self.config.is_device(name))
-        {
-            devices.extend(predict(&mut remaining.devices, resource, *amount));
-        }
-        Some(Placed {
-            role: role.role.clone(),
-            index,
-            node: capacity.node.name.clone(),
-            devices,
-            shape: Arc::clone(&role.shape),
-        })
     }
 }
 
@@ -578,39 +342,4 @@ fn times(free: &Resources, request: &Resources) -> u64 {
         count = count.min(per(free.extended(name.as_str()), *each));
     }
     count
-}
-
-fn offers_devices(capacity: &NodeCapacity, config: &Config) -> bool {
-    capacity
-        .node
-        .allocatable
-        .extended
-        .keys()
-        .any(|name| config.is_device(name))
-}
-
-/// Takes `amount` devices of a resource out of `free`: from one NUMA node where one has enough, the
-/// fullest of those; otherwise in order. Fewer where the agent lists fewer: kubelet decides anyway.
-fn predict(free: &mut Vec<Device>, resource: &ResourceName, amount: u64) -> Vec<DeviceUuid> {
-    let amount = usize::try_from(amount).unwrap_or(usize::MAX);
-    let mut by_numa: BTreeMap<Option<u32>, usize> = BTreeMap::new();
-    for device in free.iter().filter(|device| device.resource == *resource) {
-        *by_numa.entry(device.numa).or_insert(0) += 1;
-    }
-    let home = by_numa
-        .iter()
-        .filter(|(_, count)| **count >= amount)
-        .min_by_key(|(_, count)| **count)
-        .map(|(numa, _)| *numa);
-    let mut taken = Vec::new();
-    free.retain(|device| {
-        let wanted = taken.len() < amount
-            && device.resource == *resource
-            && home.is_none_or(|numa| device.numa == numa);
-        if wanted {
-            taken.push(device.uuid.clone());
-        }
-        !wanted
-    });
-    taken
 }

@@ -245,6 +245,11 @@ impl fmt::Display for Unplaceable {
                 }
                 write!(f, ". {tally}")
             }
+            Self::TooComplex { members, rules: 0 } => write!(
+                f,
+                "too complex to plan: the search for {members} members of several roles was given up; \
+                 there may be a place, and it is looked for again when more is free"
+            ),
             Self::TooComplex { members, rules } => write!(
                 f,
                 "too complex to plan: the search for {members} members with {rules} rules between them was \

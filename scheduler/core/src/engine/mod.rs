@@ -485,22 +485,9 @@ impl Engine {
                     free.remove_mut(name);
                 }
             }
-            let found = self
-                .snapshot
-                .nodes
-                .binary_search_by(|other| other.node.name.cmp(name));
-            match (found, capacity) {
-                (Ok(at), Some(capacity)) => {
-                    if let Some(place) = self.snapshot.nodes.get_mut(at) {
-                        *place = capacity;
-                    }
-                }
-                (Ok(at), None) => {
-                    lost = true;
-                    self.snapshot.nodes.remove(at);
-                }
-                (Err(at), Some(capacity)) => self.snapshot.nodes.insert(at, capacity),
-                (Err(_), None) => {}
+            match capacity {
+                Some(capacity) => self.snapshot.set(capacity),
+                None => lost |= self.snapshot.remove(name),
             }
         }
         // Of a node less only a spread gains: what it takes depends on the domain with the fewest.
@@ -513,14 +500,7 @@ impl Engine {
     /// something helps nobody: waiting gangs are then not tried again.
     fn has_grown(&self, name: &NodeName, now: Option<&NodeCapacity>) -> bool {
         let Some(now) = now else { return false };
-        let Ok(at) = self
-            .snapshot
-            .nodes
-            .binary_search_by(|other| other.node.name.cmp(name))
-        else {
-            return true;
-        };
-        self.snapshot.nodes.get(at).is_none_or(|before| {
+        self.snapshot.get(name).is_none_or(|before| {
             (before.eligibility != now.eligibility && now.eligibility == Eligibility::Eligible)
                 || before.reported != now.reported
                 || before.node.labels != now.node.labels

@@ -158,6 +158,9 @@ impl Engine {
             gang.reason = Some(Reason::Unplaceable(why.clone()));
             return;
         }
+        for role in &needs.roles {
+            self.snapshot.learn(&role.shape);
+        }
         match self.plan_elastic(&needs, &question) {
             Ok(placement) => {
                 let plan = self.new_plan(gang, needs, placement, now);
@@ -335,6 +338,9 @@ impl Engine {
                 placed: self.standing(gang, &plan_of.slots),
                 avoid: avoid.clone(),
             };
+            for role in &request.roles {
+                self.snapshot.learn(&role.shape);
+            }
             let answer = plan_part(&self.snapshot, &request, 0, &self.config);
             steps = steps.saturating_add(answer.steps);
             let Ok(placement) = answer.placement else {

@@ -48,7 +48,7 @@ impl Effort {
         gang: &GangRequest,
         rules: &Rules,
     ) -> Result<(), Miss> {
-        let looks = snapshot.nodes.len().saturating_add(gang.placed.len());
+        let looks = snapshot.nodes().len().saturating_add(gang.placed.len());
         self.spend(looks.saturating_mul(rules.len()))
     }
 

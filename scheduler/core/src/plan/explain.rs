@@ -1,9 +1,7 @@
 //! Why there is no place: the dominant cause with numbers.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-
 use super::effort::Effort;
+use super::parts::{KeptOff, Part, parts};
 use super::rules::Rules;
 use super::{
     Failure, GangRequest, Missed, RoleRequest, devices_of, place, place_all, ports_taken, times,
@@ -11,20 +9,16 @@ use super::{
 };
 use crate::config::Config;
 use crate::ids::ResourceName;
-use crate::pod::Mismatch;
 use crate::reason::{NodeTally, Unplaceable};
 use crate::resources::{Resources, Shortage};
 use crate::snapshot::{Eligibility, NodeCapacity, Snapshot};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A resource that somebody asks for and no node offers.
 pub(super) fn missing_resource(snapshot: &Snapshot, gang: &GangRequest) -> Option<Unplaceable> {
     for role in &gang.roles {
         for (resource, amount) in &role.shape.requests.extended {
-            let offered = snapshot
-                .nodes
-                .iter()
-                .any(|capacity| capacity.node.allocatable.extended(resource.as_str()) > 0);
-            if *amount > 0 && !offered {
+            if *amount > 0 && !snapshot.index().is_offered(resource) {
                 return Some(Unplaceable::NoSuchResource {
                     role: role.role.clone(),
                     resource: resource.clone(),
@@ -41,7 +35,7 @@ pub(super) fn missing_resource(snapshot: &Snapshot, gang: &GangRequest) -> Optio
 fn similar(snapshot: &Snapshot, wanted: &ResourceName) -> Option<ResourceName> {
     let vendor = |name: &str| name.split('/').next().map(str::to_owned);
     let offered: BTreeSet<&ResourceName> = snapshot
-        .nodes
+        .nodes()
         .iter()
         .flat_map(|capacity| capacity.node.allocatable.extended.keys())
         .collect();
@@ -68,13 +62,9 @@ pub(super) fn explain(
 ) -> Unplaceable {
     let Missed { role, placed } = missed;
     let needed = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
-    let tally = tally(snapshot, gang, role, config);
-    let candidates: Vec<&NodeCapacity> = snapshot
-        .nodes
-        .iter()
-        .map(AsRef::as_ref)
-        .filter(|capacity| role.shape.mismatch(&capacity.node).is_none())
-        .collect();
+    let mut candidates = parts(snapshot, gang, role);
+    let tally = tally(&candidates, gang, role, config);
+    candidates.retain(|part| part.kept_off.is_none());
     if candidates.is_empty() {
         return Unplaceable::NoNode {
             role: role.role.clone(),
@@ -83,10 +73,10 @@ pub(super) fn explain(
     }
     let what = scarce(&candidates, role, config);
     let each = amount(&role.shape.requests, &what);
-    if let Some(possible) = too_large(&candidates, gang, role, config, effort) {
+    if let Some(possible) = too_large(snapshot, &candidates, gang, role, config, effort) {
         let largest = candidates
             .iter()
-            .map(|capacity| amount(&capacity.node.allocatable, &what))
+            .map(|part| amount(&part.node.node.allocatable, &what))
             .max()
             .unwrap_or(0);
         return Unplaceable::NeverFits {
@@ -99,12 +89,7 @@ pub(super) fn explain(
             tally,
         };
     }
-    let free = candidates
-        .iter()
-        .filter(|capacity| capacity.eligibility == Eligibility::Eligible)
-        .fold(0u64, |sum, capacity| {
-            sum.saturating_add(amount(&capacity.free, &what))
-        });
+    let free = free_in_all(&candidates, snapshot, role, &what);
     Unplaceable::NotEnoughFree {
         role: role.role.clone(),
         needed,
@@ -114,6 +99,30 @@ pub(super) fn explain(
         free,
         tally,
     }
+}
+
+/// Free on all nodes that the role may use.
+fn free_in_all(
+    candidates: &[Part],
+    snapshot: &Snapshot,
+    role: &RoleRequest,
+    what: &Shortage,
+) -> u64 {
+    let is_eligible = |node: &NodeCapacity| node.eligibility == Eligibility::Eligible;
+    if let Shortage::Extended(_) = what {
+        // To the unit the same on each node of a part.
+        let eligible = candidates.iter().filter(|part| is_eligible(part.node));
+        return eligible.fold(0u64, |sum, part| {
+            let each = amount(&part.node.free, what);
+            sum.saturating_add(each.saturating_mul(u64::from(part.count)))
+        });
+    }
+    let nodes = snapshot.nodes().iter();
+    nodes
+        .filter(|node| is_eligible(node) && role.shape.mismatch(&node.node).is_none())
+        .fold(0u64, |sum, node| {
+            sum.saturating_add(amount(&node.free, what))
+        })
 }
 
 fn amount(resources: &Resources, what: &Shortage) -> u64 {
@@ -127,11 +136,12 @@ fn amount(resources: &Resources, what: &Shortage) -> u64 {
 }
 
 /// The resource that keeps the role out of most of its nodes; devices where it is even.
-fn scarce(candidates: &[&NodeCapacity], role: &RoleRequest, config: &Config) -> Shortage {
+fn scarce(candidates: &[Part], role: &RoleRequest, config: &Config) -> Shortage {
     let mut counts: BTreeMap<Shortage, u32> = BTreeMap::new();
-    for capacity in candidates {
-        if let Some(short) = capacity.free.shortage(&role.shape.requests) {
-            *counts.entry(short).or_insert(0) += 1;
+    for part in candidates {
+        if let Some(short) = part.node.free.shortage(&role.shape.requests) {
+            let count = counts.entry(short).or_default();
+            *count = count.saturating_add(part.count);
         }
     }
     if let Some((short, _)) = counts.into_iter().max_by_key(|(_, count)| *count) {
@@ -150,9 +160,9 @@ fn scarce(candidates: &[&NodeCapacity], role: &RoleRequest, config: &Config) -> 
         .collect();
     asked.sort_by_key(|(last, what)| {
         let each = amount(&role.shape.requests, what);
-        let sum = candidates.iter().fold(0u64, |sum, capacity| {
-            let times = amount(&capacity.free, what).checked_div(each).unwrap_or(0);
-            sum.saturating_add(times)
+        let sum = candidates.iter().fold(0u64, |sum, part| {
+            let times = amount(&part.node.free, what).checked_div(each).unwrap_or(0);
+            sum.saturating_add(times.saturating_mul(u64::from(part.count)))
         });
         (sum, *last)
     });
@@ -187,18 +197,12 @@ pub(super) fn explain_rules(
         return explain(snapshot, gang, missed, config, effort);
     };
     let Missed { role, placed } = missed;
-    let empty = Snapshot {
-        nodes: snapshot
-            .nodes
-            .iter()
-            .map(|capacity| emptied(capacity))
-            .collect(),
-    };
+    let empty = snapshot.emptied();
     let unavoided = GangRequest {
         avoid: BTreeSet::new(),
         ..gang.clone()
     };
-    let possible = match place(&empty, &unavoided, rules, config, effort) {
+    let possible = match place(empty, &unavoided, rules, config, effort) {
         Err(Failure::Room(never)) if never.role.role == role.role => Some(never.placed),
         _ => None,
     };
@@ -209,41 +213,29 @@ pub(super) fn explain_rules(
         possible,
         kind: rule.kind,
         topology: rule.topology,
-        tally: tally(snapshot, gang, role, config),
+        tally: tally(&parts(snapshot, gang, role), gang, role, config),
     }
-}
-
-/// The node with nothing on it.
-fn emptied(capacity: &NodeCapacity) -> Arc<NodeCapacity> {
-    Arc::new(NodeCapacity {
-        node: Arc::clone(&capacity.node),
-        eligibility: Eligibility::Eligible,
-        free: capacity.node.allocatable.clone(),
-        well: capacity.node.allocatable.clone(),
-        reported: true,
-        ports: BTreeSet::new(),
-        devices: Vec::new(),
-    })
 }
 
 /// Members of `role` that the empty cluster could take, when that or the whole gang is too much
 /// for it. `None` when the gang would fit into the empty cluster.
 fn too_large(
-    candidates: &[&NodeCapacity],
+    snapshot: &Snapshot,
+    candidates: &[Part],
     gang: &GangRequest,
     role: &RoleRequest,
     config: &Config,
     effort: &mut Effort,
 ) -> Option<u32> {
     let needed = u64::try_from(role.indices.len()).unwrap_or(u64::MAX);
-    let possible = candidates.iter().fold(0u64, |sum, capacity| {
-        let times = times(&capacity.node.allocatable, &role.shape.requests);
+    let possible = candidates.iter().fold(0u64, |sum, part| {
+        let times = times(&part.node.node.allocatable, &role.shape.requests);
         let times = if role.shape.host_ports.is_empty() {
             times
         } else {
             times.min(1)
         };
-        sum.saturating_add(times)
+        sum.saturating_add(times.saturating_mul(u64::from(part.count)))
     });
     if possible < needed {
         return Some(u32::try_from(possible).unwrap_or(u32::MAX));
@@ -251,12 +243,7 @@ fn too_large(
     if gang.roles.len() < 2 {
         return None;
     }
-    let empty = Snapshot {
-        nodes: candidates
-            .iter()
-            .map(|capacity| emptied(capacity))
-            .collect(),
-    };
+    let empty = snapshot.emptied();
     let mut order: Vec<(usize, &RoleRequest)> = gang
         .roles
         .iter()
@@ -265,29 +252,24 @@ fn too_large(
         .collect();
     order.sort_by_key(|(_, role)| std::cmp::Reverse(weight(&role.shape, config)));
     let none = BTreeSet::new();
-    match place_all(&empty, &none, &order, &Rules::default(), config, effort) {
+    match place_all(empty, &none, &order, &Rules::default(), config, effort) {
         Err(Failure::Room(never)) if never.role.role == role.role => Some(never.placed),
         Ok(_) | Err(_) => None,
     }
 }
 
 /// What became of each node, by the first cause that applies.
-fn tally(
-    snapshot: &Snapshot,
-    gang: &GangRequest,
-    role: &RoleRequest,
-    config: &Config,
-) -> NodeTally {
+fn tally(parts: &[Part], gang: &GangRequest, role: &RoleRequest, config: &Config) -> NodeTally {
     let mut tally = NodeTally::default();
     let devices = devices_of(&role.shape, config) > 0;
-    for capacity in &snapshot.nodes {
-        tally.nodes = tally.nodes.saturating_add(1);
-        let count = match role.shape.mismatch(&capacity.node) {
-            Some(Mismatch::Taint(_)) => &mut tally.taint,
-            Some(Mismatch::Selector) => &mut tally.selector,
-            None => cause(&mut tally, capacity, gang, role, devices),
+    for part in parts {
+        tally.nodes = tally.nodes.saturating_add(part.count);
+        let count = match part.kept_off {
+            Some(KeptOff::Taint) => &mut tally.taint,
+            Some(KeptOff::Selector) => &mut tally.selector,
+            None => cause(&mut tally, part.node, gang, role, devices),
         };
-        *count = count.saturating_add(1);
+        *count = count.saturating_add(part.count);
     }
     tally
 }

@@ -1,6 +1,150 @@
 //! Which nodes are filled first.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
 use super::effort::Miss;
+
+/// Nodes that are as good as each other for members of a role.
+#[derive(Clone, Debug)]
+pub(super) struct Run<O> {
+    /// Members that each of them has room for; at least one.
+    pub room: u32,
+    /// How many nodes.
+    pub count: u32,
+    /// Free devices of every kind on each.
+    pub spare: u64,
+    /// They offer devices at all, free or not.
+    pub has_devices: bool,
+    /// Which of two runs is taken where nothing else decides: the smaller.
+    pub order: O,
+}
+
+impl<O> Run<O> {
+    fn room_of_all(&self) -> u64 {
+        u64::from(self.room).saturating_mul(u64::from(self.count))
+    }
+}
+
+/// Some nodes of a run, each with so many members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Take {
+    /// Position of the run.
+    pub run: usize,
+    /// How many of its nodes, those that come next.
+    pub nodes: u32,
+    /// Members on each.
+    pub each: u32,
+}
+
+/// Where each of `total` members goes, on as few nodes as it needs; the number that there is room for,
+/// when that is too small.
+///
+/// While some node can be filled by what is still needed, the one that takes most; then, for the
+/// rest, the one with the fewest spare devices. A role without devices looks for nodes that offer
+/// none first, then for those with the fewest to spare.
+pub(super) fn fill<O: Ord>(
+    runs: &[Run<O>],
+    total: usize,
+    wants_devices: bool,
+) -> Result<Vec<Take>, Miss> {
+    let sum = runs
+        .iter()
+        .fold(0u64, |sum, run| sum.saturating_add(run.room_of_all()));
+    let mut left = u64::try_from(total).unwrap_or(u64::MAX);
+    if sum < left {
+        return Err(Miss::Room(u32::try_from(sum).unwrap_or(u32::MAX)));
+    }
+    let mut takes = Vec::new();
+    if wants_devices {
+        fill_class(runs, (0..runs.len()).collect(), left, &mut takes);
+        return Ok(takes);
+    }
+    // Those of one class are as good as each other but for their room.
+    let mut classes: BTreeMap<(bool, u64), Vec<usize>> = BTreeMap::new();
+    for (position, run) in runs.iter().enumerate() {
+        let class = classes.entry((run.has_devices, run.spare)).or_default();
+        class.push(position);
+    }
+    for class in classes.into_values() {
+        left = fill_class(runs, class, left, &mut takes);
+        if left == 0 {
+            break;
+        }
+    }
+    Ok(takes)
+}
+
+/// The same with the runs at these positions. The number of members left over.
+fn fill_class<O: Ord>(
+    runs: &[Run<O>],
+    class: Vec<usize>,
+    mut left: u64,
+    takes: &mut Vec<Take>,
+) -> u64 {
+    let found = |position: usize| runs.get(position).map(|run| (position, run));
+    let mut by_room: BTreeMap<Reverse<u32>, Vec<usize>> = BTreeMap::new();
+    let mut last: Option<(usize, &Run<O>)> = None;
+    for (position, run) in class.into_iter().filter_map(found) {
+        if u64::from(run.room) < left {
+            by_room.entry(Reverse(run.room)).or_default().push(position);
+        } else if last.is_none_or(|(_, best)| (run.spare, &run.order) < (best.spare, &best.order)) {
+            last = Some((position, run));
+        }
+    }
+    if let Some((position, _)) = last {
+        takes.push(one(position, left));
+        return 0;
+    }
+    while let Some((Reverse(room), mut positions)) = by_room.pop_first() {
+        let each = u64::from(room);
+        // As many nodes as are filled; one that would not be is looked for among all.
+        let full = left.saturating_sub(1).checked_div(each).unwrap_or(0);
+        let order = |position: &usize| runs.get(*position).map(|run| (run.spare, &run.order));
+        positions.sort_unstable_by(|a, b| order(a).cmp(&order(b)));
+        let mut wanted = full;
+        let mut rest: Option<usize> = None;
+        for (position, run) in positions.into_iter().filter_map(found) {
+            let nodes = u64::from(run.count).min(wanted);
+            if nodes > 0 {
+                takes.push(Take {
+                    run: position,
+                    nodes: u32::try_from(nodes).unwrap_or(u32::MAX),
+                    each: room,
+                });
+                wanted = wanted.saturating_sub(nodes);
+                left = left.saturating_sub(nodes.saturating_mul(each));
+            }
+            if wanted == 0 && nodes < u64::from(run.count) {
+                rest = Some(position);
+                break;
+            }
+        }
+        if left <= each
+            && let Some(rest) = rest
+        {
+            let smaller = by_room
+                .values()
+                .flatten()
+                .copied()
+                .filter_map(found)
+                .filter(|(_, run)| u64::from(run.room) >= left)
+                .chain(found(rest))
+                .min_by(|(_, a), (_, b)| (a.spare, &a.order).cmp(&(b.spare, &b.order)));
+            takes.extend(smaller.map(|(position, _)| one(position, left)));
+            return 0;
+        }
+    }
+    left
+}
+
+fn one(run: usize, members: u64) -> Take {
+    Take {
+        run,
+        nodes: 1,
+        each: u32::try_from(members).unwrap_or(u32::MAX),
+    }
+}
 
 /// A node that has room for members of a role.
 pub(super) struct Candidate {
@@ -30,45 +174,27 @@ pub(super) fn rank(rooms: &[Candidate], wants_devices: bool) -> (bool, u64, usiz
         .unwrap_or((true, u64::MAX, usize::MAX))
 }
 
-/// The node of each of `total` members, on as few of the candidates as it needs; the number that
-/// they have room for, when that is too small.
-///
-/// While some node can be filled by what is still needed, the one that takes most; then, for the
-/// rest, the one with the fewest spare devices. A role without devices looks for nodes that offer
-/// none first, then for those with the fewest to spare.
-pub(super) fn fill(
-    mut rooms: Vec<Candidate>,
+/// The node of each of `total` members; see [`fill`].
+pub(super) fn fill_nodes(
+    rooms: &[Candidate],
     total: usize,
     wants_devices: bool,
 ) -> Result<Vec<usize>, Miss> {
-    let sum = room_of(&rooms);
-    if sum < u64::try_from(total).unwrap_or(u64::MAX) {
-        return Err(Miss::Room(u32::try_from(sum).unwrap_or(u32::MAX)));
-    }
-    // Those of one class are as good as each other but for their room.
-    let class = |a: &Candidate| (!wants_devices).then_some((a.has_devices, a.spare));
-    rooms.sort_by_key(|a| (class(a), std::cmp::Reverse(a.room), a.spare, a.at));
-    let mut nodes = Vec::with_capacity(total);
-    for (position, candidate) in rooms.iter().enumerate() {
-        let left = total.saturating_sub(nodes.len());
-        if left == 0 {
-            break;
-        }
-        let takes = |a: &Candidate| usize::try_from(a.room).unwrap_or(usize::MAX);
-        if takes(candidate) < left {
-            nodes.extend(std::iter::repeat_n(candidate.at, takes(candidate)));
-            continue;
-        }
-        let last = rooms
-            .iter()
-            .skip(position)
-            .take_while(|a| class(a) == class(candidate) && takes(a) >= left)
-            .min_by_key(|a| (a.spare, a.at));
-        nodes.extend(
-            last.into_iter()
-                .flat_map(|a| std::iter::repeat_n(a.at, left)),
-        );
-        break;
-    }
-    Ok(nodes)
+    let runs: Vec<Run<usize>> = rooms
+        .iter()
+        .map(|candidate| Run {
+            room: candidate.room,
+            count: 1,
+            spare: candidate.spare,
+            has_devices: candidate.has_devices,
+            order: candidate.at,
+        })
+        .collect();
+    let takes = fill(&runs, total, wants_devices)?;
+    let at = |take: &Take| runs.get(take.run).map(|run| (run.order, take.each));
+    Ok(takes
+        .iter()
+        .filter_map(at)
+        .flat_map(|(at, each)| std::iter::repeat_n(at, usize::try_from(each).unwrap_or(0)))
+        .collect())
 }

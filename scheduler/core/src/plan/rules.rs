@@ -129,10 +129,9 @@ impl<'a> Known<'a> {
         let mut kinds: Vec<(&'a PodShape, &'a Labels)> = Vec::new();
         let mut placed = Vec::with_capacity(gang.placed.len());
         for standing in &gang.placed {
-            let found = snapshot
-                .nodes
-                .binary_search_by(|capacity| capacity.node.name.cmp(&standing.node));
-            let Ok(at) = found else { continue };
+            let Some(at) = snapshot.position(&standing.node) else {
+                continue;
+            };
             let kind: (&PodShape, &Labels) = (&standing.shape, &standing.labels);
             let number = *numbers.entry(kind).or_insert_with(|| {
                 kinds.push(kind);
@@ -164,7 +163,7 @@ impl<'a> Known<'a> {
                 let labels = &capacity.node.labels;
                 spreads.iter().all(|key| labels.contains_key(*key))
             };
-            snapshot.nodes.iter().map(has).collect()
+            snapshot.nodes().iter().map(has).collect()
         })
     }
 }
@@ -312,7 +311,7 @@ impl Rule {
         let domains = known.domains(snapshot, asked.rule);
         let counted: Vec<bool> = spread.map_or_else(Vec::new, |spread| {
             let labelled = known.labelled(snapshot, &shape.between_pods);
-            let nodes = snapshot.nodes.iter().zip(labelled);
+            let nodes = snapshot.nodes().iter().zip(labelled);
             nodes
                 .map(|(capacity, labelled)| *labelled && counts_for(spread, shape, &capacity.node))
                 .collect()
@@ -420,13 +419,13 @@ pub(super) fn raise(counts: &mut [u32], domain: Option<u32>) {
 fn domains_of(snapshot: &Snapshot, rule: &InterPodRule) -> Vec<Option<u32>> {
     let mut known: BTreeMap<&str, u32> = BTreeMap::new();
     if rule.is_by_node() {
-        let nodes = snapshot.nodes.iter().zip(0u32..);
+        let nodes = snapshot.nodes().iter().zip(0u32..);
         return nodes
             .map(|(capacity, at)| capacity.node.labels.get(&rule.topology).map(|_| at))
             .collect();
     }
     snapshot
-        .nodes
+        .nodes()
         .iter()
         .map(|capacity| {
             let value = capacity.node.labels.get(&rule.topology)?;

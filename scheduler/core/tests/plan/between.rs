@@ -237,7 +237,7 @@ struct Cluster<'a> {
 
 impl Cluster<'_> {
     fn domain(&self, rule: &InterPodRule, node: usize) -> Option<&str> {
-        let labels = &self.snapshot.nodes[node].node.labels;
+        let labels = &self.snapshot.nodes()[node].node.labels;
         labels.get(&rule.topology).map(AsRef::as_ref)
     }
 
@@ -258,7 +258,7 @@ impl Cluster<'_> {
 
     /// Members in the domain that has the fewest, by a spread of the role.
     fn fewest(&self, role: usize, rule: &InterPodRule, domains_min: u32, places: &Places) -> usize {
-        let live: BTreeSet<&str> = (0..self.snapshot.nodes.len())
+        let live: BTreeSet<&str> = (0..self.snapshot.nodes().len())
             .filter(|node| self.is_labelled(role, *node))
             .filter_map(|node| self.domain(rule, node))
             .collect();

@@ -1,0 +1,214 @@
+//! What every node can take, for planning. The planner sees this and nothing else.
+//!
+//! ```text
+//!   set(node), remove(node)  ──>  nodes, in order of name
+//!                            └──> index: groups of nodes that are alike
+//! ```
+//!
+//! Nodes are kept in groups of nodes that are alike to everything that is looked at: taints, labels
+//! that somebody asks for, readiness, place in the network, free devices exactly, and free CPU and
+//! memory up to a grain. So the cost of planning follows the number of kinds of nodes and how full
+//! they are, not the number of nodes. A change of one node costs as much as finding its place in two
+//! ordered maps, whatever the size of the cluster.
+
+mod index;
+mod kind;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::ids::NodeName;
+use crate::inventory::Device;
+use crate::node::{HostPort, Node};
+use crate::pod::PodShape;
+use crate::resources::Resources;
+
+pub(crate) use self::index::{Group, Index, Key};
+pub(crate) use self::kind::Fit;
+
+/// Whether new pods may come to a node at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Eligibility {
+    /// Yes.
+    Eligible,
+    /// It is cordoned or being deleted.
+    Cordoned,
+    /// It is not ready.
+    NotReady,
+}
+
+/// What one node can take.
+#[derive(Clone, Debug)]
+pub struct NodeCapacity {
+    /// The node.
+    pub node: Arc<Node>,
+    /// Whether new pods may come at all.
+    pub eligibility: Eligibility,
+    /// Free: offered, lowered by devices that are not well, less what pods hold, less what is
+    /// promised.
+    pub free: Resources,
+    /// The same, if every device were well.
+    pub well: Resources,
+    /// An agent vouches for its devices (or none is asked for).
+    pub reported: bool,
+    /// Ports of the node that are taken.
+    pub ports: BTreeSet<HostPort>,
+    /// Devices that are free and well, in order of NUMA node and index; empty without an agent.
+    pub devices: Vec<Device>,
+}
+
+impl NodeCapacity {
+    /// The node with nothing on it, ready and vouched for.
+    pub fn emptied(&self) -> Self {
+        Self {
+            node: Arc::clone(&self.node),
+            eligibility: Eligibility::Eligible,
+            free: self.node.allocatable.clone(),
+            well: self.node.allocatable.clone(),
+            reported: true,
+            ports: BTreeSet::new(),
+            devices: Vec::new(),
+        }
+    }
+}
+
+/// Every node, and how they are alike.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// In order of name.
+    nodes: Vec<Arc<NodeCapacity>>,
+    /// Group of each node, by the same position.
+    keys: Vec<Arc<Key>>,
+    index: Index,
+    /// The same nodes with nothing on them; none for a snapshot that is this of another.
+    emptied: Option<Box<Snapshot>>,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self::of([])
+    }
+}
+
+impl Snapshot {
+    /// A snapshot of these nodes. Of two with the same name the later counts.
+    pub fn of(nodes: impl IntoIterator<Item = Arc<NodeCapacity>>) -> Self {
+        let mut snapshot = Self {
+            emptied: Some(Box::new(Self::bare())),
+            ..Self::bare()
+        };
+        for node in nodes {
+            snapshot.set(node);
+        }
+        snapshot
+    }
+
+    fn bare() -> Self {
+        Self {
+            nodes: Vec::new(),
+            keys: Vec::new(),
+            index: Index::default(),
+            emptied: None,
+        }
+    }
+
+    /// Every node, in order of name.
+    pub fn nodes(&self) -> &[Arc<NodeCapacity>] {
+        &self.nodes
+    }
+
+    /// The node of this name.
+    pub fn get(&self, name: &NodeName) -> Option<&Arc<NodeCapacity>> {
+        self.nodes.get(self.find(name).ok()?)
+    }
+
+    /// The same nodes with nothing on them, ready and vouched for.
+    pub(crate) fn emptied(&self) -> &Self {
+        self.emptied.as_deref().unwrap_or(self)
+    }
+
+    /// Position of the node of this name.
+    pub(crate) fn position(&self, name: &NodeName) -> Option<usize> {
+        self.find(name).ok()
+    }
+
+    fn find(&self, name: &NodeName) -> Result<usize, usize> {
+        self.nodes
+            .binary_search_by(|other| other.node.name.cmp(name))
+    }
+
+    /// Takes in a node, in place of what was known of it.
+    pub fn set(&mut self, capacity: Arc<NodeCapacity>) {
+        if let Some(emptied) = &mut self.emptied {
+            let known = emptied.get(&capacity.node.name);
+            if !known.is_some_and(|known| Arc::ptr_eq(&known.node, &capacity.node)) {
+                emptied.set(Arc::new(capacity.emptied()));
+            }
+        }
+        let key = Arc::new(self.index.key(&capacity));
+        match self.find(&capacity.node.name) {
+            Ok(at) => {
+                let (Some(place), Some(before)) = (self.nodes.get_mut(at), self.keys.get_mut(at))
+                else {
+                    return;
+                };
+                self.index.remove(before, place);
+                self.index.insert(&key, &capacity);
+                (*place, *before) = (capacity, key);
+            }
+            Err(at) => {
+                self.index.insert(&key, &capacity);
+                self.nodes.insert(at, capacity);
+                self.keys.insert(at, key);
+                if self.nodes.len().is_power_of_two() && self.index.review(&self.nodes) {
+                    self.sort_anew();
+                }
+            }
+        }
+    }
+
+    /// Forgets a node. Whether there was one.
+    pub fn remove(&mut self, name: &NodeName) -> bool {
+        if let Some(emptied) = &mut self.emptied {
+            emptied.remove(name);
+        }
+        let Ok(at) = self.find(name) else {
+            return false;
+        };
+        let capacity = self.nodes.remove(at);
+        let key = self.keys.remove(at);
+        self.index.remove(&key, &capacity);
+        true
+    }
+
+    /// From now on nodes that differ by a label that this shape asks for are not alike. Planning is
+    /// right without it, and faster with it. Costs a look at every node when a label is asked for the
+    /// first time.
+    pub fn learn(&mut self, shape: &PodShape) {
+        if let Some(emptied) = &mut self.emptied {
+            emptied.learn(shape);
+        }
+        if self.index.learn(shape, &self.nodes) {
+            self.sort_anew();
+        }
+    }
+
+    fn sort_anew(&mut self) {
+        self.index.forget();
+        for (capacity, place) in self.nodes.iter().zip(&mut self.keys) {
+            let key = Arc::new(self.index.key(capacity));
+            self.index.insert(&key, capacity);
+            *place = key;
+        }
+    }
+
+    /// How nodes are alike.
+    pub(crate) fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Group of a node.
+    pub(crate) fn key_of(&self, name: &NodeName) -> Option<&Arc<Key>> {
+        self.keys.get(self.find(name).ok()?)
+    }
+}
