@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use muster_kubernetes::manifests;
 
+use crate::certificates::MakeCerts;
 use crate::clock::Wall;
 use crate::config::{Config, DOCUMENTED};
 use crate::logs;
@@ -30,6 +31,8 @@ enum Command {
     Serve(Serve),
     /// Print what has to be installed, as YAML.
     Print(Print),
+    /// Make the certificates that Muster, kube-scheduler and the agents need.
+    MakeCerts(MakeCerts),
     /// Show gangs being placed on fake GPUs, in this process.
     #[cfg(feature = "demo")]
     Demo(crate::demo::Demo),
@@ -118,6 +121,11 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(demo) => demo.run().await,
         Command::Print(print) => {
             std::io::Write::write_all(&mut std::io::stdout(), print.text()?.as_bytes())?;
+            Ok(())
+        }
+        Command::MakeCerts(certificates) => {
+            let text = certificates.text().context("make-certs")?;
+            std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())?;
             Ok(())
         }
         Command::CheckConfig { file } => {

@@ -16,6 +16,7 @@ pub mod agents;
 pub mod announce;
 pub mod api;
 pub mod binds;
+pub mod certificates;
 pub mod cli;
 pub mod client;
 pub mod clock;

@@ -1,31 +1,37 @@
-//! The certificates of make-certs.sh are ones with which Muster, kube-scheduler and agents talk.
+//! The certificates of `muster-scheduler make-certs` are ones with which Muster, kube-scheduler and agents talk.
 
-use std::io::ErrorKind;
-use std::process::{Command, Output};
+use std::path::Path;
 use std::sync::Arc;
 
+use clap::Parser;
 use k8s_openapi::ByteString;
+use muster_scheduler::certificates::MakeCerts;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 use serde_json::Value;
 
-use crate::files::{deploy, documents, id, text};
+use crate::files::{documents, id, text};
 use crate::strict::assert_strict;
 
-fn make_certs(args: &[&str]) -> Output {
-    let script = deploy().join("scripts/make-certs.sh");
-    Command::new("sh").arg(script).args(args).output().unwrap()
+#[derive(Parser)]
+struct Command {
+    #[command(flatten)]
+    certificates: MakeCerts,
 }
 
-/// Whether this machine has openssl.
-fn has_openssl() -> bool {
-    match Command::new("openssl").arg("version").output() {
-        Ok(output) => output.status.success(),
-        Err(error) if error.kind() == ErrorKind::NotFound => false,
-        Err(error) => panic!("openssl: {error}"),
-    }
+/// The objects that are made with these arguments, or what is said instead.
+fn make_certs(args: &[&str]) -> Result<Vec<Value>, String> {
+    let command = Command::try_parse_from([&["make-certs"], args].concat());
+    let command = command.map_err(|error| error.to_string())?;
+    let made = command.certificates.text();
+    made.map(|text| documents(&text))
+        .map_err(|error| format!("{error:#}"))
+}
+
+fn kept_in(folder: &Path) -> Result<Vec<Value>, String> {
+    make_certs(&["--out", folder.to_str().unwrap()])
 }
 
 fn pem(object: &Value, key: &str) -> Vec<u8> {
@@ -101,16 +107,9 @@ fn shake_hands(server: &Arc<ServerConfig>, client: &Value, name: &str) -> Result
 }
 
 #[test]
-fn the_certificates_that_the_script_makes_fit_together() {
-    let output = make_certs(&["--namespace", "gpu"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(
-        has_openssl(),
-        "this test needs the openssl program, as the script does: install it"
-    );
-    assert!(output.status.success(), "{said}");
-    let objects = documents(&String::from_utf8(output.stdout).unwrap());
-    assert_strict(&objects, "make-certs.sh");
+fn the_certificates_that_are_made_fit_together() {
+    let objects = make_certs(&["--namespace", "gpu"]).unwrap();
+    assert_strict(&objects, "make-certs");
     let names: Vec<String> = objects.iter().map(id).collect();
     let wanted = [
         "Secret gpu/muster-tls",
@@ -138,16 +137,53 @@ fn the_certificates_that_the_script_makes_fit_together() {
 }
 
 #[test]
-fn the_script_refuses_wrong_arguments_by_name() {
+fn authority_that_is_kept_signs_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = kept_in(folder.path()).unwrap();
+    let again = kept_in(folder.path()).unwrap();
+    assert_eq!(first[2], again[2], "the authority is the same");
+    assert_ne!(first[0], again[0], "the certificates are new");
+    let old_server = server(&first[0]);
+    assert_eq!(shake_hands(&old_server, &again[1], "localhost"), Ok(()));
+    let other = make_certs(&[]).unwrap();
+    assert!(shake_hands(&old_server, &other[1], "localhost").is_err());
+    let key = std::fs::metadata(folder.path().join("ca.key")).unwrap();
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&key.permissions()) & 0o777,
+        0o600
+    );
+}
+
+#[test]
+fn folder_in_which_key_and_certificate_do_not_belong_together_is_refused() {
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    kept_in(one.path()).unwrap();
+    kept_in(other.path()).unwrap();
+    std::fs::copy(other.path().join("ca.crt"), one.path().join("ca.crt")).unwrap();
+    let said = kept_in(one.path()).unwrap_err();
+    assert!(
+        said.contains("not the certificate of the key in ca.key"),
+        "{said}"
+    );
+    std::fs::write(one.path().join("ca.key"), "nonsense").unwrap();
+    let said = kept_in(one.path()).unwrap_err();
+    assert!(
+        said.contains("ca.key: not a private key in PKCS#8"),
+        "{said}"
+    );
+    std::fs::remove_file(one.path().join("ca.key")).unwrap();
+    let said = kept_in(one.path()).unwrap_err();
+    assert!(said.contains("ca.key"), "{said}");
+}
+
+#[test]
+fn wrong_arguments_are_refused_by_name() {
     for (args, named) in [
-        (["--days", "0"], "--days is \"0\""),
-        (["--days", "many"], "1 to 9999"),
-        (["--namespace", "Not Valid"], "--namespace is \"Not Valid\""),
-        (["--unknown", "1"], "usage:"),
+        (["--days", "0"], "--days"),
+        (["--days", "10000"], "1..=9999"),
+        (["--namespace", "Not Valid"], "--namespace"),
     ] {
-        let output = make_certs(&args);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        let said = make_certs(&args).unwrap_err();
         assert!(said.contains(named), "{args:?}: {said}");
     }
 }

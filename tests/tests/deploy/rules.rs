@@ -179,7 +179,7 @@ fn every_name_that_a_pod_refers_to_is_there() {
         );
         for volume in items(spec, "/volumes") {
             let name = text(volume, "/configMap/name");
-            // The certificates' objects come from make-certs.sh.
+            // The certificates' objects come from make-certs.
             assert!(
                 ["", "muster-ca"].contains(&name) || has("ConfigMap", name),
                 "{volume}"

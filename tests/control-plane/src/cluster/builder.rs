@@ -169,7 +169,10 @@ impl ClusterBuilder {
         ] {
             access::write_kubeconfig(folder.path(), &authority, &api_url, &identity)?;
         }
-        certs::write(&folder.path().join("kwok.yaml"), &kwok::configuration(self.start))?;
+        certs::write(
+            &folder.path().join("kwok.yaml"),
+            &kwok::configuration(self.start),
+        )?;
         certs::write(
             &folder.path().join("audit-policy.yaml"),
             writes::AUDIT_POLICY,
