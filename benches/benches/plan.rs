@@ -155,22 +155,31 @@ fn gang(members: u32, gpus: u64) -> GangRequest {
     }
 }
 
-const CASES: &[(usize, u32, &str)] = &[
-    (100, 8, "empty"),
-    (1000, 8, "half"),
-    (5000, 3, "empty"),
-    (5000, 3, "fragmented"),
-    (5000, 3, "nearly full"),
-    (5000, 64, "fragmented"),
-    (5000, 512, "half"),
-    (10_000, 64, "half"),
-];
+/// Clusters of these sizes, so full, with gangs of these sizes, where the gang fits.
+fn grid() -> Vec<(usize, u32, &'static str)> {
+    let mut grid = Vec::new();
+    for nodes in [100, 1_000, 5_000, 20_000] {
+        for fill in ["empty", "half", "fragmented", "nearly full"] {
+            let free: u64 = (0..nodes).map(|index| free_gpus(fill, index)).sum();
+            for members in [1, 8, 64, 512] {
+                if u64::from(members) <= free {
+                    grid.push((nodes, members, fill));
+                }
+            }
+        }
+    }
+    grid
+}
 
-/// One gang of which each worker asks for one GPU, with a CPU-only master.
-#[divan::bench(args = CASES)]
+/// One gang: a CPU-only master, and workers of one GPU each; a worker alone where it is one of one.
+#[divan::bench(args = grid())]
 fn plan_one_gang(bencher: Bencher, case: &(usize, u32, &str)) {
     let (nodes, members, fill) = *case;
-    let (snapshot, gang, config) = (snapshot(nodes, fill), gang(members, 1), Config::default());
+    let (snapshot, config) = (snapshot(nodes, fill), Config::default());
+    let mut gang = gang(members.max(2), 1);
+    if members == 1 {
+        gang.roles.remove(0);
+    }
     let placement = plan(&snapshot, &gang, &config).expect("the gang fits");
     assert_eq!(placement.members.len(), members as usize);
     bencher.bench(|| plan(&snapshot, &gang, &config).map(|placement| placement.members.len()));
