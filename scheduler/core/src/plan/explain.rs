@@ -4,8 +4,7 @@ use super::effort::Effort;
 use super::parts::{KeptOff, Part, parts};
 use super::rules::Rules;
 use super::{
-    Failure, GangRequest, Missed, RoleRequest, devices_of, place, place_all, ports_taken, times,
-    weight,
+    Failure, GangRequest, Missed, RoleRequest, devices_of, place, ports_taken, times,
 };
 use crate::config::Config;
 use crate::ids::ResourceName;
@@ -244,15 +243,15 @@ fn too_large(
         return None;
     }
     let empty = snapshot.emptied();
-    let mut order: Vec<(usize, &RoleRequest)> = gang
-        .roles
-        .iter()
-        .enumerate()
-        .filter(|(_, other)| devices_of(&other.shape, config) > 0 || other.role == role.role)
-        .collect();
-    order.sort_by_key(|(_, role)| std::cmp::Reverse(weight(&role.shape, config)));
-    let none = BTreeSet::new();
-    match place_all(empty, &none, &order, &Rules::default(), config, effort) {
+    // Roles without devices are left out: what is said is true without them.
+    let counts = |other: &&RoleRequest| {
+        devices_of(&other.shape, config) > 0 || other.role == role.role
+    };
+    let alone = GangRequest {
+        roles: gang.roles.iter().filter(counts).cloned().collect(),
+        ..GangRequest::default()
+    };
+    match place(empty, &alone, &Rules::default(), config, effort) {
         Err(Failure::Room(never)) if never.role.role == role.role => Some(never.placed),
         Ok(_) | Err(_) => None,
     }
