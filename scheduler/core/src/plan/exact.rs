@@ -205,17 +205,15 @@ impl Search<'_, '_> {
             }
             let most = self.room_for(role, bin, &free, &ports, left.get(role).copied());
             // The last that is pushed is looked at first: the one with most members of the first role.
+            let (mut free, mut ports) = (free, ports);
             for count in 0..=most {
                 let mut next = way.clone();
                 next.push(count);
-                let (mut free, mut ports) = (free.clone(), ports.clone());
+                open.push((next, free.clone(), ports.clone()));
                 if let Some((_, request)) = self.roles.get(role) {
-                    take(&mut free, &request.shape.requests, count);
-                    if count > 0 {
-                        ports.extend(request.shape.host_ports.iter().cloned());
-                    }
+                    free.subtract(&request.shape.requests);
+                    ports.extend(request.shape.host_ports.iter().cloned());
                 }
-                open.push((next, free, ports));
             }
         }
         Ok(ways)
@@ -250,11 +248,5 @@ impl Search<'_, '_> {
             let left = left.saturating_sub(*here);
             self.room_for(role, bin, free, ports, Some(left)) == 0
         })
-    }
-}
-
-fn take(free: &mut Resources, request: &Resources, times: u32) {
-    for _ in 0..times {
-        free.subtract(request);
     }
 }
