@@ -168,7 +168,9 @@ impl<'a, 'e> Builder<'a, 'e> {
         wants_devices: bool,
     ) -> Result<Vec<Placed>, Miss> {
         let total = role.indices.len();
-        let looks = self.snapshot.index().len().saturating_add(total);
+        let touched = self.touched.len();
+        let looks = self.snapshot.index().len().saturating_add(touched);
+        let looks = looks.saturating_add(total);
         self.effort.nodes(looks, 0)?;
         let mut runs: Vec<Run<&NodeName>> = Vec::new();
         let mut nodes: Vec<Nodes> = Vec::new();
