@@ -73,9 +73,11 @@ pub(super) fn explain(
     let what = scarce(&candidates, role, config);
     let each = amount(&role.shape.requests, &what);
     if let Some(possible) = too_large(snapshot, &candidates, gang, role, config, effort) {
-        let largest = candidates
-            .iter()
-            .map(|part| amount(&part.node.node.allocatable, &what))
+        // Of each node: those of a part differ by less than what counts for room.
+        let nodes = snapshot.nodes().iter();
+        let largest = nodes
+            .filter(|node| role.shape.mismatch(&node.node).is_none())
+            .map(|node| amount(&node.node.allocatable, &what))
             .max()
             .unwrap_or(0);
         return Unplaceable::NeverFits {
