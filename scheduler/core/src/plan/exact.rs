@@ -18,8 +18,8 @@ use crate::node::HostPort;
 use crate::resources::Resources;
 use crate::snapshot::{NodeCapacity, Snapshot};
 
-/// Most nodes with room for somebody that are searched.
-const NODES_MAX: usize = 256;
+/// Most nodes with room for somebody that are searched: the search is as deep on the stack.
+const NODES_MAX: usize = 2_048;
 /// Most ways to fill a node that are looked at, over all nodes: some tens of milliseconds.
 const WAYS_MAX: usize = 200_000;
 

@@ -170,3 +170,15 @@ fn nodes_that_were_taken_already_are_looked_at_and_counted() {
     // For each role each node that was taken before.
     assert!(answer.steps > 2000 * 1999 / 2, "{} steps", answer.steps);
 }
+
+#[test]
+fn search_over_as_many_nodes_as_there_may_be_has_stack_enough() {
+    let (snapshot, gang) = master_and_workers(2_048, 2_047);
+    assert!(plan(&snapshot, &gang, &Config::default()).is_ok());
+    let begun = std::time::Instant::now();
+    let (snapshot, mut gang) = master_and_workers(2_048, 2_047);
+    gang.roles[1].indices.push(1);
+    let answer = describe(&plan(&snapshot, &gang, &Config::default()), false);
+    println!("{:?} {answer}", begun.elapsed());
+    assert!(answer.starts_with("N"), "{answer}");
+}
