@@ -232,7 +232,8 @@ impl<'a, 'e> Builder<'a, 'e> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut heads = BTreeMap::new();
         for place in places {
-            let (mut rest, key): (Box<dyn Iterator<Item = &'a Arc<NodeCapacity>>>, _) = match place {
+            let (mut rest, key): (Box<dyn Iterator<Item = &'a Arc<NodeCapacity>>>, _) = match place
+            {
                 Nodes::Group(key, group) => {
                     let rest = group.nodes.range::<NodeName, _>((from, Bound::Unbounded));
                     let rest = rest.filter(|(name, _)| !self.is_apart(name));

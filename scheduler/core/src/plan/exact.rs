@@ -78,6 +78,23 @@ pub(super) fn search<'s>(
     if !may_fit(&bins, roles, &needed) {
         return Ok(None);
     }
+    // A node that only one role may use is filled with that role: it takes room from nobody.
+    let mut left = needed.clone();
+    let mut settled: Ways = Vec::new();
+    bins.retain(|bin| {
+        if bin.alone.iter().filter(|room| **room > 0).count() > 1 {
+            return true;
+        }
+        let mut way = bin.alone.clone();
+        for (here, left) in way.iter_mut().zip(&mut left) {
+            *here = (*here).min(*left);
+            *left = left.saturating_sub(*here);
+        }
+        if way.iter().any(|here| *here > 0) {
+            settled.push((bin.capacity, way));
+        }
+        false
+    });
     if bins.len() > NODES_MAX {
         return Err(Miss::Limit);
     }
@@ -98,13 +115,14 @@ pub(super) fn search<'s>(
         ways: 0,
     };
     let mut chosen = Vec::new();
-    let found = search.fill(0, &needed, &mut chosen);
+    let found = search.fill(0, &left, &mut chosen);
     effort.spend(search.ways)?;
     if !found? {
         return Ok(None);
     }
     let nodes = search.bins.iter().map(|bin| bin.capacity);
-    Ok(Some(nodes.zip(chosen).collect()))
+    settled.extend(nodes.zip(chosen));
+    Ok(Some(settled))
 }
 
 /// Whether each role alone would fit, and all together by each resource.

@@ -3,9 +3,7 @@
 use super::effort::Effort;
 use super::parts::{KeptOff, Part, parts};
 use super::rules::Rules;
-use super::{
-    Failure, GangRequest, Missed, RoleRequest, devices_of, place, ports_taken, times,
-};
+use super::{Failure, GangRequest, Missed, RoleRequest, devices_of, place, ports_taken, times};
 use crate::config::Config;
 use crate::ids::ResourceName;
 use crate::reason::{NodeTally, Unplaceable};
@@ -246,9 +244,8 @@ fn too_large(
     }
     let empty = snapshot.emptied();
     // Roles without devices are left out: what is said is true without them.
-    let counts = |other: &&RoleRequest| {
-        devices_of(&other.shape, config) > 0 || other.role == role.role
-    };
+    let counts =
+        |other: &&RoleRequest| devices_of(&other.shape, config) > 0 || other.role == role.role;
     let alone = GangRequest {
         roles: gang.roles.iter().filter(counts).cloned().collect(),
         ..GangRequest::default()

@@ -134,7 +134,9 @@ fn node_that_is_short_of_cpu_too_does_not_speak_for_one_that_is_not() {
 
 #[test]
 fn search_on_nodes_that_take_very_many_members_is_bounded() {
-    let (mut snapshot, mut gang) = read("node a gpu=1\nnode b gpu=1\nrole x 8000x0 tolerate=gpu\nrole y 8000x0 tolerate=gpu\n role z 2x1");
+    let (mut snapshot, mut gang) = read(
+        "node a gpu=1\nnode b gpu=1\nrole x 8000x0 tolerate=gpu\nrole y 8000x0 tolerate=gpu\n role z 2x1",
+    );
     for (role, memory) in gang.roles.iter_mut().zip([4u64, 3, 1]) {
         let mut shape = (*role.shape).clone();
         (shape.requests.milli_cpu, shape.requests.memory_bytes) = (5 - memory, memory);
@@ -181,4 +183,14 @@ fn search_over_as_many_nodes_as_there_may_be_has_stack_enough() {
     let answer = describe(&plan(&snapshot, &gang, &Config::default()), false);
     println!("{:?} {answer}", begun.elapsed());
     assert!(answer.starts_with("N"), "{answer}");
+}
+
+#[test]
+fn nodes_that_only_the_launcher_may_use_are_no_reason_to_give_up() {
+    let nodes: String = (0..3_000).map(|at| format!("node n{at:04}\n")).collect();
+    let (snapshot, gang) = read(&format!(
+        "{nodes} node a gpu=10\n node b gpu=10\n role x 2x4\n role y 4x3\n role launcher 1x0"
+    ));
+    let answer = describe(&plan(&snapshot, &gang, &Config::default()), false);
+    assert!(answer.starts_with("launcher n"), "{answer}");
 }
