@@ -194,3 +194,17 @@ fn nodes_that_only_the_launcher_may_use_are_no_reason_to_give_up() {
     let answer = describe(&plan(&snapshot, &gang, &Config::default()), false);
     assert!(answer.starts_with("launcher n"), "{answer}");
 }
+
+#[test]
+fn labels_that_no_node_has_do_not_slow_down_what_comes_after() {
+    let nodes: String = (0..200).map(|at| format!("node n{at:03}\n")).collect();
+    let (mut snapshot, _) = read(&nodes);
+    let begun = std::time::Instant::now();
+    for at in 0..500 {
+        let (_, gang) = read(&format!("role r 1x0 select=key{at}:x"));
+        snapshot.learn(&gang.roles[0].shape);
+    }
+    let took = begun.elapsed();
+    println!("{took:?}");
+    assert!(took.as_millis() < 1_000, "{took:?}");
+}
