@@ -177,8 +177,9 @@ fn place_part<'a>(
     // fits.
     let (mut too_few, mut enough) = (0, spare);
     let mut best = None;
+    // Where a search is given up a smaller part may still be found, while there is work left.
     let mut gave_up = matches!(whole, Failure::Limit);
-    while too_few < enough && !gave_up {
+    while too_few < enough && !effort.is_spent() {
         let dropped = too_few.midpoint(enough).max(too_few.saturating_add(1));
         let part = GangRequest {
             roles: without(&gang.roles, dropped),
@@ -193,9 +194,13 @@ fn place_part<'a>(
                 }
                 enough = dropped;
             }
-            Err(Failure::Limit) => gave_up = true,
-            Err(_) if dropped == enough => break,
-            Err(_) => too_few = dropped,
+            Err(failure) => {
+                gave_up |= matches!(failure, Failure::Limit);
+                if dropped == enough {
+                    break;
+                }
+                too_few = dropped;
+            }
         }
     }
     match best {

@@ -2,6 +2,7 @@
 //! taken.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use super::allot::{Cell, allot};
@@ -168,13 +169,29 @@ impl<'a, 'e> Builder<'a, 'e> {
         wants_devices: bool,
     ) -> Result<Vec<Placed>, Miss> {
         let total = role.indices.len();
-        let looks = self.snapshot.index().len().saturating_add(total);
+        let touched = self.touched.len();
+        let looks = self.snapshot.index().len().saturating_add(touched);
+        let looks = looks.saturating_add(total);
         self.effort.nodes(looks, 0)?;
+        // Nodes that are as good as each other are one run, whatever groups they are in: which groups
+        // there are depends on what was asked for before, and the plan must not.
+        let mut known: BTreeMap<(u32, u64, bool), usize> = BTreeMap::new();
         let mut runs: Vec<Run<&NodeName>> = Vec::new();
-        let mut nodes: Vec<Nodes> = Vec::new();
+        let mut nodes: Vec<Vec<Nodes>> = Vec::new();
         self.find_runs(role, wants_devices, |run, place| {
-            runs.push(run);
-            nodes.push(place);
+            let alike = (run.room, run.spare, run.has_devices);
+            let at = *known.entry(alike).or_insert(runs.len());
+            match (runs.get_mut(at), nodes.get_mut(at)) {
+                (Some(same), Some(places)) => {
+                    same.count = same.count.saturating_add(run.count);
+                    same.order = same.order.min(run.order);
+                    places.push(place);
+                }
+                _ => {
+                    runs.push(run);
+                    nodes.push(vec![place]);
+                }
+            }
         });
         let takes = fill(&runs, total, wants_devices)?;
         drop(runs);
@@ -187,44 +204,60 @@ impl<'a, 'e> Builder<'a, 'e> {
             each,
         } in takes
         {
-            let Some(place) = nodes.get(run) else {
+            let Some(places) = nodes.get(run) else {
                 continue;
             };
-            for capacity in self.next_of(place, seen.get(&run), wanted) {
+            for (capacity, key) in self.next_of(places, seen.get(&run), wanted) {
                 seen.insert(run, capacity.node.name.clone());
                 for index in indices.by_ref().take(usize::try_from(each).unwrap_or(0)) {
                     placed.push(self.take(&capacity, role, *index));
                 }
-            }
-            if let Nodes::Group(key, _) | Nodes::One(key, _) = place {
-                let count = self.apart.entry(*key).or_default();
-                *count = count.saturating_add(wanted);
+                if let Some(key) = key {
+                    let count = self.apart.entry(key).or_default();
+                    *count = count.saturating_add(1);
+                }
             }
         }
         Ok(placed)
     }
 
-    /// The next nodes of a run after the one named.
+    /// The next nodes of a run after the one named, in order of name; with the group of those that
+    /// were not touched before.
     fn next_of(
         &self,
-        place: &Nodes<'a>,
+        places: &[Nodes<'a>],
         after: Option<&NodeName>,
         wanted: u32,
-    ) -> Vec<Arc<NodeCapacity>> {
-        let from = match after {
-            Some(name) => std::ops::Bound::Excluded(name),
-            None => std::ops::Bound::Unbounded,
-        };
-        match place {
-            Nodes::Group(_, group) => group
-                .nodes
-                .range::<NodeName, _>((from, std::ops::Bound::Unbounded))
-                .filter(|(name, _)| !self.is_apart(name))
-                .take(usize::try_from(wanted).unwrap_or(usize::MAX))
-                .map(|(_, capacity)| Arc::clone(capacity))
-                .collect(),
-            Nodes::One(_, capacity) | Nodes::Touched(capacity) => vec![Arc::clone(capacity)],
+    ) -> Vec<(Arc<NodeCapacity>, Option<&'a Key>)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut heads = BTreeMap::new();
+        for place in places {
+            let (mut rest, key): (Box<dyn Iterator<Item = &'a Arc<NodeCapacity>>>, _) = match place
+            {
+                Nodes::Group(key, group) => {
+                    let rest = group.nodes.range::<NodeName, _>((from, Bound::Unbounded));
+                    let rest = rest.filter(|(name, _)| !self.is_apart(name));
+                    (Box::new(rest.map(|(_, capacity)| capacity)), Some(*key))
+                }
+                Nodes::One(key, capacity) => (Box::new(std::iter::once(*capacity)), Some(*key)),
+                Nodes::Touched(capacity) => (Box::new(std::iter::once(*capacity)), None),
+            };
+            let next = rest.find(|capacity| after.is_none_or(|after| capacity.node.name > *after));
+            if let Some(next) = next {
+                heads.insert(&next.node.name, (next, rest, key));
+            }
         }
+        let mut found = Vec::new();
+        for _ in 0..wanted {
+            let Some((_, (capacity, mut rest, key))) = heads.pop_first() else {
+                break;
+            };
+            found.push((Arc::clone(capacity), key));
+            if let Some(next) = rest.next() {
+                heads.insert(&next.node.name, (next, rest, key));
+            }
+        }
+        found
     }
 
     fn is_apart(&self, name: &NodeName) -> bool {

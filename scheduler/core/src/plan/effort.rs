@@ -32,6 +32,11 @@ impl Effort {
         self.steps
     }
 
+    /// Whether nothing is left to be spent.
+    pub fn is_spent(&self) -> bool {
+        self.steps > STEPS_MAX
+    }
+
     pub fn spend(&mut self, steps: usize) -> Result<(), Miss> {
         let steps = u64::try_from(steps).unwrap_or(u64::MAX);
         self.steps = self.steps.saturating_add(steps);

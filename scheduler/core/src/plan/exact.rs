@@ -18,8 +18,8 @@ use crate::node::HostPort;
 use crate::resources::Resources;
 use crate::snapshot::{NodeCapacity, Snapshot};
 
-/// Most nodes with room for somebody that are searched.
-const NODES_MAX: usize = 256;
+/// Most nodes with room for somebody that are searched: the search is as deep on the stack.
+const NODES_MAX: usize = 2_048;
 /// Most ways to fill a node that are looked at, over all nodes: some tens of milliseconds.
 const WAYS_MAX: usize = 200_000;
 
@@ -78,6 +78,23 @@ pub(super) fn search<'s>(
     if !may_fit(&bins, roles, &needed) {
         return Ok(None);
     }
+    // A node that only one role may use is filled with that role: it takes room from nobody.
+    let mut left = needed.clone();
+    let mut settled: Ways = Vec::new();
+    bins.retain(|bin| {
+        if bin.alone.iter().filter(|room| **room > 0).count() > 1 {
+            return true;
+        }
+        let mut way = bin.alone.clone();
+        for (here, left) in way.iter_mut().zip(&mut left) {
+            *here = (*here).min(*left);
+            *left = left.saturating_sub(*here);
+        }
+        if way.iter().any(|here| *here > 0) {
+            settled.push((bin.capacity, way));
+        }
+        false
+    });
     if bins.len() > NODES_MAX {
         return Err(Miss::Limit);
     }
@@ -98,13 +115,14 @@ pub(super) fn search<'s>(
         ways: 0,
     };
     let mut chosen = Vec::new();
-    let found = search.fill(0, &needed, &mut chosen);
+    let found = search.fill(0, &left, &mut chosen);
     effort.spend(search.ways)?;
     if !found? {
         return Ok(None);
     }
     let nodes = search.bins.iter().map(|bin| bin.capacity);
-    Ok(Some(nodes.zip(chosen).collect()))
+    settled.extend(nodes.zip(chosen));
+    Ok(Some(settled))
 }
 
 /// Whether each role alone would fit, and all together by each resource.
@@ -205,17 +223,15 @@ impl Search<'_, '_> {
             }
             let most = self.room_for(role, bin, &free, &ports, left.get(role).copied());
             // The last that is pushed is looked at first: the one with most members of the first role.
+            let (mut free, mut ports) = (free, ports);
             for count in 0..=most {
                 let mut next = way.clone();
                 next.push(count);
-                let (mut free, mut ports) = (free.clone(), ports.clone());
+                open.push((next, free.clone(), ports.clone()));
                 if let Some((_, request)) = self.roles.get(role) {
-                    take(&mut free, &request.shape.requests, count);
-                    if count > 0 {
-                        ports.extend(request.shape.host_ports.iter().cloned());
-                    }
+                    free.subtract(&request.shape.requests);
+                    ports.extend(request.shape.host_ports.iter().cloned());
                 }
-                open.push((next, free, ports));
             }
         }
         Ok(ways)
@@ -250,11 +266,5 @@ impl Search<'_, '_> {
             let left = left.saturating_sub(*here);
             self.room_for(role, bin, free, ports, Some(left)) == 0
         })
-    }
-}
-
-fn take(free: &mut Resources, request: &Resources, times: u32) {
-    for _ in 0..times {
-        free.subtract(request);
     }
 }

@@ -3,10 +3,7 @@
 use super::effort::Effort;
 use super::parts::{KeptOff, Part, parts};
 use super::rules::Rules;
-use super::{
-    Failure, GangRequest, Missed, RoleRequest, devices_of, place, place_all, ports_taken, times,
-    weight,
-};
+use super::{Failure, GangRequest, Missed, RoleRequest, devices_of, place, ports_taken, times};
 use crate::config::Config;
 use crate::ids::ResourceName;
 use crate::reason::{NodeTally, Unplaceable};
@@ -74,9 +71,11 @@ pub(super) fn explain(
     let what = scarce(&candidates, role, config);
     let each = amount(&role.shape.requests, &what);
     if let Some(possible) = too_large(snapshot, &candidates, gang, role, config, effort) {
-        let largest = candidates
-            .iter()
-            .map(|part| amount(&part.node.node.allocatable, &what))
+        // Of each node: those of a part differ by less than what counts for room.
+        let nodes = snapshot.nodes().iter();
+        let largest = nodes
+            .filter(|node| role.shape.mismatch(&node.node).is_none())
+            .map(|node| amount(&node.node.allocatable, &what))
             .max()
             .unwrap_or(0);
         return Unplaceable::NeverFits {
@@ -244,15 +243,14 @@ fn too_large(
         return None;
     }
     let empty = snapshot.emptied();
-    let mut order: Vec<(usize, &RoleRequest)> = gang
-        .roles
-        .iter()
-        .enumerate()
-        .filter(|(_, other)| devices_of(&other.shape, config) > 0 || other.role == role.role)
-        .collect();
-    order.sort_by_key(|(_, role)| std::cmp::Reverse(weight(&role.shape, config)));
-    let none = BTreeSet::new();
-    match place_all(empty, &none, &order, &Rules::default(), config, effort) {
+    // Roles without devices are left out: what is said is true without them.
+    let counts =
+        |other: &&RoleRequest| devices_of(&other.shape, config) > 0 || other.role == role.role;
+    let alone = GangRequest {
+        roles: gang.roles.iter().filter(counts).cloned().collect(),
+        ..GangRequest::default()
+    };
+    match place(empty, &alone, &Rules::default(), config, effort) {
         Err(Failure::Room(never)) if never.role.role == role.role => Some(never.placed),
         Ok(_) | Err(_) => None,
     }

@@ -39,7 +39,6 @@ pub(super) fn parts<'s>(
     let index = snapshot.index();
     let ask = index.ask(&role.shape);
     let needed = u64::try_from(role.indices.len()).unwrap_or(u64::MAX);
-    let even = |(least, most): (u64, u64)| least.min(needed) == most.min(needed);
     let mut parts = Vec::new();
     let mut last = None;
     for (key, group) in index.groups() {
@@ -48,9 +47,9 @@ pub(super) fn parts<'s>(
             _ => index.fit(key, &role.shape),
         };
         last = Some((key.kind, fit));
-        let offers = index.kind(key).map(|kind| kind.offers.times(&ask));
-        let alike = offers.is_some_and(even)
-            && even(key.free.times(&ask))
+        let kind = index.kind(key);
+        let alike = kind.is_some_and(|kind| kind.offers.is_even(&ask, needed))
+            && key.free.is_even(&ask, needed)
             && fit != Fit::Each
             && (role.shape.host_ports.is_empty() || !key.ports)
             && !gang.avoid.iter().any(|name| group.nodes.contains_key(name));

@@ -62,6 +62,17 @@ impl Amounts {
         }
         (least, most)
     }
+
+    /// Whether each resource is there equally often, up to `needed`, on every node with these amounts.
+    pub fn is_even(&self, ask: &Ask, needed: u64) -> bool {
+        let base = self.grains.iter().zip(GRAIN).zip(ask.base);
+        base.into_iter().all(|((grains, grain), each)| {
+            let floor = grains.saturating_mul(grain);
+            let ceiling = floor.saturating_add(grain.saturating_sub(1));
+            let times = |amount: u64| amount.checked_div(each).unwrap_or(needed).min(needed);
+            times(floor) == times(ceiling)
+        })
+    }
 }
 
 /// By what nodes are alike.

@@ -44,11 +44,11 @@ pub enum Fit {
 
 impl Kind {
     pub(super) fn of(capacity: &NodeCapacity, keys: &Keys, offers: Amounts) -> Self {
-        let labels = &capacity.node.labels;
-        let asked = keys.narrow.iter().filter_map(|key| {
-            let (key, value) = labels.get_key_value(key)?;
-            Some((Arc::clone(key), Arc::clone(value)))
-        });
+        // By the labels of the node: those that were ever asked for may be very many more.
+        let labels = capacity.node.labels.iter();
+        let asked = labels
+            .filter(|(key, _)| keys.narrow.contains(*key))
+            .map(|(key, value)| (Arc::clone(key), Arc::clone(value)));
         Self {
             labels: asked.collect(),
             taints: capacity.node.taints.clone(),
@@ -143,7 +143,8 @@ impl Keys {
                 self.wide.insert(Arc::clone(key));
             } else {
                 self.narrow.insert(Arc::clone(key));
-                more = true;
+                // What no node has tells none apart.
+                more |= nodes.iter().any(|node| node.node.labels.contains_key(key));
             }
         }
         more

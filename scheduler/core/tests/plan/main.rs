@@ -19,6 +19,7 @@ mod between;
 mod complete;
 mod effort;
 mod grouped;
+mod review;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
