@@ -194,20 +194,24 @@ impl<'a, 'e> Builder<'a, 'e> {
             }
         });
         let takes = fill(&runs, total, wants_devices)?;
+        let first = |take: &Take| runs.get(take.run).map(|run| run.order.clone());
+        let firsts: Vec<Option<NodeName>> = takes.iter().map(first).collect();
         drop(runs);
         let mut indices = role.indices.iter();
         let mut placed = Vec::with_capacity(total);
         let mut seen: BTreeMap<usize, NodeName> = BTreeMap::new();
-        for Take {
-            run,
-            nodes: wanted,
-            each,
-        } in takes
-        {
+        for (take, first) in takes.into_iter().zip(firsts) {
+            let (run, each) = (take.run, take.each);
             let Some(places) = nodes.get(run) else {
                 continue;
             };
-            for (capacity, key) in self.next_of(places, seen.get(&run), wanted) {
+            // The first of a run is known without a look at the others.
+            let alone = first.filter(|_| take.nodes == 1 && !seen.contains_key(&run));
+            let chosen = match alone.and_then(|name| self.named(&name)) {
+                Some(one) => vec![one],
+                None => self.next_of(places, seen.get(&run), take.nodes),
+            };
+            for (capacity, key) in chosen {
                 seen.insert(run, capacity.node.name.clone());
                 for index in indices.by_ref().take(usize::try_from(each).unwrap_or(0)) {
                     placed.push(self.take(&capacity, role, *index));
@@ -219,6 +223,14 @@ impl<'a, 'e> Builder<'a, 'e> {
             }
         }
         Ok(placed)
+    }
+
+    /// The node of this name, with its group when it was not touched before.
+    fn named(&self, name: &NodeName) -> Option<(Arc<NodeCapacity>, Option<&'a Key>)> {
+        let snapshot: &'a Snapshot = self.snapshot;
+        let capacity = Arc::clone(snapshot.get(name)?);
+        let key = snapshot.key_of(name).map(|key| &**key);
+        Some((capacity, key.filter(|_| !self.touched.contains_key(name))))
     }
 
     /// The next nodes of a run after the one named, in order of name; with the group of those that

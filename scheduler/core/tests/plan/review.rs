@@ -148,11 +148,10 @@ fn search_on_nodes_that_take_very_many_members_is_bounded() {
         });
         snapshot.set(node);
     }
-    let begun = std::time::Instant::now();
-    let answer = describe(&plan(&snapshot, &gang, &Config::default()), false);
-    let took = begun.elapsed();
-    println!("{took:?} {}", &answer[..answer.len().min(200)]);
-    assert!(took.as_secs() < 2, "{took:?}");
+    // Without a bound this takes very long, with one it is either found or given up.
+    let answer = plan_part(&snapshot, &gang, 0, &Config::default());
+    let given_up = matches!(&answer.placement, Err(why) if why.code() == "SearchLimit");
+    assert!(answer.placement.is_ok() || given_up, "{answer:?}");
 }
 
 #[test]
@@ -165,9 +164,7 @@ fn nodes_that_were_taken_already_are_looked_at_and_counted() {
         text += &format!("role r{at:04} 1x1\n");
     }
     let (snapshot, gang) = read(&text);
-    let begun = std::time::Instant::now();
     let answer = plan_part(&snapshot, &gang, 0, &Config::default());
-    println!("{:?} {} steps", begun.elapsed(), answer.steps);
     assert!(answer.placement.is_ok());
     // For each role each node that was taken before.
     assert!(answer.steps > 2000 * 1999 / 2, "{} steps", answer.steps);
@@ -177,11 +174,9 @@ fn nodes_that_were_taken_already_are_looked_at_and_counted() {
 fn search_over_as_many_nodes_as_there_may_be_has_stack_enough() {
     let (snapshot, gang) = master_and_workers(2_048, 2_047);
     assert!(plan(&snapshot, &gang, &Config::default()).is_ok());
-    let begun = std::time::Instant::now();
     let (snapshot, mut gang) = master_and_workers(2_048, 2_047);
     gang.roles[1].indices.push(1);
     let answer = describe(&plan(&snapshot, &gang, &Config::default()), false);
-    println!("{:?} {answer}", begun.elapsed());
     assert!(answer.starts_with("N"), "{answer}");
 }
 
@@ -199,12 +194,12 @@ fn nodes_that_only_the_launcher_may_use_are_no_reason_to_give_up() {
 fn labels_that_no_node_has_do_not_slow_down_what_comes_after() {
     let nodes: String = (0..200).map(|at| format!("node n{at:03}\n")).collect();
     let (mut snapshot, _) = read(&nodes);
+    // Hundreds of times slower when each of them sorts all nodes anew.
     let begun = std::time::Instant::now();
     for at in 0..500 {
         let (_, gang) = read(&format!("role r 1x0 select=key{at}:x"));
         snapshot.learn(&gang.roles[0].shape);
     }
     let took = begun.elapsed();
-    println!("{took:?}");
-    assert!(took.as_millis() < 1_000, "{took:?}");
+    assert!(took.as_millis() < 2_000, "{took:?}");
 }
