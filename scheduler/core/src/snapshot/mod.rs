@@ -6,10 +6,10 @@
 //! ```
 //!
 //! Nodes are kept in groups of nodes that are alike to everything that is looked at: taints, labels
-//! that somebody asks for, readiness, place in the network, free devices exactly, and free CPU and
-//! memory up to a grain. So the cost of planning follows the number of kinds of nodes and how full
-//! they are, not the number of nodes. A change of one node costs as much as finding its place in two
-//! ordered maps, whatever the size of the cluster.
+//! that somebody asks for, readiness, free devices exactly, and free CPU and memory up to a grain. So
+//! the cost of planning follows the number of kinds of nodes and how unevenly they are filled, not the
+//! number of nodes. A change of one node costs as much as finding its place in two ordered maps; a node
+//! that comes or goes moves those after it in the list by name.
 
 mod index;
 mod kind;
