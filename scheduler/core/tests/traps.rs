@@ -82,6 +82,37 @@ fn t15_filter_call_with_the_nominated_node_alone_costs_the_planned_node_nothing(
     assert_eq!(world.phase(&key), "Running AllBound 2/2");
 }
 
+/// kube-scheduler turns two members down one after the other. The plan is given back for the first;
+/// the second one's refusal is not forgotten over that: nobody would say it again.
+#[test]
+fn member_refused_a_moment_after_another_gets_another_node_too() {
+    let mut world = World::new(4, 8);
+    world.scheduler = false;
+    let mut uids = Vec::new();
+    for index in 0..2 {
+        uids.push(world.labelled(&format!("pair-{index}"), "pair", 2, 8, true));
+    }
+    world.settle();
+    let key = GangKey::labelled("default", "pair");
+    let refused: Vec<NodeName> = uids.iter().map(|uid| planned(&world, uid)).collect();
+    for (uid, node) in uids.iter().zip(&refused) {
+        let told = Event::PlannedNodeNotOffered {
+            pod: uid.clone(),
+            node: node.clone(),
+        };
+        world.tell(told);
+        world.pass(Millis(400));
+    }
+    world.pass(Millis::from_secs(6));
+    for uid in &uids {
+        let node = planned(&world, uid);
+        assert!(!refused.contains(&node), "{uid:?} on {node:?} again");
+    }
+    world.scheduler = true;
+    world.pass(Millis::from_secs(5));
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+}
+
 /// A Bind that kube-scheduler has given up, or that was answered with an error, is never bound
 /// later: the pod may be on its way to another node by then.
 #[test]

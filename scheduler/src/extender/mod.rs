@@ -15,7 +15,7 @@ mod bind;
 mod filter;
 mod preempt;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ use muster_core::ids::{NodeName, PodUid};
 use muster_core::view::View;
 use muster_kubernetes::translate::PodRules;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::binds::Binds;
 use crate::config;
@@ -41,8 +42,10 @@ use crate::metrics::Metrics;
 const BODY_MAX: Duration = Duration::from_secs(10);
 /// Time before kube-scheduler's own timeout at which a held Bind is answered by the watchdog.
 const WATCHDOG_MARGIN: Duration = Duration::from_secs(5);
-/// Pods remembered as told, so that one pod is told once; cleared when full.
+/// Pods remembered as told, so that one pod is told once in a while; cleared when full.
 const TOLD_MAX: usize = 16_384;
+/// Time after which it is told again: the engine may have had another plan when it was told before.
+const TOLD_FOR: Duration = Duration::from_secs(2);
 
 /// What the verbs are answered from.
 #[derive(Clone, Debug)]
@@ -59,8 +62,8 @@ pub struct Extender {
     pub metrics: Arc<Metrics>,
     /// Time after which a held Bind is answered by the watchdog.
     pub watchdog: Duration,
-    /// Pods of which the engine was told that their node was not offered.
-    told: Arc<Mutex<BTreeSet<(PodUid, NodeName)>>>,
+    /// When the engine was told of which pods that their node was not offered.
+    told: Arc<Mutex<BTreeMap<(PodUid, NodeName), Instant>>>,
 }
 
 impl Extender {
@@ -99,22 +102,24 @@ impl Extender {
             .with_state(self)
     }
 
-    /// Tells the engine once that a pod's planned node was not offered.
+    /// Tells the engine that a pod's planned node was not offered: once in [`TOLD_FOR`], however often
+    /// kube-scheduler asks.
     fn tell_not_offered(&self, pod: &PodUid, node: &NodeName) {
         self.metrics.planned_node_not_offered();
+        let (key, now) = ((pod.clone(), node.clone()), Instant::now());
         let mut told = crate::locked(&self.told);
         if told.len() >= TOLD_MAX {
             told.clear();
         }
-        if !told.insert((pod.clone(), node.clone())) {
+        if told.get(&key).is_some_and(|at| now < *at + TOLD_FOR) {
             return;
         }
         let event = Event::PlannedNodeNotOffered {
             pod: pod.clone(),
             node: node.clone(),
         };
-        if !self.inbox.try_send(event) {
-            told.remove(&(pod.clone(), node.clone()));
+        if self.inbox.try_send(event) {
+            told.insert(key, now);
         }
     }
 

@@ -29,6 +29,10 @@ fn still_coming(gather_max: Millis) -> Arc<str> {
 /// Plans given back in a row after which the next one is not made at once.
 const HASTY_FAILURES: u32 = 3;
 
+/// Time after which a refusal counts beside one that has lasted for [`crate::config::Config::refusal_grace`].
+/// A pod's nominated node is asked for alone, and all nodes at once after that.
+const REFUSED_BESIDE: Millis = Millis::from_secs(1);
+
 impl Engine {
     /// Whether nothing is left of the gang: no object, no pod.
     pub(super) fn is_gone(&self, gang: &Gang) -> bool {
@@ -259,8 +263,12 @@ impl Engine {
             let Some(pod) = slot.pod.as_ref().and_then(|uid| self.pods.get(uid)) else {
                 continue;
             };
-            if slot.is_settled() || slot.ticket.is_some() || slot.binding.is_some() || !durable {
+            if slot.is_settled() || slot.ticket.is_some() || slot.binding.is_some() {
                 slot.refused_since = None;
+                continue;
+            }
+            if !durable {
+                // Filter sends nobody anywhere. What was said of the node before still holds.
                 continue;
             }
             // Our own refusals from before the plan say nothing about the node.
@@ -277,19 +285,20 @@ impl Engine {
                 plan.said = Some(Arc::clone(said));
             }
             if let (Some(since), Some(node)) = (slot.refused_since, &slot.node)
-                && now >= since + grace
                 && !bad.iter().any(|(other, _, _)| other == seat)
             {
-                refused.push(node.clone());
-                bad.push((
-                    seat.clone(),
-                    node.clone(),
-                    Arc::from("was refused by kube-scheduler"),
-                ));
+                refused.push((since, seat.clone(), node.clone()));
             }
         }
-        for node in refused {
-            gang.refused_nodes.insert(node, until);
+        // Those turned down a little later are likely to stay so: one plan more is enough for all.
+        if refused.iter().any(|(since, _, _)| now >= *since + grace) {
+            refused.retain(|(since, _, _)| now >= *since + grace.min(REFUSED_BESIDE));
+        } else {
+            refused.clear();
+        }
+        for (_, seat, node) in refused {
+            gang.refused_nodes.insert(node.clone(), until);
+            bad.push((seat, node, Arc::from("was refused by kube-scheduler")));
         }
     }
 
