@@ -10,11 +10,11 @@ use anyhow::{Context as _, bail};
 use kube::api::{Api, DynamicObject};
 use kube::core::{ApiResource, GroupVersionKind};
 use muster_control_plane::history::{GangRule, History, Recorder, World};
-use muster_control_plane::{Cluster, NodeTemplate, Program, TrainingOperatorOptions};
+use muster_control_plane::{Cluster, Identity, NodeTemplate, Program, TrainingOperatorOptions};
 use muster_kubernetes::manifests;
 
 use crate::fleet::Fleet;
-use crate::jobs::Job;
+use crate::jobs::{Job, Role};
 use crate::pods::By;
 use crate::programs;
 
@@ -143,8 +143,26 @@ impl Stack {
         .await
     }
 
-    /// A policy takes a few seconds to act after it was created: waits until a pod of ours is gated.
+    /// A policy takes a few seconds to act after it was created, and refuses jobs with 503 until it
+    /// knows their kind: waits until a pod of ours is gated and a job of ours is held.
     async fn wait_policies(&self, timeout: Duration) -> anyhow::Result<()> {
+        let job = Job::new("policy-probe", vec![Role::new("Master", 1, 1)]).yaml();
+        let dry_run = [
+            "create",
+            "--dry-run=server",
+            "-f",
+            "-",
+            "-o",
+            "jsonpath={.spec.runPolicy.suspend}",
+        ];
+        self.wait_until(timeout, "the admission policy to hold jobs", async || {
+            let made = self
+                .cluster
+                .kubectl_as(&Identity::Admin, &dry_run, &job)
+                .await;
+            made.is_ok_and(|made| made.success && made.stdout.trim() == "true")
+        })
+        .await?;
         let yaml = "apiVersion: v1\nkind: Pod\nmetadata: {name: policy-probe, namespace: default, labels: {muster.dev/gang: probe}, \
                     annotations: {muster.dev/gang-size: \"2\"}}\nspec: {schedulerName: muster, containers: [{name: a, image: a}]}\n";
         self.wait_until(timeout, "the admission policies to act", async || {
@@ -332,6 +350,9 @@ impl Stack {
         eprintln!("step: {name}");
         let result = work.await.with_context(|| format!("step: {name}"));
         let end = if result.is_ok() { "done" } else { "FAILED" };
+        if result.is_err() {
+            self.cluster.keep_logs();
+        }
         eprintln!("step: {name}: {end} after {:.1?}", since.elapsed());
         result
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -191,6 +192,7 @@ impl ClusterBuilder {
             admin,
             feature_gates: feature_gates.clone(),
             audit: self.audit,
+            failed: AtomicBool::new(false),
             folder: Arc::new(folder),
         };
         match self.bring_up(&cluster).await {

@@ -7,6 +7,7 @@ mod lifecycle;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kube::Client;
@@ -59,8 +60,8 @@ impl std::fmt::Display for Program {
 
 /// A real Kubernetes control plane on loopback, as child processes of this one.
 ///
-/// Dropping it kills every program and removes its folder. After a panic, or with `MUSTER_KEEP_LOGS=1`, the logs are kept and their
-/// place is printed.
+/// Dropping it kills every program and removes its folder. After a panic or [`Cluster::keep_logs`], or with `MUSTER_KEEP_LOGS=1`, the
+/// logs are kept and their place is printed.
 pub struct Cluster {
     /// Declared first, so that the programs are dead before their folder goes.
     programs: Mutex<BTreeMap<Program, Slot>>,
@@ -72,6 +73,7 @@ pub struct Cluster {
     admin: Client,
     feature_gates: String,
     audit: bool,
+    failed: AtomicBool,
     folder: Arc<TempDir>,
 }
 
@@ -107,6 +109,11 @@ impl Cluster {
     /// The log file of a program.
     pub fn log(&self, program: &Program) -> PathBuf {
         log_file(self.folder.path(), program)
+    }
+
+    /// Something went wrong: the logs are to be kept when the cluster goes.
+    pub fn keep_logs(&self) {
+        self.failed.store(true, Ordering::Relaxed);
     }
 
     /// The API server's address, `https://127.0.0.1:PORT`.
@@ -152,7 +159,8 @@ impl Drop for Cluster {
                 .get_mut()
                 .unwrap_or_else(PoisonError::into_inner),
         );
-        keep_logs_if_asked(self.folder.path(), std::thread::panicking());
+        let failed = self.failed.load(Ordering::Relaxed);
+        keep_logs_if_asked(self.folder.path(), failed || std::thread::panicking());
     }
 }
 
