@@ -167,7 +167,41 @@ pub struct Pod {
     pub status_reason: Option<Arc<str>>,
 }
 
+/// Who turned a pod down, and where, as the message of its condition tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnedDown {
+    /// Muster, in Filter.
+    ByMuster,
+    /// kube-scheduler, on the nodes it looked at.
+    OnNodes,
+    /// kube-scheduler, before it looked at any node: a volume claim is missing, for example.
+    Everywhere,
+}
+
+impl TurnedDown {
+    /// Reads `0/5 nodes are available: `, after which kube-scheduler counts nodes by reason, or says
+    /// the one reason for which it looked at none.
+    pub fn of(said: &str) -> Self {
+        if said.contains("muster:") {
+            return Self::ByMuster;
+        }
+        let after = said
+            .split_once("nodes are available: ")
+            .map(|(_, after)| after);
+        match after.and_then(|after| after.chars().next()) {
+            Some(first) if !first.is_ascii_digit() => Self::Everywhere,
+            _ => Self::OnNodes,
+        }
+    }
+}
+
 impl Pod {
+    /// What was last said of the pod when it was turned down.
+    pub fn turned_down(&self) -> Option<(TurnedDown, &Arc<str>)> {
+        let said = self.unschedulable.as_ref()?;
+        Some((TurnedDown::of(said), said))
+    }
+
     /// Whether it takes room on its node: bound, and not ended. A terminating pod takes room until
     /// it is gone.
     pub fn holds_room(&self) -> bool {

@@ -293,10 +293,10 @@ pub enum Reason {
     },
     /// A durable plan exists; members are on their way to the barrier.
     Gathering {
-        /// Members that kube-scheduler has accepted or that are bound.
-        arrived: u32,
         /// Members of the plan.
         planned: u32,
+        /// What kube-scheduler, or the API server, last said of a member that it turned down.
+        said: Option<Arc<str>>,
     },
     /// The plan was given back because not all members came to the barrier in time.
     BarrierTimeout {
@@ -406,11 +406,15 @@ impl fmt::Display for Reason {
                     "pod {pod} carries a scheduling gate of another controller"
                 )
             }
-            Self::Gathering { arrived, planned } => {
+            Self::Gathering { planned, said } => {
                 write!(
                     f,
-                    "{arrived} of {planned} members accepted by kube-scheduler"
-                )
+                    "waits until kube-scheduler has accepted all {planned} members on their planned nodes"
+                )?;
+                match said {
+                    Some(said) => write!(f, "; of one of them it was said: {said}"),
+                    None => Ok(()),
+                }
             }
             Self::BarrierTimeout {
                 arrived,

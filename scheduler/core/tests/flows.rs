@@ -593,7 +593,9 @@ fn t14_planned_node_that_kube_scheduler_refuses_without_asking_is_left_out_of_th
         .clone();
     let uid = world.member("train-Worker-0");
     world.change_pod(&uid, |pod| {
-        pod.unschedulable = Some(Arc::from("0/2 nodes are available: anti-affinity"))
+        pod.unschedulable = Some(Arc::from(
+            "0/2 nodes are available: 2 node(s) didn't match pod anti-affinity rules.",
+        ))
     });
     world.pass(Millis::from_secs(6));
     let second = world.gangs[&key]

@@ -480,7 +480,9 @@ fn member_refused_before_it_was_first_seen_is_not_waited_for_until_the_barrier_e
     assert!(world.play_operator());
     let uid = world.member("train-Worker-0");
     world.change_pod(&uid, |pod| {
-        pod.unschedulable = Some(Arc::from("0/2 nodes are available: anti-affinity"));
+        pod.unschedulable = Some(Arc::from(
+            "0/2 nodes are available: 2 node(s) didn't match pod anti-affinity rules.",
+        ));
     });
     world.pass(Millis::from_secs(7));
     let second = planned(&world);

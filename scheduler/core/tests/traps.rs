@@ -8,7 +8,7 @@ use std::sync::Arc;
 use muster_core::action::WriteKind;
 use muster_core::event::{BindAsked, Event, Ticket};
 use muster_core::ids::{GangKey, NodeName, PodUid};
-use muster_core::pod::PodPhase;
+use muster_core::pod::{PodPhase, TurnedDown};
 use muster_core::time::Millis;
 use muster_core::view::FilterAnswer;
 use muster_core::workload::Hold;
@@ -108,6 +108,43 @@ fn member_refused_a_moment_after_another_gets_another_node_too() {
         let node = planned(&world, uid);
         assert!(!refused.contains(&node), "{uid:?} on {node:?} again");
     }
+    world.scheduler = true;
+    world.pass(Millis::from_secs(5));
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+}
+
+/// A volume claim that does not exist yet keeps a member from every node, before kube-scheduler looks
+/// at one. Its node is not to blame: the plan stays until the barrier's deadline, the gang says what is
+/// missing, and starts on the same nodes, of which there are no others.
+#[test]
+fn member_whose_claim_is_missing_costs_no_node_its_place() {
+    let (mut world, key, uids) = gathered(2, 2);
+    let plan = |world: &World| {
+        let status = world.gangs[&key].status.as_ref();
+        status.and_then(|status| status.plan.as_ref().map(|plan| plan.id.clone()))
+    };
+    let first = plan(&world);
+    assert!(first.is_some());
+    let missing = "0/2 nodes are available: persistentvolumeclaim \"data\" not found. preemption: \
+                   0/2 nodes are available: 2 Preemption is not helpful for scheduling.";
+    world.change_pod(&uids[0], |pod| pod.unschedulable = Some(Arc::from(missing)));
+    ask(&mut world, &uids[1]);
+    world.pass(Millis::from_secs(30));
+    assert_eq!(plan(&world), first, "the plan is kept");
+    world.pass(Millis::from_secs(31));
+    assert_eq!(world.phase(&key), "Waiting BarrierTimeout 0/2");
+    let reason = world.reason(&key);
+    assert!(reason.contains("\"data\" not found"), "{reason}");
+    world.pass(Millis::from_secs(15));
+    // The job was held in between: its members are new ones.
+    let uid = world.member("train-Worker-0");
+    assert_ne!(uid, uids[0]);
+    world.change_pod(&uid, |pod| pod.unschedulable = Some(Arc::from(missing)));
+    world.pass(Millis::from_secs(1));
+    let reason = world.reason(&key);
+    assert!(reason.contains("\"data\" not found"), "{reason}");
+    assert!(reason.starts_with("waits until"), "{reason}");
+    world.change_pod(&uid, |pod| pod.unschedulable = None);
     world.scheduler = true;
     world.pass(Millis::from_secs(5));
     assert_eq!(world.phase(&key), "Running AllBound 2/2");
@@ -333,4 +370,33 @@ fn t42_of_allocatable_and_inventory_the_smaller_is_believed() {
     let node = |name: &str| world.pods[&world.member(name)].node.clone().unwrap();
     assert_eq!(node("four-Worker-0").as_str(), "n0");
     assert_eq!(node("three-Worker-0").as_str(), "n1");
+}
+
+#[test]
+fn message_of_kube_scheduler_tells_who_turned_a_pod_down_and_where() {
+    let cases = [
+        (
+            "0/3 nodes are available: 3 muster: gang train waits (NotEnoughFree); see: kubectl describe gang train.",
+            TurnedDown::ByMuster,
+        ),
+        (
+            "0/12 nodes are available: 10 Insufficient nvidia.com/gpu, 2 node(s) didn't match pod anti-affinity rules. \
+             preemption: 0/12 nodes are available: 12 No preemption victims found for incoming pod.",
+            TurnedDown::OnNodes,
+        ),
+        (
+            "0/3 nodes are available: persistentvolumeclaim \"data\" not found. preemption: 0/3 nodes are available: \
+             3 Preemption is not helpful for scheduling.",
+            TurnedDown::Everywhere,
+        ),
+        (
+            "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
+            TurnedDown::Everywhere,
+        ),
+        ("no nodes available to schedule pods", TurnedDown::OnNodes),
+        ("", TurnedDown::OnNodes),
+    ];
+    for (said, who) in cases {
+        assert_eq!(TurnedDown::of(said), who, "{said}");
+    }
 }

@@ -165,8 +165,8 @@ impl Engine {
             Ok(placement) => {
                 let plan = self.new_plan(gang, needs, placement, now);
                 gang.reason = Some(Reason::Gathering {
-                    arrived: plan.bound(),
                     planned: plan.planned(),
+                    said: None,
                 });
                 gang.plan = Some(plan);
             }

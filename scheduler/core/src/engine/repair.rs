@@ -10,7 +10,7 @@ use super::release::carries_marks;
 use crate::action::JobChange;
 use crate::ids::NodeName;
 use crate::node::{Node, untolerated};
-use crate::pod::{Pod, PodPhase, PodShape};
+use crate::pod::{Pod, PodPhase, PodShape, TurnedDown};
 use crate::reason::Reason;
 use crate::time::{Millis, Timestamp};
 use crate::workload::{Hold, MemberSource, Outcome};
@@ -275,14 +275,15 @@ impl Engine {
             if slot.said_before.is_some() && slot.said_before != pod.unschedulable {
                 slot.said_before = None;
             }
-            // Nor does what was said before the pod had this place; the barrier's deadline counts it.
-            if let Some(said) = pod
-                .unschedulable
-                .as_ref()
-                .filter(|said| !said.contains("muster:") && slot.said_before.is_none())
-            {
-                slot.refused_since.get_or_insert(now);
-                plan.said = Some(Arc::clone(said));
+            match pod.turned_down() {
+                // Nor does what was said before the pod had this place; the barrier's deadline counts it.
+                Some((TurnedDown::OnNodes, said)) if slot.said_before.is_none() => {
+                    slot.refused_since.get_or_insert(now);
+                    plan.said = Some(Arc::clone(said));
+                }
+                // No other node would do: the members wait at the barrier for what is missing.
+                Some((TurnedDown::Everywhere, said)) => plan.said = Some(Arc::clone(said)),
+                _ => {}
             }
             if let (Some(since), Some(node)) = (slot.refused_since, &slot.node)
                 && !bad.iter().any(|(other, _, _)| other == seat)
@@ -448,8 +449,8 @@ impl Engine {
                 .pod
                 .as_ref()
                 .and_then(|uid| self.pods.get(uid))
-                .and_then(|pod| pod.unschedulable.as_ref())
-                .is_some_and(|said| !said.contains("muster:"));
+                .and_then(|pod| pod.turned_down())
+                .is_some_and(|(turned_down, _)| turned_down == TurnedDown::OnNodes);
             if refused
                 && slot.ticket.is_none()
                 && !slot.is_settled()

@@ -50,8 +50,8 @@ impl Engine {
             (Phase::Starting, Some(plan)) => {
                 // How many have arrived changes with each of them: it is not worth a write.
                 Some(Reason::Gathering {
-                    arrived: 0,
                     planned: plan.planned(),
+                    said: plan.said.clone(),
                 })
             }
             _ => gang.reason.clone(),
@@ -323,6 +323,13 @@ fn has_unsaid_end(acked: &GangStatus, wanted: &GangStatus) -> bool {
     ended(wanted).any(|slot| slot.pod_name.is_none() && !is_said(slot))
 }
 
+fn says_what_keeps_it(status: &GangStatus) -> bool {
+    matches!(
+        &status.reason,
+        Some(Reason::Gathering { said: Some(_), .. })
+    )
+}
+
 /// Whether a status differs from what is written in a way that is worth a write. Numbers inside a
 /// reason are not: a gang that waits, once its reason is written, costs nothing.
 fn is_worth_a_write(acked: &GangStatus, wanted: &GangStatus) -> bool {
@@ -357,8 +364,9 @@ fn is_worth_a_write(acked: &GangStatus, wanted: &GangStatus) -> bool {
         return true;
     }
     match wanted.phase {
-        // The commit names the pods that exist; later ones claim their slots by role and index.
-        Phase::Starting => false,
+        // The commit names the pods that exist; later ones claim their slots by role and index. What
+        // keeps one of them from its place is worth one write, and not one for each that it keeps.
+        Phase::Starting => !says_what_keeps_it(acked) && says_what_keeps_it(wanted),
         // How many of a gang's pods exist changes with each that comes.
         Phase::Waiting => members(acked) != members(wanted),
         _ => {

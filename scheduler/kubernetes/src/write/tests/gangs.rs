@@ -30,8 +30,8 @@ fn planned() -> CoreStatus {
     CoreStatus {
         phase: Phase::Starting,
         reason: Some(Reason::Gathering {
-            arrived: 1,
             planned: 2,
+            said: None,
         }),
         plan: Some(PlanRecord {
             id: "e7-1".into(),
@@ -119,7 +119,7 @@ fn status_reads_well() {
     assert_eq!(value["reason"], "Gathering");
     assert_eq!(
         value["message"],
-        "1 of 2 members accepted by kube-scheduler"
+        "waits until kube-scheduler has accepted all 2 members on their planned nodes"
     );
     assert_eq!(
         (&value["epoch"], &value["observedGeneration"]),
@@ -131,7 +131,7 @@ fn status_reads_well() {
             {"type": "Placed", "status": "True", "observedGeneration": 5, "lastTransitionTime": "1970-01-01T00:01:01Z",
              "reason": "Planned", "message": "plan e7-1: 2 members on 1 nodes"},
             {"type": "Running", "status": "False", "observedGeneration": 5, "lastTransitionTime": "1970-01-01T00:01:01Z",
-             "reason": "Gathering", "message": "1 of 2 members accepted by kube-scheduler"},
+             "reason": "Gathering", "message": "waits until kube-scheduler has accepted all 2 members on their planned nodes"},
         ])
     );
     let unknown = status(&CoreStatus::default(), None, at(0));
