@@ -6,9 +6,9 @@ mod world;
 use std::sync::Arc;
 
 use muster_core::action::WriteKind;
-use muster_core::event::{BindAsked, Event, Ticket};
+use muster_core::event::{BindAsked, Event, Ticket, WriteOutcome};
 use muster_core::ids::{GangKey, NodeName, PodUid};
-use muster_core::pod::{PodPhase, TurnedDown};
+use muster_core::pod::{Membership, MembershipSource, PodPhase, TurnedDown};
 use muster_core::time::Millis;
 use muster_core::view::FilterAnswer;
 use muster_core::workload::Hold;
@@ -370,6 +370,64 @@ fn t42_of_allocatable_and_inventory_the_smaller_is_believed() {
     let node = |name: &str| world.pods[&world.member(name)].node.clone().unwrap();
     assert_eq!(node("four-Worker-0").as_str(), "n0");
     assert_eq!(node("three-Worker-0").as_str(), "n1");
+}
+
+/// The operator makes a member late, one too many, and one of a role that the job does not have: the
+/// first is waited for, the others get no place and keep nobody from starting.
+#[test]
+fn t31_members_that_come_late_too_many_or_of_an_unknown_role_do_not_disturb_the_gang() {
+    let mut world = World::new(4, 8);
+    world.operator = false;
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.settle();
+    let member = |role: &str, index: u32| Membership {
+        gang: key.clone(),
+        source: MembershipSource::Job,
+        role: Some(role.into()),
+        index: Some(index),
+    };
+    let first = world.pod("train-Worker-0", Some(member("Worker", 0)), gpus(8));
+    let extra = world.pod("train-Worker-7", Some(member("Worker", 7)), gpus(8));
+    let wrong = world.pod("train-Evaluator-0", Some(member("Evaluator", 0)), gpus(8));
+    world.pass(Millis::from_secs(20));
+    assert_eq!(world.bound(&key), 0, "one of two is not the gang");
+    let late = world.pod("train-Worker-1", Some(member("Worker", 1)), gpus(8));
+    world.pass(Millis::from_secs(20));
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    for uid in [&first, &late] {
+        assert!(world.pods[uid].node.is_some(), "{uid:?}");
+    }
+    for uid in [&extra, &wrong] {
+        assert!(world.pods[uid].node.is_none(), "{uid:?}");
+        let membership = world.pods[uid].membership.as_ref();
+        let answer = world.engine.view().filter(uid, membership);
+        assert!(matches!(answer, FilterAnswer::Nowhere(_)), "{answer:?}");
+    }
+}
+
+/// Somebody's webhook, or a quota, refuses the PATCH of one pod in the middle of a release: nobody is
+/// bound, and the gang starts whole when the PATCH is let through.
+#[test]
+fn t38_release_of_one_member_that_is_refused_holds_the_others_at_the_barrier() {
+    let mut world = World::new(3, 8);
+    let mut refused = 3;
+    world.fail = Some(Box::new(move |write| match &write.what {
+        WriteKind::ReleasePod { pod, .. } if &*pod.name == "b" && refused > 0 => {
+            refused -= 1;
+            Some(WriteOutcome::Refused(Arc::from("admission webhook denied")))
+        }
+        _ => None,
+    }));
+    for name in ["a", "b", "c"] {
+        world.labelled(name, "trio", 3, 8, true);
+    }
+    world.pass(Millis::from_secs(5));
+    let key = GangKey::labelled("default", "trio");
+    assert_eq!(world.bound(&key), 0, "{}", world.reason(&key));
+    assert_eq!(bindings(&world), Vec::<String>::new());
+    world.pass(Millis::from_secs(60));
+    assert_eq!(world.phase(&key), "Running AllBound 3/3");
+    assert_eq!(bindings(&world).len(), 3, "each member is bound once");
 }
 
 #[test]

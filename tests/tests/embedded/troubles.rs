@@ -257,7 +257,7 @@ fn t13_a_bound_pod_wakes_none_of_the_gangs_that_wait() -> anyhow::Result<()> {
                     "metadata": {"name": format!("label-{at:02}-{member}"),
                         "labels": {"muster.dev/gang": format!("group-{at:02}")},
                         "annotations": {"muster.dev/gang-size": "2"}},
-                    "spec": {"schedulerName": "muster", "containers": [{"name": "c", "image": "i",
+                    "spec": {"schedulerName": "muster", "tolerations": [{"operator": "Exists"}], "containers": [{"name": "c", "image": "i",
                         "resources": {"limits": {"nvidia.com/gpu": "8"}}}]}}))?;
             }
         }
@@ -281,6 +281,65 @@ fn t13_a_bound_pod_wakes_none_of_the_gangs_that_wait() -> anyhow::Result<()> {
         .await?;
         sim.pass(MINUTE).await;
         assert_eq!(sim.filter_calls() - before, 1, "Filter calls for one pod");
+        sim.judge().await?;
+        sim.stop().await;
+        Ok(())
+    })
+}
+
+/// Without the policies the pods of waiting gangs exist, and Filter refuses them. Each change of
+/// another pod (made, bound, running) wakes each of them once, and no more than once: the text of the
+/// refusal stays the same.
+#[test]
+fn t13_without_policies_a_pod_wakes_each_waiting_one_once_for_each_change() -> anyhow::Result<()> {
+    const WAITING: u64 = 40;
+    paused(async {
+        let sim = Sim::start(SimOptions {
+            policies: false,
+            // One node stays free: without it kube-scheduler asks no extender.
+            ..SimOptions::nodes(3)
+        })
+        .await?;
+        let labelled = |gang: &str, member: u64| {
+            sim.cluster.create(json!({"apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": format!("{gang}-{member}"),
+                    "labels": {"muster.dev/gang": gang},
+                    "annotations": {"muster.dev/gang-size": "2"}},
+                "spec": {"schedulerName": "muster", "tolerations": [{"operator": "Exists"}], "containers": [{"name": "c", "image": "i",
+                    "resources": {"limits": {"nvidia.com/gpu": "8"}}}]}}))
+        };
+        for member in 0..2 {
+            labelled("fill", member)?;
+        }
+        sim.until_phase("label-fill", "Running").await?;
+        for at in 0..WAITING {
+            labelled(&format!("group-{:02}", at / 2), at % 2)?;
+        }
+        sim.until("all have a reason", SOON, |c| {
+            (0..WAITING / 2).all(|at| {
+                gang_field(c, &format!("label-group-{at:02}"), "reason") == "NotEnoughFree"
+            })
+        })
+        .await?;
+        sim.pass(10 * MINUTE).await;
+        let before = sim.filter_calls();
+        sim.cluster.create(
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "plain"},
+            "spec": {"schedulerName": "muster", "containers": [{"name": "c", "image": "i"}]}}),
+        )?;
+        sim.until("the plain pod is bound", SOON, |c| {
+            bound(c, "plain").len() == 1
+        })
+        .await?;
+        sim.pass(MINUTE).await;
+        let calls = sim.filter_calls() - before;
+        println!("{calls} Filter calls for one bound pod, {WAITING} refused ones");
+        assert!(calls > WAITING, "the waiting pods are woken: {calls}");
+        assert!(calls <= 3 * WAITING + 1, "once for each change: {calls}");
+        sim.pass(10 * MINUTE).await;
+        let later = sim.filter_calls() - before - calls;
+        // kube-scheduler looks at what it could not place every five minutes.
+        assert!(later <= 3 * WAITING, "and not again and again: {later}");
         sim.judge().await?;
         sim.stop().await;
         Ok(())
