@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use muster_control_plane::Binaries;
 use muster_tests::programs;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// The line after which a held demo waits for its user.
 const HELD: &str = "The cluster stays up until Ctrl-C";
@@ -102,8 +103,8 @@ fn the_demo_tells_its_story_to_the_end_and_then_takes_the_jobs_of_its_user() -> 
         .find_map(|line| line.trim().strip_prefix("export KUBECONFIG="))
         .context("the first lines say how to point kubectl at it")?;
     use_it(Path::new(config))?;
-    let pid = demo.0.id().to_string();
-    Command::new("kill").args(["-INT", &pid]).status()?;
+    let pid = i32::try_from(demo.0.id()).ok().and_then(Pid::from_raw);
+    kill_process(pid.context("its process id")?, Signal::INT)?;
     for line in lines {
         text.push_str(&line?);
         text.push('\n');
