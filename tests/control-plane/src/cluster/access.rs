@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ObjectMeta, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -21,6 +22,8 @@ use super::Cluster;
 
 /// Longest wait for the service account of a new namespace.
 const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest wait for a CustomResourceDefinition to be served.
+const CRD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause between two looks at something that is to appear.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Lifetime of a token unless another one is asked for, seconds.
@@ -244,17 +247,32 @@ impl Cluster {
         expect_success(&args, output)
     }
 
-    /// Waits until CustomResourceDefinitions are served.
+    /// Waits until CustomResourceDefinitions are served. `kubectl wait` fails on one that has no
+    /// conditions yet.
     pub async fn wait_for_crds(&self, names: &[&str]) -> Result<()> {
-        let mut args = vec![
-            "wait",
-            "--for=condition=Established",
-            "--timeout=60s",
-            "crd",
-        ];
-        args.extend_from_slice(names);
-        let output = self.kubectl(&args).await?;
-        expect_success(&args, output)
+        let crds: Api<CustomResourceDefinition> = Api::all(self.admin());
+        let since = Instant::now();
+        for name in names {
+            loop {
+                let found = crds
+                    .get_opt(name)
+                    .await
+                    .map_err(Error::api(format!("get CustomResourceDefinition {name}")))?;
+                if found.as_ref().is_some_and(is_established) {
+                    break;
+                }
+                if since.elapsed() > CRD_TIMEOUT {
+                    let status = found.and_then(|found| found.status);
+                    return Err(Error::Timeout {
+                        what: format!("CustomResourceDefinition {name} to be established"),
+                        waited: CRD_TIMEOUT,
+                        detail: format!("its status is {status:?}"),
+                    });
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+        Ok(())
     }
 
     /// Creates a namespace and waits until pods can be created in it (its `default` service account exists).
@@ -422,6 +440,17 @@ impl Cluster {
     fn audit_log(&self) -> PathBuf {
         self.folder().join("audit.log")
     }
+}
+
+fn is_established(crd: &CustomResourceDefinition) -> bool {
+    let conditions = crd
+        .status
+        .iter()
+        .flat_map(|status| &status.conditions)
+        .flatten();
+    conditions
+        .into_iter()
+        .any(|condition| condition.type_ == "Established" && condition.status == "True")
 }
 
 fn expect_success(args: &[&str], output: KubectlOutput) -> Result<()> {
