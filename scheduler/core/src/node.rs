@@ -81,9 +81,24 @@ impl Toleration {
     }
 }
 
+impl Node {
+    /// Its taints, but for those by which the node lifecycle controller repeats that it is cordoned
+    /// or not ready: that passes, and is no property of the node.
+    pub fn own_taints(&self) -> impl Iterator<Item = &Taint> {
+        self.taints.iter().filter(|taint| match &*taint.key {
+            "node.kubernetes.io/unschedulable" => !self.unschedulable,
+            "node.kubernetes.io/not-ready" | "node.kubernetes.io/unreachable" => self.ready,
+            _ => true,
+        })
+    }
+}
+
 /// The first taint of `taints` that keeps a pod with `tolerations` away.
-pub fn untolerated<'a>(taints: &'a [Taint], tolerations: &[Toleration]) -> Option<&'a Taint> {
-    taints.iter().find(|taint| {
+pub fn untolerated<'a>(
+    taints: impl IntoIterator<Item = &'a Taint>,
+    tolerations: &[Toleration],
+) -> Option<&'a Taint> {
+    taints.into_iter().find(|taint| {
         taint.effect != TaintEffect::PreferNoSchedule
             && !tolerations
                 .iter()

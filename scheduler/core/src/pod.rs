@@ -39,13 +39,14 @@ pub enum Mismatch {
 }
 
 impl PodShape {
-    /// Whether labels and taints let a pod of this shape onto `node`. Says nothing about readiness
-    /// or room.
+    /// Whether labels and taints let a pod of this shape onto `node`. Says nothing about readiness,
+    /// cordons or room.
     pub fn mismatch(&self, node: &Node) -> Option<Mismatch> {
         if !self.selects(node) {
             return Some(Mismatch::Selector);
         }
-        untolerated(&node.taints, &self.tolerations).map(|taint| Mismatch::Taint(taint.clone()))
+        untolerated(node.own_taints(), &self.tolerations)
+            .map(|taint| Mismatch::Taint(taint.clone()))
     }
 
     /// Whether `nodeSelector` and required node affinity match the node.

@@ -264,6 +264,42 @@ fn bind_to_another_node_than_planned_is_refused() {
     assert_eq!(world.bound(&key), 0);
 }
 
+/// Found by one scenario on both clusters: the node lifecycle controller of the real one puts a taint
+/// on a cordoned node, and a gang that waited for the node to come back was told that it never fits.
+#[test]
+fn gang_that_waits_for_a_cordoned_or_not_ready_node_is_not_told_that_it_never_fits() {
+    let repeat = |key: &str| Taint {
+        key: Arc::from(key),
+        value: Arc::from(""),
+        effect: TaintEffect::NoSchedule,
+    };
+    let mut world = World::new(3, 8);
+    world.change_node("n0", |node| {
+        node.unschedulable = true;
+        node.taints.push(repeat("node.kubernetes.io/unschedulable"));
+    });
+    world.change_node("n1", |node| {
+        node.ready = false;
+        node.taints.push(repeat("node.kubernetes.io/not-ready"));
+    });
+    let key = world.submit("train", &[("Worker", 3, gpus(8))], Hold::Held);
+    world.settle();
+    let reason = world.reason(&key);
+    assert_eq!(world.phase(&key), "Waiting NotEnoughFree 0/3", "{reason}");
+    assert!(reason.contains("cordoned 1, not ready 1"), "{reason}");
+    // The kubelet is back a moment before the taint goes: kube-scheduler would refuse the node.
+    world.change_node("n1", |node| node.ready = true);
+    world.change_node("n0", |node| {
+        node.unschedulable = false;
+        node.taints.clear();
+    });
+    world.settle();
+    assert_eq!(world.bound(&key), 0);
+    world.change_node("n1", |node| node.taints.clear());
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 3/3");
+}
+
 #[test]
 fn t25_node_cordoned_between_plan_and_bind_gives_the_plan_back_and_another_is_made() {
     let mut world = World::new(4, 8);

@@ -20,6 +20,7 @@ const VALUES_MIN: usize = 16;
 pub struct Kind {
     /// Labels that somebody asks for.
     labels: Labels,
+    /// As of [`crate::node::Node::own_taints`].
     taints: Vec<Taint>,
     /// Whether new pods may come at all.
     pub eligibility: Eligibility,
@@ -51,7 +52,7 @@ impl Kind {
             .map(|(key, value)| (Arc::clone(key), Arc::clone(value)));
         Self {
             labels: asked.collect(),
-            taints: capacity.node.taints.clone(),
+            taints: capacity.node.own_taints().cloned().collect(),
             eligibility: capacity.eligibility,
             reported: capacity.reported,
             offers,
