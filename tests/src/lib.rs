@@ -3,6 +3,7 @@
 
 pub mod acts;
 pub mod fleet;
+pub mod gangs;
 pub mod jobs;
 pub mod pods;
 pub mod programs;

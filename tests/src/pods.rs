@@ -36,6 +36,10 @@ pub struct PodGang {
     pub gpus: u32,
     /// How long each pod runs, seconds; `None`: until it is deleted.
     pub run_seconds: Option<u32>,
+    /// Further lines of each pod's spec.
+    pub extra_spec: String,
+    /// A further line of the last pod's spec.
+    pub extra_spec_of_last: String,
 }
 
 impl PodGang {
@@ -47,7 +51,16 @@ impl PodGang {
             count,
             gpus,
             run_seconds: None,
+            extra_spec: String::new(),
+            extra_spec_of_last: String::new(),
         }
+    }
+
+    /// With a line of YAML more in each pod's spec.
+    #[must_use]
+    pub fn with(mut self, line: &str) -> Self {
+        let _ = writeln!(self.extra_spec, "{line}");
+        self
     }
 
     /// Lets each pod end well after so many seconds.
@@ -100,9 +113,16 @@ impl PodGang {
         if let Some(seconds) = self.run_seconds {
             let _ = write!(annotations, "muster.dev/run-seconds: \"{seconds}\"");
         }
+        let is_last = index.saturating_add(1) == self.count;
+        let of_last = is_last.then_some(self.extra_spec_of_last.as_str());
+        let extra = self.extra_spec.lines().chain(of_last);
+        let extra: String = extra
+            .filter(|line| !line.is_empty())
+            .map(|line| format!("  {line}\n"))
+            .collect();
         format!(
             "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}-{index}\n  namespace: default\n  labels: {{{label}: {name}, muster.dev/index: \"{index}\"}}\n  \
-             annotations: {{{annotations}}}\nspec:\n  schedulerName: muster\n  restartPolicy: Never\n  tolerations:\n  - {{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}}\n  \
+             annotations: {{{annotations}}}\nspec:\n  schedulerName: muster\n  restartPolicy: Never\n  tolerations:\n  - {{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}}\n{extra}  \
              containers:\n  - name: main\n    image: train:1\n    resources: {{limits: {{nvidia.com/gpu: {gpus}}}}}\n",
             name = self.name,
             label = self.by.label(),
