@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use muster_control_plane::{Identity, NodeTemplate, TrainingOperatorOptions};
 use muster_tests::acts::PATIENCE;
+use muster_tests::gangs::{Gang, Way};
 use muster_tests::jobs::{Job, Role};
+use muster_tests::pods::By;
 use muster_tests::stack::{Stack, StackOptions};
 use serde_json::{Value, json};
 
@@ -12,9 +14,8 @@ fn workers(name: &str, count: u32) -> Job {
     Job::new(name, vec![Role::new("Worker", count, 8)])
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn jobs_are_followed_through_what_their_users_do() -> anyhow::Result<()> {
-    let options = StackOptions {
+fn options() -> StackOptions {
+    StackOptions {
         pools: vec![NodeTemplate::gpu_pool("gpu", 4)],
         // Slow enough to act between the first pod and the last.
         operator: Some(TrainingOperatorOptions {
@@ -23,97 +24,178 @@ async fn jobs_are_followed_through_what_their_users_do() -> anyhow::Result<()> {
             ..TrainingOperatorOptions::default()
         }),
         ..StackOptions::default()
-    };
-    let stack = Stack::start(options).await?;
-    stack
-        .step("a worker is deleted and comes back", replaced(&stack))
-        .await?;
-    stack
-        .step("a job is deleted at the barrier", deleted(&stack))
-        .await?;
-    stack
-        .step("a job is suspended and resumed", suspended(&stack))
-        .await?;
-    stack
-        .step("a suspended job is left alone", born_suspended(&stack))
-        .await?;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_and_pods_are_followed_through_what_their_users_do() -> anyhow::Result<()> {
+    let stack = Stack::start(options()).await?;
+    gangs_live(&stack).await?;
+    jobs_live(&stack, Held::Yes).await?;
     stack
         .step(
             "a queued job is shown, applied again and taken out",
             queued(&stack),
         )
         .await?;
-    stack.step("a job is scaled", scaled(&stack)).await?;
-    stack
-        .step("a queued job says why, and is edited", edited(&stack))
-        .await?;
-    stack
-        .step("a job that ended is clean", ended(&stack))
-        .await?;
     stack.judge().await?;
     Ok(())
 }
 
-/// The whole job waits behind it for the room, and does not get the place of the deleted member.
-async fn replaced(stack: &Stack) -> anyhow::Result<()> {
-    stack.submit(&workers("team", 4)).await?;
-    stack.wait_running("team", 4).await?;
-    stack.submit(&workers("rival", 1)).await?;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_policies_and_agents_jobs_and_pods_are_followed_too() -> anyhow::Result<()> {
+    let stack = Stack::start(StackOptions {
+        policies: false,
+        agents: false,
+        ..options()
+    })
+    .await?;
+    gangs_live(&stack).await?;
+    jobs_live(&stack, Held::No).await?;
+    stack.judge().await?;
+    Ok(())
+}
+
+/// Whether jobs are suspended while they wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Yes,
+    No,
+}
+
+/// What happens to gangs of every kind.
+async fn gangs_live(stack: &Stack) -> anyhow::Result<()> {
+    for way in Way::ALL {
+        let word = way.word();
+        let name = format!("{word}: a member is deleted and comes back");
+        stack.step(&name, replaced(stack, way)).await?;
+        let name = format!("{word}: deleted while members are being made");
+        stack.step(&name, deleted_young(stack, way)).await?;
+        let name = format!("{word}: deleted at the barrier");
+        stack.step(&name, deleted_at_barrier(stack, way)).await?;
+    }
     stack
-        .wait_gang("default", "rival", PATIENCE, |says| {
-            says.reason == "NotEnoughFree"
-        })
+        .step("a PodGroup is scaled", group_scaled(stack))
+        .await
+}
+
+/// What users do to jobs only.
+async fn jobs_live(stack: &Stack, held: Held) -> anyhow::Result<()> {
+    stack
+        .step("a job is suspended and resumed", suspended(stack, held))
         .await?;
-    let uids = |stack: &Stack| -> Vec<(String, String)> {
-        stack.recorder.look(|world| {
-            let mut pods: Vec<_> = world
-                .pods_of("team")
-                .filter(|pod| pod.is_bound_and_live())
-                .map(|pod| (pod.name.clone(), pod.uid.clone()))
-                .collect();
-            pods.sort();
-            pods
-        })
-    };
-    let before = uids(stack);
-    stack.delete_pod("team-worker-1").await?;
     stack
-        .wait_until(PATIENCE, "a new team-worker-1", async || {
-            let now = uids(stack);
+        .step("a suspended job is left alone", born_suspended(stack, held))
+        .await?;
+    stack.step("a job is scaled", scaled(stack)).await?;
+    stack
+        .step("a queued job says why, and is edited", edited(stack, held))
+        .await?;
+    stack.step("a job that ended is clean", ended(stack)).await
+}
+
+/// Names and UIDs of a gang's bound pods, by name.
+fn members(stack: &Stack, gang: &Gang) -> Vec<(String, String)> {
+    stack.recorder.look(|world| {
+        let live = gang.members(world).filter(|pod| pod.is_bound_and_live());
+        let mut pods: Vec<_> = live
+            .map(|pod| (pod.name.clone(), pod.uid.clone()))
+            .collect();
+        pods.sort();
+        pods
+    })
+}
+
+/// Number of bindings that were ever made of pods with this name or a name that goes on with `-`.
+fn ever_bound(stack: &Stack, gang: &Gang) -> usize {
+    let start = format!("{}-", gang.name());
+    let history = stack.recorder.history();
+    let binds = history.binds();
+    binds
+        .iter()
+        .filter(|(_, pod)| pod.name.starts_with(&start))
+        .count()
+}
+
+/// A rival waits for the room, and does not get the place of the deleted member.
+async fn replaced(stack: &Stack, way: Way) -> anyhow::Result<()> {
+    let (team, rival) = (way.gang("team", 4, 8), way.gang("rival", 1, 8));
+    stack.submit_gang(&team).await?;
+    stack.wait_gang_running(&team).await?;
+    stack.submit_gang(&rival).await?;
+    stack.wait_gang_says(&rival, "NotEnoughFree").await?;
+    let before = members(stack, &team);
+    stack.delete_pod(&team.member(1)).await?;
+    stack.revive(&team).await?;
+    stack
+        .wait_until(PATIENCE, "a new second member", async || {
+            let now = members(stack, &team);
             now.len() == 4 && now[1].1 != before[1].1
         })
         .await?;
-    let after = uids(stack);
+    let after = members(stack, &team);
     for index in [0, 2, 3] {
         assert_eq!(after[index], before[index], "the other members stay");
     }
-    let pods = stack.recorder.look(|world| world.pods_of("rival").count());
-    assert_eq!(pods, 0, "the rival did not get the place");
-    stack.end_job("team").await?;
-    stack.wait_running("rival", 1).await?;
-    stack.end_job("rival").await
+    assert_eq!(ever_bound(stack, &rival), 0, "the rival got no place");
+    stack.end_gang(&team).await?;
+    stack.wait_gang_running(&rival).await?;
+    stack.end_gang(&rival).await
 }
 
-async fn deleted(stack: &Stack) -> anyhow::Result<()> {
-    let small = Job::new("fleeting", vec![Role::new("Worker", 24, 1)]);
-    stack.submit(&small).await?;
+/// The operator makes pods slowly, and a user may stop after some.
+async fn deleted_young(stack: &Stack, way: Way) -> anyhow::Result<()> {
+    let gang = way.gang("fleeting", 24, 1);
+    match &gang {
+        Gang::Job(job) => stack.submit(job).await?,
+        Gang::Pods(pods) => {
+            let some = (0..3).map(|index| pods.pod(index));
+            let some: Vec<String> = std::iter::once(pods.head()).chain(some).collect();
+            stack.cluster.apply_yaml(&some.join("---\n")).await?;
+        }
+    }
     stack
-        .wait_world(PATIENCE, "some of 24 pods", |world| {
-            world.pods_of("fleeting").count() >= 3
-        })
+        .wait_world(PATIENCE, "some of its pods", |world| gang.born(world) >= 3)
         .await?;
-    stack.end_job("fleeting").await?;
-    let bound = stack
-        .recorder
-        .history()
-        .binds()
-        .iter()
-        .filter(|(_, pod)| pod.name.starts_with("fleeting-"))
-        .count();
-    assert_eq!(bound, 0, "no member of it was bound");
-    stack.submit(&workers("next", 4)).await?;
-    stack.wait_running("next", 4).await?;
-    stack.end_job("next").await
+    stack.end_gang(&gang).await?;
+    assert_eq!(ever_bound(stack, &gang), 0, "no member of it was bound");
+    Ok(())
+}
+
+/// All members but one stand at the barrier when it is deleted; the room is the next gang's.
+async fn deleted_at_barrier(stack: &Stack, way: Way) -> anyhow::Result<()> {
+    let gang = way.gang_with_straggler("doomed", 4, 8);
+    stack.submit_gang(&gang).await?;
+    stack.wait_held(3).await?;
+    stack.end_gang(&gang).await?;
+    assert_eq!(ever_bound(stack, &gang), 0, "no member of it was bound");
+    let next = way.gang("next", 4, 8);
+    stack.submit_gang(&next).await?;
+    stack.wait_gang_running(&next).await?;
+    stack.end_gang(&next).await
+}
+
+/// A running PodGroup wants a member more, and is content with fewer again.
+async fn group_scaled(stack: &Stack) -> anyhow::Result<()> {
+    let of = |count| Way::Pods(By::PodGroup).gang("breathing", count, 8);
+    stack.submit_gang(&of(2)).await?;
+    stack.wait_gang_running(&of(2)).await?;
+    let before = members(stack, &of(2));
+    stack.submit_gang(&of(4)).await?;
+    stack.wait_gang_running(&of(4)).await?;
+    let grown = members(stack, &of(4));
+    assert_eq!(grown[..2], before, "the members from before stay");
+    let minimum = json!({ "spec": { "minMember": 2 } }).to_string();
+    let name = of(2).name().to_owned();
+    stack
+        .kubectl(&["patch", "podgroups", &name, "--type=merge", "-p", &minimum])
+        .await?;
+    for index in [2, 3] {
+        stack.delete_pod(&of(4).member(index)).await?;
+    }
+    stack.wait_gang_running(&of(2)).await?;
+    assert_eq!(members(stack, &of(2)), before, "the members that stay");
+    stack.end_gang(&of(2)).await
 }
 
 /// What Muster may have left in a job: its annotations, and nodes named in a template.
@@ -148,13 +230,15 @@ async fn wait_clean(stack: &Stack, name: &str) -> anyhow::Result<()> {
         .await
 }
 
-async fn suspended(stack: &Stack) -> anyhow::Result<()> {
+async fn suspended(stack: &Stack, held: Held) -> anyhow::Result<()> {
     stack.submit(&workers("pausing", 3)).await?;
     stack.wait_running("pausing", 3).await?;
-    let pinned = marks(&stack.job("pausing").await?);
-    assert!(
-        pinned.iter().any(|mark| mark == "affinity in Worker"),
-        "planned nodes are in the template: {pinned:?}"
+    let marks = marks(&stack.job("pausing").await?);
+    let pinned = marks.iter().any(|mark| mark == "affinity in Worker");
+    assert_eq!(
+        pinned,
+        held == Held::Yes,
+        "planned nodes are in the template of a held job: {marks:?}"
     );
     stack.suspend_job("pausing", true).await?;
     stack
@@ -182,7 +266,7 @@ async fn suspended(stack: &Stack) -> anyhow::Result<()> {
     stack.end_job("pausing").await
 }
 
-async fn born_suspended(stack: &Stack) -> anyhow::Result<()> {
+async fn born_suspended(stack: &Stack, held: Held) -> anyhow::Result<()> {
     stack
         .submit(&workers("sleeper", 2).policy("suspend: true"))
         .await?;
@@ -195,15 +279,27 @@ async fn born_suspended(stack: &Stack) -> anyhow::Result<()> {
         .recorder
         .look(|world| world.pods_of("sleeper").count());
     assert_eq!(pods, 0);
-    // Resumed while there is no room: it queues without pods, and says so.
+    // Resumed while there is no room: it queues, without pods where it is held, and says so.
     stack.suspend_job("sleeper", false).await?;
     stack
         .wait_gang("default", "sleeper", PATIENCE, |says| {
             says.reason == "NotEnoughFree"
         })
         .await?;
-    wait_state(stack, "sleeper", "Queued").await?;
-    assert_held(stack, "sleeper").await?;
+    match held {
+        Held::Yes => {
+            wait_state(stack, "sleeper", "Queued").await?;
+            assert_held(stack, "sleeper").await?;
+        }
+        Held::No => {
+            stack
+                .wait_world(PATIENCE, "the sleeper's pods", |world| {
+                    world.pods_of("sleeper").count() == 2
+                })
+                .await?;
+        }
+    }
+    assert_eq!(stack.nodes_of("sleeper"), Vec::<String>::new());
     stack.end_job("busy").await?;
     stack.wait_running("sleeper", 2).await?;
     wait_state(stack, "sleeper", "Running").await?;
@@ -327,7 +423,7 @@ async fn scaled(stack: &Stack) -> anyhow::Result<()> {
     stack.end_job("growing").await
 }
 
-async fn edited(stack: &Stack) -> anyhow::Result<()> {
+async fn edited(stack: &Stack, held: Held) -> anyhow::Result<()> {
     stack.submit(&workers("dreamer", 5)).await?;
     let says = stack
         .wait_gang("default", "dreamer", PATIENCE, |says| {
@@ -341,10 +437,9 @@ async fn edited(stack: &Stack) -> anyhow::Result<()> {
         says.message
     );
     let job = stack.job("dreamer").await?;
-    assert_eq!(
-        job["metadata"]["annotations"]["muster.dev/hold"],
-        json!("queued")
-    );
+    let hold = job["metadata"]["annotations"].get("muster.dev/hold");
+    let wanted = json!("queued");
+    assert_eq!(hold, (held == Held::Yes).then_some(&wanted));
     let events = [
         "get",
         "events",
