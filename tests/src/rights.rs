@@ -23,6 +23,8 @@ pub enum Without {
     ReleasingJobs,
     /// Patch pods.
     ReleasingPods,
+    /// Patch or delete any pod but these.
+    ReleasingPodsBut(Vec<String>),
     /// Bind any pod but these.
     BindingBut(Vec<String>),
 }
@@ -41,6 +43,9 @@ impl Without {
             Self::Committing => (status, "verbs: [\"get\"]".into()),
             Self::ReleasingJobs => (jobs, jobs.replace(", \"patch\"", "")),
             Self::ReleasingPods => (pods, "verbs: [\"delete\"]".into()),
+            Self::ReleasingPodsBut(names) => {
+                (pods, format!("{pods}\n    resourceNames: {names:?}"))
+            }
             Self::BindingBut(names) if names.is_empty() => (
                 binding,
                 "resources: [\"pods/binding\"]\n    verbs: [\"get\"]".into(),

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use muster_control_plane::history::World;
 use muster_control_plane::{NodeTemplate, Program};
 use muster_tests::acts::PATIENCE;
+use muster_tests::gangs::Way;
 use muster_tests::jobs::{Job, Role};
 use muster_tests::pods::{By, PodGang};
 use muster_tests::rights::Without;
@@ -24,6 +25,7 @@ enum Before {
     GangCreated,
     Committed,
     Released,
+    LastReleased,
     PodsBorn,
     LastPodBorn,
     Accepted,
@@ -36,6 +38,7 @@ const ALL: &[Before] = &[
     Before::GangCreated,
     Before::Committed,
     Before::Released,
+    Before::LastReleased,
     Before::PodsBorn,
     Before::LastPodBorn,
     Before::Accepted,
@@ -68,14 +71,29 @@ impl Pair {
         }
     }
 
-    /// Whether this place has pods that are withheld by a quota, which only a controller waits out.
-    fn has_pods(at: Before) -> bool {
-        !matches!(at, Before::PodsBorn | Before::LastPodBorn)
+    /// How many of the pods without a job are there when Muster dies. A quota withholds a job's pods,
+    /// and whoever makes pods without a job has not made them yet.
+    fn bare(at: Before) -> usize {
+        match at {
+            Before::PodsBorn => 0,
+            Before::LastPodBorn => SIZE - 1,
+            _ => SIZE,
+        }
     }
 
     async fn submit(&self, stack: &Stack, at: Before) -> anyhow::Result<()> {
-        stack.submit(&self.job).await?;
-        if Self::has_pods(at) {
+        let bare = u32::try_from(Self::bare(at))?;
+        let pods = (0..bare).map(|index| self.pods.pod(index));
+        let bare: Vec<String> = std::iter::once(self.pods.head()).chain(pods).collect();
+        if bare.iter().any(|document| !document.is_empty()) {
+            stack.cluster.apply_yaml(&bare.join("---\n")).await?;
+        }
+        stack.submit(&self.job).await
+    }
+
+    /// Makes the pods without a job that were not there before.
+    async fn complete(&self, stack: &Stack, at: Before) -> anyhow::Result<()> {
+        if Self::bare(at) < SIZE {
             stack.cluster.apply_yaml(&self.pods.yaml()).await?;
         }
         Ok(())
@@ -95,12 +113,9 @@ impl Pair {
         Ok(())
     }
 
-    async fn end(&self, stack: &Stack, at: Before) -> anyhow::Result<()> {
+    async fn end(&self, stack: &Stack) -> anyhow::Result<()> {
         stack.end_job(&self.job.name).await?;
-        if Self::has_pods(at) {
-            stack.end_pods(&self.pods).await?;
-        }
-        Ok(())
+        stack.end_pods(&self.pods).await
     }
 }
 
@@ -134,8 +149,13 @@ async fn withhold(stack: &Stack, at: Before, pair: &Pair) -> anyhow::Result<()> 
             let release = [Without::ReleasingJobs, Without::ReleasingPods];
             stack.take_rights(&release).await
         }
+        Before::LastReleased => {
+            let first = vec![format!("{}-0", pair.pods.name)];
+            let release = [Without::ReleasingPodsBut(first)];
+            stack.take_rights(&release).await
+        }
         Before::PodsBorn => quota(stack, 0).await,
-        Before::LastPodBorn => quota(stack, SIZE - 1).await,
+        Before::LastPodBorn => quota(stack, 2 * (SIZE - 1)).await,
         Before::Accepted | Before::BoundReported => {
             Ok(stack.cluster.pause(&Program::KubeScheduler)?)
         }
@@ -174,10 +194,20 @@ async fn wait_for_place(stack: &Stack, at: Before, pair: &Pair) -> anyhow::Resul
             Ok(())
         }
         Before::Released => pair.wait_plans(stack).await,
+        Before::LastReleased => {
+            pair.wait_plans(stack).await?;
+            stack
+                .wait_world(PATIENCE, "one gate off, and all pods", |world| {
+                    let free = pair.pods.members(world).filter(|pod| pod.gates.is_empty());
+                    free.count() == 1 && pair.born(world) == 2 * SIZE
+                })
+                .await
+        }
         Before::PodsBorn => stack.wait_planned(&pair.job.name).await.map(drop),
         Before::LastPodBorn => {
+            stack.wait_planned(&pair.job.name).await?;
             stack
-                .wait_world(PATIENCE, "all pods but one", born(SIZE - 1))
+                .wait_world(PATIENCE, "all pods but two", born(2 * (SIZE - 1)))
                 .await
         }
         Before::Accepted => {
@@ -231,83 +261,114 @@ async fn give_back(stack: &Stack, at: Before) -> anyhow::Result<()> {
     }
 }
 
-async fn crash(stack: &Stack, at: Before) -> anyhow::Result<()> {
+/// What becomes of the Lease of a Muster that was killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lease {
+    /// An administrator takes it away.
+    Deleted,
+    /// It expires.
+    Expires,
+}
+
+async fn crash(stack: &Stack, at: Before, lease: Lease) -> anyhow::Result<()> {
     let pair = Pair::new(at);
     withhold(stack, at, &pair).await?;
     pair.submit(stack, at).await?;
     wait_for_place(stack, at, &pair).await?;
     stack.cluster.kill(&muster())?;
     give_back(stack, at).await?;
-    stack.start_muster_again().await?;
-    let members = if Pair::has_pods(at) { 2 * SIZE } else { SIZE };
+    match lease {
+        Lease::Deleted => stack.start_muster_again().await?,
+        Lease::Expires => stack.cluster.start(&muster()).await?,
+    }
+    pair.complete(stack, at).await?;
     stack
         .wait_world(2 * PATIENCE, "both gangs to be whole", |world| {
-            pair.bound(world) == members
+            pair.bound(world) == 2 * SIZE
         })
         .await?;
-    stack
-        .wait_gang("default", &pair.job.name, PATIENCE, |says| {
-            says.phase == "Running"
-        })
-        .await?;
-    pair.end(stack, at).await
+    for object in [pair.job.name.clone(), pair.pods.object()] {
+        stack
+            .wait_gang("default", &object, PATIENCE, |says| says.phase == "Running")
+            .await?;
+    }
+    pair.end(stack).await
 }
 
-fn options(policies: bool) -> StackOptions {
+fn options() -> StackOptions {
     StackOptions {
         pools: vec![NodeTemplate::gpu_pool(
             "gpu",
             2 * u32::try_from(SIZE).unwrap_or(0),
         )],
-        policies,
         ..StackOptions::default()
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn held_jobs_and_gated_pods_start_whole_wherever_muster_dies() -> anyhow::Result<()> {
-    let stack = Stack::start(options(true)).await?;
+    let stack = Stack::start(options()).await?;
     for at in ALL {
-        stack
-            .step(&format!("Muster dies before {at:?}"), crash(&stack, *at))
-            .await?;
+        let name = format!("Muster dies before {at:?}");
+        let crash = crash(&stack, *at, Lease::Deleted);
+        stack.step(&name, crash).await?;
     }
-    stack
-        .step("kube-scheduler dies at the barrier", scheduler_dies(&stack))
-        .await?;
-    stack
-        .step("the API server is away at the barrier", api_away(&stack))
-        .await?;
+    others_die(&stack).await?;
+    stack.judge().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_agents_gangs_start_whole_wherever_muster_dies() -> anyhow::Result<()> {
+    let stack = Stack::start(StackOptions {
+        agents: false,
+        ..options()
+    })
+    .await?;
+    for at in ALL {
+        let name = format!("without agents, Muster dies before {at:?}");
+        let crash = crash(&stack, *at, Lease::Deleted);
+        stack.step(&name, crash).await?;
+    }
     stack.judge().await?;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ungated_pods_start_whole_wherever_muster_dies() -> anyhow::Result<()> {
-    let stack = Stack::start(options(false)).await?;
+    let stack = Stack::start(StackOptions {
+        policies: false,
+        ..options()
+    })
+    .await?;
+    others_die(&stack).await?;
+    stack.set_lease(SHORT_LEASE)?;
+    stack.cluster.kill(&muster())?;
+    stack.start_muster_again().await?;
+    stack.wait_ready(PATIENCE).await?;
     for at in ALL {
-        if at == &Before::BoundReported {
-            // The process that comes after this crash has it.
-            stack.set_lease(SHORT_LEASE)?;
+        if matches!(at, Before::Released | Before::LastReleased) {
+            // Nothing is held and there are no gates: nobody writes anything to release.
+            continue;
         }
-        stack
-            .step(
-                &format!("without policies, Muster dies before {at:?}"),
-                crash(&stack, *at),
-            )
-            .await?;
+        let name = format!("without policies, Muster dies before {at:?}");
+        let lease = match at {
+            Before::Committed | Before::Accepted | Before::LastBound => Lease::Expires,
+            _ => Lease::Deleted,
+        };
+        let crash = crash(&stack, *at, lease);
+        stack.step(&name, crash).await?;
     }
-    stack
-        .step(
-            "Muster dies and nobody touches its Lease",
-            untouched(&stack),
-        )
-        .await?;
+    let halted = stands_still(&stack);
     stack
         .step(
             "T19: Muster stands still at the barrier for longer than its Lease",
-            stands_still(&stack),
+            halted,
         )
+        .await?;
+    let lapsed = at_barrier(&stack, "lapsed", async || lease_lapses(&stack).await);
+    stack
+        .step("the API server is away for longer than the Lease", lapsed)
         .await?;
     stack.judge().await?;
     Ok(())
@@ -317,28 +378,6 @@ async fn ungated_pods_start_whole_wherever_muster_dies() -> anyhow::Result<()> {
 const SHORT_LEASE: &str = "lease: {duration: 10s, renewDeadline: 7s, retryPeriod: 1s}\n";
 /// Longer than that Lease.
 const STANDSTILL: Duration = Duration::from_secs(13);
-
-/// The next process waits until the Lease of the one that was killed has expired, and takes it.
-async fn untouched(stack: &Stack) -> anyhow::Result<()> {
-    let pair = Pair::named("untouched", By::PodGroup);
-    stack.cluster.pause(&Program::KubeScheduler)?;
-    pair.submit(stack, Before::Accepted).await?;
-    wait_for_place(stack, Before::Accepted, &pair).await?;
-    stack.cluster.kill(&muster())?;
-    stack.cluster.resume(&Program::KubeScheduler).await?;
-    stack.cluster.start(&muster()).await?;
-    let leads = async || {
-        let leads = stack.counted("muster_leading").await;
-        leads.is_ok_and(|leads| leads > 0.0)
-    };
-    let leads = stack.wait_until(PATIENCE, "Muster to lead", leads);
-    stack.step("it leads again", leads).await?;
-    let whole = stack.wait_world(2 * PATIENCE, "both gangs to be whole", |world| {
-        pair.bound(world) == 2 * SIZE
-    });
-    stack.step("both gangs are whole", whole).await?;
-    pair.end(stack, Before::Accepted).await
-}
 
 /// Muster is halted while it holds the Binds of all members but the last, which comes meanwhile. When
 /// it goes on, its Lease has expired: it ends itself, as it must, and is started again.
@@ -352,13 +391,7 @@ async fn stands_still(stack: &Stack) -> anyhow::Result<()> {
             world.pods_of("still").count() == SIZE - 1
         })
         .await?;
-    let held = async || {
-        let held = stack.counted("muster_binds_held").await;
-        held.is_ok_and(|held| held >= 2.0)
-    };
-    stack
-        .wait_until(PATIENCE, "two Binds to be held", held)
-        .await?;
+    stack.wait_held(SIZE - 1).await?;
     stack.cluster.pause(&muster())?;
     give_back(stack, Before::LastPodBorn).await?;
     stack
@@ -381,36 +414,66 @@ async fn stands_still(stack: &Stack) -> anyhow::Result<()> {
     stack.end_job("still").await
 }
 
-async fn scheduler_dies(stack: &Stack) -> anyhow::Result<()> {
-    quota(stack, SIZE - 1).await?;
-    let workers = u32::try_from(SIZE)?;
-    let job = Job::new("unscheduled", vec![Role::new("Worker", workers, 8)]);
-    stack.submit(&job).await?;
-    stack
-        .wait_world(PATIENCE, "all pods but one", |world| {
-            world.pods_of("unscheduled").count() == SIZE - 1
-        })
-        .await?;
-    stack.cluster.kill(&Program::KubeScheduler)?;
-    give_back(stack, Before::LastPodBorn).await?;
-    stack.cluster.start(&Program::KubeScheduler).await?;
-    stack.wait_running("unscheduled", SIZE).await?;
-    stack.end_job("unscheduled").await
-}
-
-async fn api_away(stack: &Stack) -> anyhow::Result<()> {
-    let pair = Pair::new(Before::Accepted);
-    stack.cluster.pause(&Program::KubeScheduler)?;
-    pair.submit(stack, Before::Accepted).await?;
-    wait_for_place(stack, Before::Accepted, &pair).await?;
+/// The API server is away for so long that Muster cannot renew its Lease: it ends itself, as it must,
+/// and is started again.
+async fn lease_lapses(stack: &Stack) -> anyhow::Result<()> {
     stack
         .cluster
         .stop_api_server_for(Duration::from_secs(20))
         .await?;
-    stack.cluster.resume(&Program::KubeScheduler).await?;
-    let whole = stack.wait_world(2 * PATIENCE, "both gangs to be whole", |world| {
-        pair.bound(world) == 2 * SIZE
+    let ended = async || !stack.cluster.is_running(&muster());
+    stack
+        .wait_until(PATIENCE, "Muster to end without its Lease", ended)
+        .await?;
+    stack.cluster.start(&muster()).await?;
+    stack.wait_ready(PATIENCE).await
+}
+
+/// What else may die or be away while Muster holds Binds.
+async fn others_die(stack: &Stack) -> anyhow::Result<()> {
+    let dies = at_barrier(stack, "unscheduled", async || {
+        stack.cluster.kill(&Program::KubeScheduler)?;
+        stack.cluster.start(&Program::KubeScheduler).await?;
+        Ok(())
     });
-    stack.step("both gangs are whole", whole).await?;
-    pair.end(stack, Before::Accepted).await
+    stack
+        .step("kube-scheduler dies at the barrier", dies)
+        .await?;
+    let away = at_barrier(stack, "offline", async || {
+        stack
+            .cluster
+            .stop_api_server_for(Duration::from_secs(20))
+            .await?;
+        Ok(())
+    });
+    stack
+        .step("the API server is away at the barrier", away)
+        .await
+}
+
+/// A job and pods of which all members but one each stand at the barrier while something happens.
+async fn at_barrier(
+    stack: &Stack,
+    what: &str,
+    happens: impl AsyncFnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let size = u32::try_from(SIZE)?;
+    let gangs = [Way::Job, Way::Pods(By::Label)].map(|way| way.gang_with_straggler(what, size, 8));
+    for gang in &gangs {
+        stack.submit_gang(gang).await?;
+    }
+    stack.wait_held(2 * (SIZE - 1)).await?;
+    happens().await?;
+    for gang in &gangs {
+        let bound = stack.recorder.look(|world| gang.bound(world));
+        assert_eq!(bound, 0, "bound members of {}", gang.name());
+    }
+    stack.let_go().await?;
+    for gang in &gangs {
+        stack.wait_gang_running(gang).await?;
+    }
+    for gang in &gangs {
+        stack.end_gang(gang).await?;
+    }
+    stack.take_volume().await
 }
