@@ -1,17 +1,23 @@
 //! Gangs of pods without a job, with gates and without any policy, and nodes without agents, on the
 //! real control plane.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use muster_control_plane::history::World;
 use muster_control_plane::{NodeTemplate, TrainingOperatorOptions};
 use muster_tests::acts::PATIENCE;
+use muster_tests::gangs::Gang;
 use muster_tests::jobs::{Job, Role};
 use muster_tests::pods::{By, PodGang};
 use muster_tests::stack::{Stack, StackOptions};
 
-const NODES: u32 = 6;
+const NODES: u32 = 10;
+
+/// Gangs at one and a half of them.
+const CROWD: u32 = 30;
+
+/// GPUs of them all.
+const GPUS: u32 = NODES * 8;
 
 fn options() -> StackOptions {
     StackOptions {
@@ -21,37 +27,42 @@ fn options() -> StackOptions {
     }
 }
 
-async fn submit(stack: &Stack, gang: &PodGang) -> anyhow::Result<()> {
-    Ok(stack.cluster.apply_yaml(&gang.yaml()).await?)
+/// Pods of several gangs by turns, as one file: first members first.
+fn by_turns(gangs: &[PodGang]) -> String {
+    let heads = gangs.iter().map(PodGang::head);
+    let most = gangs.iter().map(|gang| gang.count).max().unwrap_or(0);
+    let pods = (0..most).flat_map(|index| gangs.iter().map(move |gang| gang.pod(index)));
+    let documents: Vec<String> = heads.chain(pods).collect();
+    documents.join("---\n")
 }
 
 async fn wait_whole(stack: &Stack, gang: &PodGang) -> anyhow::Result<()> {
-    let all = usize::try_from(gang.count)?;
-    let whole = |world: &World| gang.bound(world) == all;
-    stack
-        .wait_world(
-            PATIENCE,
-            &format!("{all} bound pods of {}", gang.name),
-            whole,
-        )
-        .await?;
-    stack
-        .wait_gang("default", &gang.object(), PATIENCE, |says| {
-            says.phase == "Running"
-        })
-        .await?;
+    stack.wait_gang_running(&Gang::Pods(gang.clone())).await?;
     Ok(())
 }
 
-/// The gang starts as a whole, and one that does not fit beside it waits with nothing.
+/// Two gangs of 60 percent of the pool, their pods by turns: exactly one runs, the other holds
+/// nothing, says why, and starts when the first ends.
 async fn one_then_the_other(stack: &Stack, by: By, prefix: &str) -> anyhow::Result<()> {
-    let first = PodGang::new(&format!("{prefix}-first"), by, NODES - 2, 8);
-    let second = PodGang::new(&format!("{prefix}-second"), by, NODES - 2, 8);
-    submit(stack, &first).await?;
-    wait_whole(stack, &first).await?;
-    submit(stack, &second).await?;
+    let count = NODES * 6 / 10;
+    let gangs =
+        ["first", "second"].map(|which| PodGang::new(&format!("{prefix}-{which}"), by, count, 8));
+    stack.cluster.apply_yaml(&by_turns(&gangs)).await?;
+    let all = usize::try_from(count)?;
+    stack
+        .wait_world(PATIENCE, "one of two gangs to run", |world| {
+            gangs.iter().any(|gang| gang.bound(world) == all)
+        })
+        .await?;
+    let [first, second] = &gangs;
+    let first_runs = stack.recorder.look(|world| first.bound(world) == all);
+    let (runs, waits) = if first_runs {
+        (first, second)
+    } else {
+        (second, first)
+    };
     let says = stack
-        .wait_gang("default", &second.object(), PATIENCE, |says| {
+        .wait_gang("default", &waits.object(), PATIENCE, |says| {
             says.reason == "NotEnoughFree"
         })
         .await?;
@@ -60,42 +71,52 @@ async fn one_then_the_other(stack: &Stack, by: By, prefix: &str) -> anyhow::Resu
         "{}",
         says.message
     );
-    assert_eq!(stack.recorder.look(|world| second.bound(world)), 0);
-    stack.end_pods(&first).await?;
-    wait_whole(stack, &second).await?;
-    stack.end_pods(&second).await
+    assert_eq!(ever_bound(stack, waits), 0, "the other holds nothing");
+    wait_whole(stack, runs).await?;
+    stack.end_pods(runs).await?;
+    wait_whole(stack, waits).await?;
+    stack.end_pods(waits).await
 }
 
-/// Gangs at one and a half of the pool, pods of all gangs by turns: as many whole ones as fit.
+/// Number of bindings that were ever made of a gang's pods.
+fn ever_bound(stack: &Stack, gang: &PodGang) -> usize {
+    let start = format!("{}-", gang.name);
+    let history = stack.recorder.history();
+    let binds = history.binds();
+    let of_gang = binds.iter().filter(|(_, pod)| pod.name.starts_with(&start));
+    of_gang.count()
+}
+
+/// 30 gangs at one and a half of the pool, pods of all gangs by turns: as many whole ones as fit, and
+/// nothing of the others.
 async fn interleaved(stack: &Stack, by: By, prefix: &str) -> anyhow::Result<()> {
-    let gangs: Vec<PodGang> = (0..9)
-        .map(|index| PodGang::new(&format!("{prefix}-{index}"), by, 4, 2))
+    let gangs: Vec<PodGang> = (0..CROWD)
+        .map(|index| {
+            PodGang::new(
+                &format!("{prefix}-{index:02}"),
+                by,
+                4,
+                GPUS * 3 / 2 / CROWD / 4,
+            )
+        })
         .collect();
-    let mut yaml = String::new();
-    for gang in &gangs {
-        let _ = write!(yaml, "{}---\n", gang.head());
-    }
-    for index in 0..4 {
-        for gang in &gangs {
-            let _ = write!(yaml, "{}---\n", gang.pod(index));
-        }
-    }
-    stack.cluster.apply_yaml(&yaml).await?;
+    stack.cluster.apply_yaml(&by_turns(&gangs)).await?;
     let counts =
         |world: &World| -> Vec<usize> { gangs.iter().map(|gang| gang.bound(world)).collect() };
+    let fits = usize::try_from(CROWD * 2 / 3)?;
     stack
-        .wait_world(PATIENCE, "6 of 9 gangs whole", |world| {
-            counts(world).iter().filter(|bound| **bound == 4).count() == 6
+        .wait_world(PATIENCE, "20 of 30 gangs whole", |world| {
+            counts(world).iter().filter(|bound| **bound == 4).count() == fits
         })
         .await?;
     let bound = stack.recorder.look(|world| counts(world));
-    assert_eq!(
-        bound.iter().filter(|bound| **bound == 0).count(),
-        3,
-        "{bound:?}"
-    );
     let (running, waiting): (Vec<_>, Vec<_>) =
         gangs.iter().zip(bound).partition(|(_, bound)| *bound == 4);
+    for (gang, _) in &waiting {
+        assert_eq!(ever_bound(stack, gang), 0, "{} waits", gang.name);
+    }
+    let held = stack.recorder.look(|world| world.held("nvidia.com/gpu"));
+    assert_eq!(held, i128::from(GPUS), "all GPUs are in use");
     for (gang, _) in running {
         stack.end_pods(gang).await?;
     }
@@ -145,35 +166,26 @@ async fn single_pods(stack: &Stack) -> anyhow::Result<()> {
 async fn gated_pods_start_whole() -> anyhow::Result<()> {
     let stack = Stack::start(options()).await?;
     stack.step("single pods", single_pods(&stack)).await?;
-    stack
-        .step(
-            "labelled pods",
-            one_then_the_other(&stack, By::Label, "label"),
-        )
-        .await?;
-    stack
-        .step(
-            "PodGroups",
-            one_then_the_other(&stack, By::PodGroup, "group"),
-        )
-        .await?;
-    stack
-        .step(
-            "labelled pods by turns",
-            interleaved(&stack, By::Label, "lt"),
-        )
-        .await?;
-    stack
-        .step(
-            "PodGroups by turns",
-            interleaved(&stack, By::PodGroup, "gt"),
-        )
-        .await?;
+    crowds(&stack).await?;
     stack.step("batch Jobs", batch_jobs(&stack)).await?;
+    stack.step("Jobs of JobSets", job_sets(&stack)).await?;
     stack
         .step("jobs that the operator names us in", named_jobs(&stack))
         .await?;
     stack.judge().await?;
+    Ok(())
+}
+
+/// Gangs that compete for room, known by label and by PodGroup.
+async fn crowds(stack: &Stack) -> anyhow::Result<()> {
+    for (by, prefix) in [(By::Label, "label"), (By::PodGroup, "group")] {
+        let name = format!("{prefix}: two gangs of 60 percent by turns");
+        let two = one_then_the_other(stack, by, prefix);
+        stack.step(&name, two).await?;
+        let name = format!("{prefix}: 30 gangs at one and a half of the pool by turns");
+        let many = interleaved(stack, by, prefix);
+        stack.step(&name, many).await?;
+    }
     Ok(())
 }
 
@@ -185,8 +197,8 @@ async fn named_jobs(stack: &Stack) -> anyhow::Result<()> {
         ..TrainingOperatorOptions::default()
     };
     stack.cluster.start_training_operator(&operator).await?;
-    let job = |name: &str| Job::new(name, vec![Role::new("Worker", NODES - 2, 8)]).unnamed();
-    let all = usize::try_from(NODES - 2)?;
+    let job = |name: &str| Job::new(name, vec![Role::new("Worker", NODES * 6 / 10, 8)]).unnamed();
+    let all = usize::try_from(NODES * 6 / 10)?;
     stack.submit(&job("named-a")).await?;
     wait_born(stack, "named-a").await?;
     stack.wait_running("named-a", all).await?;
@@ -269,6 +281,79 @@ async fn batch_jobs(stack: &Stack) -> anyhow::Result<()> {
         .await
 }
 
+/// The Jobs that JobSet's controller makes of a JobSet with a leader and workers: its labels on Jobs
+/// and pods, the user's own in every template. Without ours each pod is a gang of one; with ours the
+/// pods of all its Jobs are one gang, and a second one waits without holding anything.
+async fn job_sets(stack: &Stack) -> anyhow::Result<()> {
+    let job = |set: &str, part: &str, pods: u32, marks: (&str, &str)| {
+        let of_set = format!(
+            "jobset.sigs.k8s.io/jobset-name: {set}, jobset.sigs.k8s.io/replicatedjob-name: {part}"
+        );
+        let (labels, annotations) = marks;
+        format!(
+            "apiVersion: batch/v1\nkind: Job\nmetadata: {{name: {set}-{part}-0, namespace: default, labels: {{{of_set}}}}}\nspec:\n  \
+             parallelism: {pods}\n  completions: {pods}\n  completionMode: Indexed\n  template:\n    \
+             metadata: {{labels: {{{of_set}{labels}}}, annotations: {{{annotations}}}}}\n    spec:\n      schedulerName: muster\n      \
+             restartPolicy: Never\n      tolerations: [{{operator: Exists}}]\n      \
+             containers: [{{name: a, image: a, resources: {{limits: {{nvidia.com/gpu: 8}}}}}}]\n"
+        )
+    };
+    let set = |set: &str, marks: (&str, &str)| {
+        let workers = NODES * 6 / 10 - 1;
+        let (leader, workers) = (
+            job(set, "leader", 1, marks),
+            job(set, "worker", workers, marks),
+        );
+        format!("{leader}---\n{workers}")
+    };
+    let run = "muster.dev/run-seconds: \"3\"";
+    let sized = format!("muster.dev/gang-size: \"{}\", {run}", NODES * 6 / 10);
+    let all = [
+        set("plain", ("", run)),
+        set("one", (", muster.dev/gang: one", &sized)),
+        set("two", (", muster.dev/gang: two", &sized)),
+    ];
+    stack.cluster.apply_yaml(&all.join("---\n")).await?;
+    let names: Vec<String> = ["plain", "one", "two"]
+        .iter()
+        .flat_map(|set| ["leader", "worker"].map(|part| format!("job/{set}-{part}-0")))
+        .collect();
+    for name in &names {
+        let wait = ["wait", "--for=condition=complete", name, "--timeout=120s"];
+        stack.kubectl(&wait).await?;
+    }
+    let mut delete = vec!["delete"];
+    delete.extend(names.iter().map(String::as_str));
+    stack.kubectl(&delete).await?;
+    stack
+        .wait_world(PATIENCE, "no pods of the Jobs", |world| {
+            let of_set = |label| {
+                world
+                    .pods
+                    .values()
+                    .any(|pod| pod.labels.contains_key(label))
+            };
+            !of_set("jobset.sigs.k8s.io/jobset-name")
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_policies_pods_start_whole_beside_agents() -> anyhow::Result<()> {
+    let stack = Stack::start(StackOptions {
+        policies: false,
+        operator: Some(TrainingOperatorOptions::default()),
+        ..options()
+    })
+    .await?;
+    crowds(&stack).await?;
+    stack
+        .step("jobs that are not held", free_jobs(&stack))
+        .await?;
+    stack.judge().await?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_policies_and_without_agents_pods_start_whole() -> anyhow::Result<()> {
     let options = StackOptions {
@@ -279,38 +364,22 @@ async fn without_policies_and_without_agents_pods_start_whole() -> anyhow::Resul
     };
     let stack = Stack::start(options).await?;
     stack.step("single pods", single_pods(&stack)).await?;
-    stack
-        .step(
-            "labelled pods",
-            one_then_the_other(&stack, By::Label, "label"),
-        )
-        .await?;
-    stack
-        .step(
-            "PodGroups",
-            one_then_the_other(&stack, By::PodGroup, "group"),
-        )
-        .await?;
-    stack
-        .step(
-            "labelled pods by turns",
-            interleaved(&stack, By::Label, "lt"),
-        )
-        .await?;
+    crowds(&stack).await?;
     stack
         .step("jobs that are not held", free_jobs(&stack))
         .await?;
     stack.step("batch Jobs", batch_jobs(&stack)).await?;
+    stack.step("Jobs of JobSets", job_sets(&stack)).await?;
     stack.judge().await?;
     Ok(())
 }
 
 /// Two jobs of 60 percent whose pods all exist from the start.
 async fn free_jobs(stack: &Stack) -> anyhow::Result<()> {
-    let job = |name: &str| Job::new(name, vec![Role::new("Worker", NODES - 2, 8)]);
+    let job = |name: &str| Job::new(name, vec![Role::new("Worker", NODES * 6 / 10, 8)]);
     let both = format!("{}---\n{}", job("free-a").yaml(), job("free-b").yaml());
     stack.cluster.apply_yaml(&both).await?;
-    let all = usize::try_from(NODES - 2)?;
+    let all = usize::try_from(NODES * 6 / 10)?;
     let bound = |name: &str| stack.recorder.look(|world| world.bound_of(name));
     stack
         .wait_until(PATIENCE, "one of two jobs to run", async || {
