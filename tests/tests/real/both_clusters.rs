@@ -2,14 +2,15 @@
 //! outcomes agree.
 //!
 //! ```text
-//!   STEPS ──► Place (a kube client, nothing else) on ┌ embedded cluster, paused clock ─► outcomes ┐
+//!   file ───► Place (a kube client, nothing else) on ┌ embedded cluster, paused clock ─► outcomes ┐
 //!                                                    └ etcd, kube-apiserver, ...      ─► outcomes ┴► equal
 //! ```
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::GroupVersionKind;
@@ -17,8 +18,10 @@ use muster_control_plane::NodeTemplate;
 use muster_embedded::cluster::run_paused;
 use muster_embedded::{NodePool, value, yaml};
 use muster_tests::jobs::{Job, Role};
+use muster_tests::pods::{By, PodGang};
 use muster_tests::sim::{Sim, SimOptions, gpu_pool};
 use muster_tests::stack::{Stack, StackOptions};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// GPU nodes of 8 GPUs in both clusters.
@@ -27,114 +30,146 @@ const NODES: usize = 5;
 const STEP_MAX: Duration = Duration::from_secs(120);
 
 /// What happens next.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 enum Step {
-    /// A user applies YAML.
-    Apply(String),
+    /// A user submits a PyTorchJob.
+    Job(JobStep),
+    /// A user makes the pods of a gang without a job.
+    Pods(PodsStep),
+    /// A user applies a file of `deploy/examples`.
+    Example(String),
+    /// A pod of ours that asks for no GPU.
+    Plain { name: String },
+    /// A pod that names its node itself.
+    Foreign {
+        name: String,
+        gpus: u32,
+        node: usize,
+    },
     /// A user suspends a job, or resumes it.
-    Suspend(&'static str, bool),
+    Suspend { job: String, on: bool },
     /// A user sets an annotation of a job, or takes it off.
-    Annotate(&'static str, &'static str, Value),
+    Annotate {
+        job: String,
+        key: String,
+        value: Option<String>,
+    },
+    /// A user changes the number of a job's workers.
+    Scale { job: String, workers: u32 },
+    /// An administrator cordons a node, or takes that back.
+    Cordon { node: usize, on: bool },
+    /// An administrator taints a node, or takes that back.
+    Taint { node: usize, effect: Option<String> },
     /// A user deletes an object and waits until it, and the pods with this prefix, are gone.
-    Delete(&'static str, &'static str),
-    /// A pod goes away and comes back with another UID.
-    Replace(&'static str),
+    Delete { kind: String, name: String },
+    /// A pod is deleted and comes back with another UID.
+    Replace(String),
     /// A pod gets to run.
-    Started(&'static str),
+    Runs(String),
+    /// A pod goes away.
+    Gone(String),
     /// A gang gets this phase and this reason.
-    Until(&'static str, &'static str, &'static str),
-    /// The outcome so far is written down.
-    Look(&'static str),
+    Until {
+        gang: String,
+        phase: String,
+        reason: Option<String>,
+    },
+    /// The outcome so far is written down under this name.
+    Look(String),
 }
 
-use Step::{Annotate, Apply, Delete, Look, Replace, Started, Suspend, Until};
-
-/// A pod of ours that asks for no GPU.
-const PLAIN_POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: plain, namespace: default}\nspec: {schedulerName: muster, \
-                         containers: [{name: a, image: a, resources: {requests: {cpu: 100m}}}]}\n";
-
-fn workers(name: &str, replicas: u32, seconds: u32) -> String {
-    Job::new(name, vec![Role::new("Worker", replicas, 8)])
-        .running_for(seconds)
-        .yaml()
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct JobStep {
+    name: String,
+    #[serde(default)]
+    master: u32,
+    workers: u32,
+    gpus: u32,
+    /// Seconds after which each pod ends well.
+    ends: Option<u32>,
+    /// A line of `spec.runPolicy`.
+    run_policy: Option<String>,
+    label: Option<Label>,
 }
 
-fn train(name: &str) -> Job {
-    let roles = vec![Role::new("Master", 1, 1), Role::new("Worker", 4, 1)];
-    Job::new(name, roles)
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Label {
+    key: String,
+    value: String,
 }
 
-fn example(text: &str) -> Step {
-    Apply(text.to_owned())
+impl JobStep {
+    fn yaml(&self) -> String {
+        let master = (self.master > 0).then(|| Role::new("Master", self.master, self.gpus));
+        let workers = Role::new("Worker", self.workers, self.gpus);
+        let mut job = Job::new(&self.name, master.into_iter().chain([workers]).collect());
+        job.run_seconds = self.ends;
+        job.run_policy.extend(self.run_policy.clone());
+        if let Some(label) = &self.label {
+            job = job.label(&label.key, &label.value);
+        }
+        job.yaml()
+    }
 }
 
-fn steps() -> Vec<Step> {
-    vec![
-        Apply(train("train").running_for(5).yaml()),
-        Until("train", "Succeeded", ""),
-        Look("a job has run to its end"),
-        Apply(workers("first", 3, 60)),
-        Until("first", "Running", ""),
-        Apply(workers("second", 3, 5)),
-        Until("second", "Waiting", "NotEnoughFree"),
-        Look("one of two gangs of sixty percent runs, the other holds nothing"),
-        Suspend("second", false),
-        Look("resuming a queued job makes no difference"),
-        Annotate("second", "muster.dev/hold", Value::Null),
-        Until("second", "Suspended", ""),
-        Look("its user has taken it out of the queue"),
-        Suspend("second", false),
-        Until("second", "Waiting", "NotEnoughFree"),
-        Look("and put it back"),
-        Until("second", "Succeeded", ""),
-        Look("the other has run after it"),
-        example(include_str!(
-            "../../../deploy/examples/pytorchjob-impossible.yaml"
-        )),
-        Until("train-impossible", "Waiting", ""),
-        Look("an impossible gang waits and says why"),
-        Delete("PyTorchJob", "train-impossible"),
-        example(include_str!("../../../deploy/examples/labelled-pods.yaml")),
-        Until("label-sweep", "Running", ""),
-        Look("labelled pods run"),
-        Delete("Pod", "sweep-0"),
-        Delete("Pod", "sweep-1"),
-        example(include_str!("../../../deploy/examples/podgroup.yaml")),
-        Until("podgroup-evaluate", "Running", ""),
-        Look("a PodGroup's pods run"),
-        Delete("Pod", "evaluate-0"),
-        Delete("Pod", "evaluate-1"),
-        Delete("PodGroup", "evaluate"),
-        Apply(train("rest").yaml()),
-        Until("rest", "Running", ""),
-        Look("a job runs"),
-        Suspend("rest", true),
-        Until("rest", "Suspended", ""),
-        Look("its user has suspended it"),
-        Suspend("rest", false),
-        Until("rest", "Running", ""),
-        Look("its user has resumed it"),
-        Replace("rest-worker-2"),
-        Until("rest", "Running", ""),
-        Look("a worker was replaced"),
-        Delete("PyTorchJob", "rest"),
-        example(include_str!("../../../deploy/examples/gpu-pod.yaml")),
-        Until("pod-notebook", "Waiting", ""),
-        Look("a pod waits for a node that is not there"),
-        Delete("Pod", "notebook"),
-        Apply(PLAIN_POD.to_owned()),
-        Started("plain"),
-        Look("a pod without GPUs is nobody's gang"),
-        Delete("Pod", "plain"),
-        Apply(
-            train("queued")
-                .label("kueue.x-k8s.io/queue-name", "team")
-                .yaml(),
-        ),
-        Until("queued", "Running", ""),
-        Look("a job that Kueue queues is not suspended by us"),
-        Delete("PyTorchJob", "queued"),
-        Look("all is tidy"),
-    ]
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PodsStep {
+    name: String,
+    by: Mark,
+    count: u32,
+    gpus: u32,
+}
+
+/// What makes pods a gang.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Mark {
+    Label,
+    PodGroup,
+}
+
+impl PodsStep {
+    fn yaml(&self) -> String {
+        let by = match self.by {
+            Mark::Label => By::Label,
+            Mark::PodGroup => By::PodGroup,
+        };
+        PodGang::new(&self.name, by, self.count, self.gpus).yaml()
+    }
+}
+
+fn plain_pod(name: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: default}}\nspec: {{schedulerName: muster, \
+         containers: [{{name: a, image: a, resources: {{requests: {{cpu: 100m}}}}}}]}}\n"
+    )
+}
+
+fn foreign_pod(name: &str, gpus: u32, node: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: default}}\nspec: {{nodeName: {node}, \
+         tolerations: [{{operator: Exists}}], \
+         containers: [{{name: a, image: a, resources: {{limits: {{nvidia.com/gpu: {gpus}}}}}}}]}}\n"
+    )
+}
+
+/// Reads a file of `folder`, which is relative to this crate.
+fn read(folder: &str, name: &str) -> anyhow::Result<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join(folder)
+        .join(name);
+    std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+}
+
+fn scenario(name: &str) -> anyhow::Result<Vec<Step>> {
+    let steps: Vec<Step> = serde_saphyr::from_str(&read("scenarios", name)?)
+        .map_err(|error| anyhow::anyhow!("{name}: {error}"))?;
+    ensure!(!steps.is_empty(), "{name} has no steps");
+    Ok(steps)
 }
 
 /// The parts of the cluster that must agree: nothing with a name that chance or a cluster gave.
@@ -160,12 +195,16 @@ impl Place {
             "PodGroup" => ("scheduling.x-k8s.io", "v1alpha1", "podgroups"),
             "Pod" => ("", "v1", "pods"),
             "Gang" => ("muster.dev", "v1alpha1", "gangs"),
+            "Node" => ("", "v1", "nodes"),
             other => bail!("kind {other} is not known here"),
         };
         let gvk = GroupVersionKind::gvk(group, version, kind);
         let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
         let client = self.client.clone();
-        Ok(Api::namespaced_with(client, "default", &resource))
+        Ok(match kind {
+            "Node" => Api::all_with(client, &resource),
+            _ => Api::namespaced_with(client, "default", &resource),
+        })
     }
 
     async fn list(&self, kind: &str) -> anyhow::Result<BTreeMap<String, Value>> {
@@ -189,11 +228,11 @@ impl Place {
         })
     }
 
-    /// The outcome, once it is the same for two seconds.
+    /// The outcome, once it is the same for a second.
     async fn settled(&self) -> anyhow::Result<Outcome> {
         let mut before = self.look().await?;
         for _ in 0..60 {
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
             let now = self.look().await?;
             if now == before {
                 break;
@@ -223,85 +262,138 @@ impl Place {
         Ok(found.and_then(|object| object.metadata.uid))
     }
 
-    async fn take(&self, step: &Step) -> anyhow::Result<()> {
-        match step {
-            Apply(text) => {
-                for document in yaml::all(text).map_err(anyhow::Error::msg)? {
-                    let api = self.api(value::text(&document, &["kind"]))?;
-                    let name = value::name(&document).to_owned();
-                    api.patch(&name, &PatchParams::apply("user"), &Patch::Apply(&document))
-                        .await?;
-                }
-            }
-            Suspend(job, on) => {
-                let patch = json!({"spec": {"runPolicy": {"suspend": on}}});
-                let api = self.api("PyTorchJob")?;
-                api.patch(job, &PatchParams::default(), &Patch::Merge(&patch))
-                    .await?;
-            }
-            Annotate(job, key, value) => {
-                let patch = json!({"metadata": {"annotations": {*key: value}}});
-                let api = self.api("PyTorchJob")?;
-                api.patch(job, &PatchParams::default(), &Patch::Merge(&patch))
-                    .await?;
-            }
-            Delete(kind, name) => {
-                self.api(kind)?
-                    .delete(name, &DeleteParams::default())
-                    .await?;
-                self.until(&format!("{kind} {name} and its pods to go"), async || {
-                    let pods = self.list("Pod").await?;
-                    let left = pods.keys().any(|pod| pod.starts_with(name));
-                    Ok(!left && self.uid(kind, name).await?.is_none())
-                })
+    async fn apply(&self, text: &str) -> anyhow::Result<()> {
+        for document in yaml::all(text).map_err(anyhow::Error::msg)? {
+            let api = self.api(value::text(&document, &["kind"]))?;
+            let name = value::name(&document).to_owned();
+            api.patch(&name, &PatchParams::apply("user"), &Patch::Apply(&document))
                 .await?;
-            }
-            Replace(pod) => {
-                let before = self.uid("Pod", pod).await?;
-                self.api("Pod")?
-                    .delete(pod, &DeleteParams::default())
-                    .await?;
-                self.until(&format!("pod {pod} to be made again"), async || {
-                    let now = self.uid("Pod", pod).await?;
-                    Ok(now.is_some() && now != before)
-                })
-                .await?;
-            }
-            Started(pod) => {
-                self.until(&format!("pod {pod} to run"), async || {
-                    let pods = self.list("Pod").await?;
-                    let found = pods.get(*pod);
-                    Ok(
-                        found
-                            .is_some_and(|pod| value::text(pod, &["status", "phase"]) == "Running"),
-                    )
-                })
-                .await?;
-            }
-            Until(gang, phase, reason) => {
-                self.until(&format!("{gang} to be {phase} {reason}"), async || {
-                    let gangs = self.list("Gang").await?;
-                    let Some(found) = gangs.get(*gang) else {
-                        return Ok(false);
-                    };
-                    let says = |field| value::text(found, &["status", field]);
-                    Ok(says("phase") == *phase && (reason.is_empty() || says("reason") == *reason))
-                })
-                .await?;
-            }
-            Look(_) => {}
         }
         Ok(())
     }
 
-    async fn play(&self) -> anyhow::Result<Vec<(&'static str, Outcome)>> {
+    async fn merge(&self, kind: &str, name: &str, patch: &Value) -> anyhow::Result<()> {
+        let api = self.api(kind)?;
+        api.patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
+        Ok(())
+    }
+
+    /// Name of a GPU node.
+    async fn node(&self, index: usize) -> anyhow::Result<String> {
+        let nodes = self.list("Node").await?;
+        let mut gpu = nodes.into_keys().filter(|name| name.starts_with("gpu-"));
+        gpu.nth(index)
+            .with_context(|| format!("there is no GPU node {index}"))
+    }
+
+    async fn change_node(&self, index: usize, patch: &Value) -> anyhow::Result<()> {
+        let name = self.node(index).await?;
+        self.merge("Node", &name, patch).await
+    }
+
+    async fn delete(&self, kind: &str, name: &str) -> anyhow::Result<()> {
+        let api = self.api(kind)?;
+        api.delete(name, &DeleteParams::default()).await?;
+        self.until(&format!("{kind} {name} and its pods to go"), async || {
+            let pods = self.list("Pod").await?;
+            let left = pods.keys().any(|pod| pod.starts_with(name));
+            Ok(!left && self.uid(kind, name).await?.is_none())
+        })
+        .await
+    }
+
+    async fn replace(&self, pod: &str) -> anyhow::Result<()> {
+        let before = self.uid("Pod", pod).await?;
+        let api = self.api("Pod")?;
+        api.delete(pod, &DeleteParams::default()).await?;
+        self.until(&format!("pod {pod} to be made again"), async || {
+            let now = self.uid("Pod", pod).await?;
+            Ok(now.is_some() && now != before)
+        })
+        .await
+    }
+
+    async fn take(&self, step: &Step) -> anyhow::Result<()> {
+        match step {
+            Step::Job(job) => self.apply(&job.yaml()).await,
+            Step::Pods(pods) => self.apply(&pods.yaml()).await,
+            Step::Example(file) => self.apply(&read("../deploy/examples", file)?).await,
+            Step::Plain { name } => self.apply(&plain_pod(name)).await,
+            Step::Foreign { name, gpus, node } => {
+                let node = self.node(*node).await?;
+                self.apply(&foreign_pod(name, *gpus, &node)).await
+            }
+            Step::Suspend { job, on } => {
+                let patch = json!({"spec": {"runPolicy": {"suspend": on}}});
+                self.merge("PyTorchJob", job, &patch).await
+            }
+            Step::Annotate { job, key, value } => {
+                let patch = json!({"metadata": {"annotations": {key: value}}});
+                self.merge("PyTorchJob", job, &patch).await
+            }
+            Step::Scale { job, workers } => {
+                let specs = json!({"Worker": {"replicas": workers}});
+                let patch = json!({"spec": {"pytorchReplicaSpecs": specs}});
+                self.merge("PyTorchJob", job, &patch).await
+            }
+            Step::Cordon { node, on } => {
+                let patch = json!({"spec": {"unschedulable": on}});
+                self.change_node(*node, &patch).await
+            }
+            Step::Taint { node, effect } => {
+                let own =
+                    json!({"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"});
+                let more = effect
+                    .as_ref()
+                    .map(|effect| json!({"key": "broken", "effect": effect}));
+                let taints: Vec<Value> = std::iter::once(own).chain(more).collect();
+                let patch = json!({"spec": {"taints": taints}});
+                self.change_node(*node, &patch).await
+            }
+            Step::Delete { kind, name } => self.delete(kind, name).await,
+            Step::Replace(pod) => self.replace(pod).await,
+            Step::Look(_) => Ok(()),
+            Step::Runs(_) | Step::Gone(_) | Step::Until { .. } => self.wait(step).await,
+        }
+    }
+
+    async fn wait(&self, step: &Step) -> anyhow::Result<()> {
+        self.until(&format!("{step:?}"), async || match step {
+            Step::Runs(pod) => {
+                let pods = self.list("Pod").await?;
+                let runs = |pod: &Value| value::text(pod, &["status", "phase"]) == "Running";
+                Ok(pods.get(pod).is_some_and(runs))
+            }
+            Step::Gone(pod) => Ok(self.uid("Pod", pod).await?.is_none()),
+            Step::Until {
+                gang,
+                phase,
+                reason,
+            } => {
+                let gangs = self.list("Gang").await?;
+                let is = |gang: &Value| {
+                    let says = |field| value::text(gang, &["status", field]);
+                    says("phase") == phase
+                        && reason
+                            .as_ref()
+                            .is_none_or(|reason| says("reason") == reason)
+                };
+                Ok(gangs.get(gang).is_some_and(is))
+            }
+            _ => Ok(true),
+        })
+        .await
+    }
+
+    async fn play(&self, steps: &[Step]) -> anyhow::Result<Vec<(String, Outcome)>> {
         let mut outcomes = Vec::new();
-        for (at, step) in steps().iter().enumerate() {
+        for (at, step) in steps.iter().enumerate() {
             self.take(step)
                 .await
-                .with_context(|| format!("step {at}"))?;
-            if let Look(what) = step {
-                outcomes.push((*what, self.settled().await?));
+                .with_context(|| format!("step {at}, {step:?}"))?;
+            if let Step::Look(what) = step {
+                outcomes.push((what.clone(), self.settled().await?));
             }
         }
         Ok(outcomes)
@@ -345,22 +437,29 @@ fn show_pod(pod: &Value) -> String {
     )
 }
 
-fn on_the_embedded_cluster() -> anyhow::Result<Vec<(&'static str, Outcome)>> {
+fn on_the_embedded_cluster(
+    steps: &[Step],
+    policies: bool,
+) -> anyhow::Result<Vec<(String, Outcome)>> {
     run_paused(async {
         let sim = Sim::start(SimOptions {
             pools: vec![gpu_pool(NODES), NodePool::new("cpu", 1, 0)],
+            policies,
             ..SimOptions::default()
         })
         .await?;
         let client = sim.cluster.client("user");
-        let outcomes = Place { client }.play().await?;
+        let outcomes = Place { client }.play(steps).await?;
         sim.judge().await?;
         sim.stop().await;
         Ok(outcomes)
     })?
 }
 
-fn on_the_real_control_plane() -> anyhow::Result<Vec<(&'static str, Outcome)>> {
+fn on_the_real_control_plane(
+    steps: &[Step],
+    policies: bool,
+) -> anyhow::Result<Vec<(String, Outcome)>> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -371,20 +470,23 @@ fn on_the_real_control_plane() -> anyhow::Result<Vec<(&'static str, Outcome)>> {
                 NodeTemplate::gpu_pool("gpu", u32::try_from(NODES)?),
                 NodeTemplate::cpu_pool("cpu", 1),
             ],
+            policies,
             ..StackOptions::default()
         })
         .await?;
-        let client = stack.cluster.admin();
-        let outcomes = Place { client }.play().await?;
+        let place = Place {
+            client: stack.cluster.admin(),
+        };
+        let outcomes = stack.step("the scenario", place.play(steps)).await?;
         stack.judge().await?;
         Ok(outcomes)
     })
 }
 
-#[test]
-fn one_scenario_has_the_same_outcomes_on_both_clusters() -> anyhow::Result<()> {
-    let embedded = on_the_embedded_cluster()?;
-    let real = on_the_real_control_plane()?;
+fn play_on_both(file: &str, policies: bool) -> anyhow::Result<()> {
+    let steps = scenario(file)?;
+    let embedded = on_the_embedded_cluster(&steps, policies)?;
+    let real = on_the_real_control_plane(&steps, policies)?;
     assert_eq!(embedded.len(), real.len());
     let differing: Vec<String> = embedded
         .iter()
@@ -405,4 +507,14 @@ fn one_scenario_has_the_same_outcomes_on_both_clusters() -> anyhow::Result<()> {
         differing.join("\n\n")
     );
     Ok(())
+}
+
+#[test]
+fn one_scenario_has_the_same_outcomes_on_both_clusters() -> anyhow::Result<()> {
+    play_on_both("held.yaml", true)
+}
+
+#[test]
+fn one_scenario_without_policies_has_the_same_outcomes_on_both_clusters() -> anyhow::Result<()> {
+    play_on_both("ungated.yaml", false)
 }
