@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use crate::case::Case;
 use crate::contender::Contender;
+use crate::goals;
 use crate::machine::Machine;
 use crate::measure;
 use crate::programs::Programs;
@@ -47,6 +48,9 @@ pub struct Cli {
     /// Folder with ready `muster-scheduler` and `muster-agent`; otherwise cargo builds them.
     #[arg(long, value_name = "DIR")]
     muster_bin: Option<PathBuf>,
+    /// End with an error when a floor is missed.
+    #[arg(long)]
+    strict: bool,
     /// Longest time for one run, seconds.
     #[arg(long, default_value_t = 240, value_parser = clap::value_parser!(u64).range(10..=3_600))]
     limit: u64,
@@ -59,7 +63,8 @@ impl Cli {
     /// Runs what is asked for and prints the table.
     ///
     /// # Errors
-    /// When any run failed: the others are still run, printed and written.
+    /// When any run failed: the others are still run, printed and written. When a floor was missed
+    /// and that counts.
     pub async fn run(self) -> anyhow::Result<()> {
         let cases = self.cases()?;
         let contenders = self.contenders()?;
@@ -115,6 +120,12 @@ impl Cli {
         println!("written to {}", self.out.display());
         if !report.failures.is_empty() {
             bail!("{} runs failed", report.failures.len());
+        }
+        let goals = goals::goals(&report.rows);
+        let missed = goals.iter().filter(|goal| goal.floor && !goal.is_met());
+        let missed = missed.count();
+        if self.strict && missed > 0 {
+            bail!("{missed} floors were missed");
         }
         Ok(())
     }

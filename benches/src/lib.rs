@@ -17,6 +17,7 @@ pub mod cli;
 pub mod contender;
 pub mod controller;
 pub mod fleet;
+pub mod goals;
 pub mod http;
 pub mod load;
 pub mod machine;

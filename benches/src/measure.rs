@@ -167,6 +167,7 @@ fn figures(before: &Counters, after: &Counters, case: &Case) -> Row {
     Row {
         case: case.name.to_owned(),
         case_title: case.title(),
+        nodes: case.nodes,
         pods: case.pods_total(),
         writes_per_pod: writes as f64 / case.pods_total() as f64,
         cpu: after

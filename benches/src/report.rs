@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::contender::Contender;
+use crate::goals;
 use crate::machine::Machine;
 use crate::row::Row;
 
@@ -53,6 +54,7 @@ impl Report {
                 overload(&mut text, &rows);
             }
         }
+        text.push_str(&goals::table(&goals::goals(&self.rows)));
         for failure in &self.failures {
             let _ = writeln!(text, "\nFAILED: {failure}");
         }

@@ -17,6 +17,8 @@ pub struct Row {
     pub contender: String,
     /// Number of the repetition, from 1.
     pub round: u32,
+    /// Nodes of the cluster.
+    pub nodes: u32,
     /// Pods asked for.
     pub pods: usize,
     /// Pods bound at the end.
