@@ -181,7 +181,9 @@ pub enum TurnedDown {
 
 impl TurnedDown {
     /// Reads `0/5 nodes are available: `, after which kube-scheduler counts nodes by reason, or says
-    /// the one reason for which it looked at none.
+    /// the one reason for which it looked at none. That reason is about nodes where two of its
+    /// plugins leave it none: a pod that is confined to its planned node and has a local volume on
+    /// another one.
     pub fn of(said: &str) -> Self {
         if said.contains("muster:") {
             return Self::ByMuster;
@@ -189,8 +191,14 @@ impl TurnedDown {
         let after = said
             .split_once("nodes are available: ")
             .map(|(_, after)| after);
-        match after.and_then(|after| after.chars().next()) {
-            Some(first) if !first.is_ascii_digit() => Self::Everywhere,
+        match after {
+            Some(after)
+                if !after.is_empty()
+                    && !after.starts_with(|first: char| first.is_ascii_digit())
+                    && !after.starts_with("node(s)") =>
+            {
+                Self::Everywhere
+            }
             _ => Self::OnNodes,
         }
     }

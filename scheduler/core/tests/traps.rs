@@ -451,6 +451,10 @@ fn message_of_kube_scheduler_tells_who_turned_a_pod_down_and_where() {
             "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
             TurnedDown::Everywhere,
         ),
+        (
+            "0/3 nodes are available: node(s) didn't satisfy plugin(s) [NodeAffinity VolumeBinding] simultaneously.",
+            TurnedDown::OnNodes,
+        ),
         ("no nodes available to schedule pods", TurnedDown::OnNodes),
         ("", TurnedDown::OnNodes),
     ];
