@@ -9,6 +9,7 @@ use crate::ids::{
 use crate::interpod::{InterPodRule, Labels};
 use crate::node::{HostPort, Node, SelectorTerm, Taint, Toleration, untolerated};
 use crate::resources::Resources;
+use crate::view::NOT_OFFERED;
 
 /// What of a pod decides where it may stand. Pods of one role usually share one shape.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -180,11 +181,15 @@ pub enum TurnedDown {
 }
 
 impl TurnedDown {
-    /// Reads `0/5 nodes are available: `, after which kube-scheduler counts nodes by reason, or says
+    /// Filter says itself where kube-scheduler had turned down the planned node before it asked.
+    /// Otherwise reads `0/5 nodes are available: `, after which kube-scheduler counts nodes by reason, or says
     /// the one reason for which it looked at none. That reason is about nodes where two of its
     /// plugins leave it none: a pod that is confined to its planned node and has a local volume on
     /// another one.
     pub fn of(said: &str) -> Self {
+        if said.contains(NOT_OFFERED) {
+            return Self::OnNodes;
+        }
         if said.contains("muster:") {
             return Self::ByMuster;
         }
@@ -195,7 +200,8 @@ impl TurnedDown {
             Some(after)
                 if !after.is_empty()
                     && !after.starts_with(|first: char| first.is_ascii_digit())
-                    && !after.starts_with("node(s)") =>
+                    && !after.starts_with("node(s)")
+                    && !after.starts_with("preemption:") =>
             {
                 Self::Everywhere
             }

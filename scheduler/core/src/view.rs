@@ -19,6 +19,9 @@ pub const UNKNOWN_JOB: &str = "muster: this pod's PyTorchJob is not known: it is
 pub const NOT_LEADING: &str = "muster: this replica is not the leader";
 /// Text while the first LIST is not complete. kube-scheduler treats it as an error and tries again.
 pub const NOT_SYNCED: &str = "muster: starting, the cluster is not read yet";
+/// Text when the planned node is not among those offered. Constant.
+pub const NOT_OFFERED: &str =
+    "muster: the planned node was turned down by kube-scheduler's own checks";
 /// Text for a node that has no room beside what is reserved for gangs. Constant.
 pub const NO_ROOM: &str = "muster: the room left is reserved for gangs";
 
@@ -106,6 +109,12 @@ impl View {
             Some(slot) => FilterAnswer::Only(slot.node.clone()),
             None => FilterAnswer::Nowhere(gang.refusal.clone()),
         }
+    }
+
+    /// The plan of the gang that a pod says it belongs to.
+    pub fn plan_of(&self, membership: Option<&Membership>) -> Option<&PlanId> {
+        let gang = self.gangs.get(&membership?.gang)?;
+        gang.plan.as_ref()
     }
 
     /// Whether a pod of no gang with these requests has room on `node` beside what is reserved.

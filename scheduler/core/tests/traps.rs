@@ -10,7 +10,7 @@ use muster_core::event::{BindAsked, Event, Ticket, WriteOutcome};
 use muster_core::ids::{GangKey, NodeName, PodUid};
 use muster_core::pod::{Membership, MembershipSource, PodPhase, TurnedDown};
 use muster_core::time::Millis;
-use muster_core::view::FilterAnswer;
+use muster_core::view::{FilterAnswer, NOT_OFFERED};
 use muster_core::workload::Hold;
 use world::{GPU, World, gpus};
 
@@ -148,6 +148,55 @@ fn member_whose_claim_is_missing_costs_no_node_its_place() {
     world.scheduler = true;
     world.pass(Millis::from_secs(5));
     assert_eq!(world.phase(&key), "Running AllBound 2/2");
+}
+
+/// The write that only says what a member lacks is not answered in time. What the plan promises was
+/// written before: the members that wait at the barrier are not sent away over it.
+#[test]
+fn unknown_outcome_of_a_write_that_only_says_why_keeps_the_plan() {
+    let (mut world, key, uids) = gathered(2, 2);
+    ask(&mut world, &uids[1]);
+    let mut unknown = 1;
+    world.fail = Some(Box::new(move |write| match &write.what {
+        WriteKind::PutStatus { .. } if unknown > 0 => {
+            unknown -= 1;
+            Some(WriteOutcome::Unknown(Arc::from("timed out")))
+        }
+        _ => None,
+    }));
+    let missing = "0/2 nodes are available: persistentvolumeclaim \"data\" not found.";
+    world.change_pod(&uids[0], |pod| pod.unschedulable = Some(Arc::from(missing)));
+    world.settle();
+    let puts = |world: &World| {
+        let sent = world.writes.iter();
+        sent.filter(|write| matches!(write.what, WriteKind::PutStatus { .. }))
+            .count()
+    };
+    let before = puts(&world);
+    world.change_pod(&uids[0], |pod| pod.unschedulable = None);
+    ask(&mut world, &uids[0]);
+    assert_eq!(world.bound(&key), 2, "{} puts", before);
+    world.pass(Millis::from_secs(30));
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+}
+
+/// kube-scheduler may ask about a new pod, and not offer the planned node, before Muster has seen the
+/// pod. Nobody is told then; the pod's condition says it too.
+#[test]
+fn node_that_is_not_offered_to_a_pod_before_it_is_known_is_avoided_too() {
+    let (mut world, key, uids) = gathered(4, 2);
+    let node = planned(&world, &uids[0]);
+    let said = format!(
+        "0/4 nodes are available: 1 node(s) had volume node affinity conflict, 3 {NOT_OFFERED}."
+    );
+    world.change_pod(&uids[0], |pod| pod.unschedulable = Some(Arc::from(said)));
+    world.pass(Millis::from_secs(8));
+    let status = world.gangs[&key].status.as_ref();
+    let plan = status
+        .and_then(|status| status.plan.clone())
+        .expect("a plan");
+    let nodes: Vec<&NodeName> = plan.slots.iter().map(|slot| &slot.node).collect();
+    assert!(!nodes.contains(&&node), "{nodes:?} with {node:?}");
 }
 
 /// A Bind that kube-scheduler has given up, or that was answered with an error, is never bound

@@ -3,7 +3,7 @@
 use axum::extract::{Request, State};
 use axum::response::Response;
 use muster_core::view::FilterAnswer;
-use muster_core::view::NO_ROOM;
+use muster_core::view::{NO_ROOM, NOT_OFFERED};
 use muster_kubernetes::extender::{ExtenderArgs, FilterResult};
 use muster_kubernetes::translate;
 use tokio::time::Instant;
@@ -12,9 +12,6 @@ use super::{Door, Extender};
 
 /// Text for a request without a pod. Constant.
 const NO_POD: &str = "muster: the request names no pod";
-/// Text when the planned node is not among those offered. Constant.
-pub const NOT_OFFERED: &str =
-    "muster: the planned node was turned down by kube-scheduler's own checks";
 
 pub(super) async fn filter(State(extender): Door, request: Request) -> Response {
     let bytes = match super::body(request).await {
@@ -53,7 +50,8 @@ impl Extender {
             FilterAnswer::Only(node) => {
                 let mut result = FilterResult::only(args, node.as_str(), NOT_OFFERED);
                 if result.passed.is_empty() {
-                    self.tell_not_offered(&pod.uid, &node);
+                    let plan = view.plan_of(pod.membership.as_ref()).cloned();
+                    self.tell_not_offered(&pod.uid, &node, plan);
                     ("NotOffered", super::answer(&result))
                 } else {
                     self.tell_offered(&pod.uid, &node);

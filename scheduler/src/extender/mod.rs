@@ -27,7 +27,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use muster_core::event::Event;
-use muster_core::ids::{NodeName, PodUid};
+use muster_core::ids::{NodeName, PlanId, PodUid};
 use muster_core::view::View;
 use muster_kubernetes::translate::PodRules;
 use serde::Serialize;
@@ -62,8 +62,15 @@ pub struct Extender {
     pub metrics: Arc<Metrics>,
     /// Time after which a held Bind is answered by the watchdog.
     pub watchdog: Duration,
-    /// When the engine was told of which pods that their node was not offered.
-    told: Arc<Mutex<BTreeMap<(PodUid, NodeName), Instant>>>,
+    /// Of which pods the engine was told that their node was not offered.
+    told: Arc<Mutex<BTreeMap<(PodUid, NodeName), Told>>>,
+}
+
+/// When the engine was told, and by which plan the pod had its place then.
+#[derive(Clone, Debug)]
+struct Told {
+    plan: Option<PlanId>,
+    at: Instant,
 }
 
 impl Extender {
@@ -102,16 +109,17 @@ impl Extender {
             .with_state(self)
     }
 
-    /// Tells the engine that a pod's planned node was not offered: once in [`TOLD_FOR`], however often
-    /// kube-scheduler asks.
-    fn tell_not_offered(&self, pod: &PodUid, node: &NodeName) {
+    /// Tells the engine that a pod's planned node was not offered: once for each plan in [`TOLD_FOR`],
+    /// however often kube-scheduler asks.
+    fn tell_not_offered(&self, pod: &PodUid, node: &NodeName, plan: Option<PlanId>) {
         self.metrics.planned_node_not_offered();
         let (key, now) = ((pod.clone(), node.clone()), Instant::now());
         let mut told = crate::locked(&self.told);
         if told.len() >= TOLD_MAX {
             told.clear();
         }
-        if told.get(&key).is_some_and(|at| now < *at + TOLD_FOR) {
+        let before = told.get(&key);
+        if before.is_some_and(|told| told.plan == plan && now < told.at + TOLD_FOR) {
             return;
         }
         let event = Event::PlannedNodeNotOffered {
@@ -119,7 +127,8 @@ impl Extender {
             node: node.clone(),
         };
         if self.inbox.try_send(event) {
-            told.insert(key, now);
+            told.insert(key, Told { plan, at: now });
+            tracing::info!(%pod, %node, "kube-scheduler does not offer the planned node");
         }
     }
 

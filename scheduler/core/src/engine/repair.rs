@@ -258,6 +258,7 @@ impl Engine {
         let grace = self.config.refusal_grace;
         let until = now + self.config.refused_node_for;
         let Some(plan) = &mut gang.plan else { return };
+        let begins = durable && !plan.was_durable;
         let mut refused = Vec::new();
         for (seat, slot) in &mut plan.slots {
             let Some(pod) = slot.pod.as_ref().and_then(|uid| self.pods.get(uid)) else {
@@ -271,6 +272,10 @@ impl Engine {
                 // Filter sends nobody anywhere. What was said of the node before still holds.
                 continue;
             }
+            if begins {
+                // Its time begins when Filter sends it there.
+                slot.refused_since = slot.refused_since.map(|_| now);
+            }
             // Our own refusals from before the plan say nothing about the node.
             if slot.said_before.is_some() && slot.said_before != pod.unschedulable {
                 slot.said_before = None;
@@ -281,8 +286,16 @@ impl Engine {
                     slot.refused_since.get_or_insert(now);
                     plan.said = Some(Arc::clone(said));
                 }
-                // No other node would do: the members wait at the barrier for what is missing.
-                Some((TurnedDown::Everywhere, said)) => plan.said = Some(Arc::clone(said)),
+                // No other node would do: the members wait at the barrier for what is missing. Those
+                // that run do not, and a member that they can do without holds no room for it.
+                Some((TurnedDown::Everywhere, said)) => {
+                    plan.said = Some(Arc::clone(said));
+                    if plan.open {
+                        slot.refused_since.get_or_insert(now);
+                    } else {
+                        slot.refused_since = None;
+                    }
+                }
                 _ => {}
             }
             if let (Some(since), Some(node)) = (slot.refused_since, &slot.node)
@@ -292,12 +305,14 @@ impl Engine {
             }
         }
         // Those turned down a little later are likely to stay so: one plan more is enough for all.
-        if refused.iter().any(|(since, _, _)| now >= *since + grace) {
-            refused.retain(|(since, _, _)| now >= *since + grace.min(REFUSED_BESIDE));
-        } else {
-            refused.clear();
-        }
-        for (_, seat, node) in refused {
+        let is_over = |since: Timestamp| now >= since + grace;
+        let with_others = !plan.open && refused.iter().any(|(since, _, _)| is_over(*since));
+        refused.retain(|(since, _, _)| {
+            is_over(*since) || (with_others && now >= *since + grace.min(REFUSED_BESIDE))
+        });
+        for (since, seat, node) in refused {
+            // What was said for a moment only is not held against the node for long.
+            let until = if is_over(since) { until } else { now + grace };
             gang.refused_nodes.insert(node.clone(), until);
             bad.push((seat, node, Arc::from("was refused by kube-scheduler")));
         }
@@ -450,7 +465,11 @@ impl Engine {
                 .as_ref()
                 .and_then(|uid| self.pods.get(uid))
                 .and_then(|pod| pod.turned_down())
-                .is_some_and(|(turned_down, _)| turned_down == TurnedDown::OnNodes);
+                .is_some_and(|(turned_down, said)| {
+                    // What Filter said of an earlier place says nothing about this one.
+                    let stale = said.contains("muster:") && slot.said_before.is_some();
+                    turned_down == TurnedDown::OnNodes && !stale
+                });
             if refused
                 && slot.ticket.is_none()
                 && !slot.is_settled()

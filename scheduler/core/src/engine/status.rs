@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use super::gang::{Gang, Record};
+use super::gang::{Gang, Record, Seat};
 use super::intake::take_record;
 use super::{Engine, Purpose};
 use crate::action::{Action, Announcement, WriteKind};
 use crate::event::{WriteId, WriteOutcome};
-use crate::ids::GangKey;
+use crate::ids::{Epoch, GangKey, NodeName, PlanId};
 use crate::reason::Reason;
 use crate::record::{GangStatus, Phase, SlotRecord};
 use crate::time::{Millis, Timestamp};
@@ -189,7 +189,8 @@ impl Engine {
             gang.status_after = now + Millis(pause);
             gang.status_failures = gang.status_failures.saturating_add(1);
             match &gang.plan {
-                Some(plan) if plan.open => {}
+                // What it promises is written already; it was another line that could not be.
+                Some(plan) if plan.open || gang.is_durable() => {}
                 Some(_) => {
                     engine.give_back(gang, reason, now, true);
                     gang.not_before = gang.not_before.max(gang.status_after);
@@ -221,9 +222,10 @@ impl Engine {
                 if let Some(record) = record {
                     gang.know_object(record.object, record.object_uid, record.resource_version);
                 }
+                let commits = !gang.is_durable();
                 gang.acked = Some(status);
                 gang.status_failures = 0;
-                if let Some(plan) = &mut gang.plan {
+                if let Some(plan) = gang.plan.as_mut().filter(|_| commits) {
                     plan.progress_at = now;
                 }
             }
@@ -251,7 +253,13 @@ impl Engine {
             }
             // Not known: the next attempt finds out by its resourceVersion.
             WriteOutcome::Unknown(_) | WriteOutcome::BindingUnknown { .. } => {
-                gang.acked = gang.acked.take().map(forget_plan);
+                gang.acked = match gang.acked.take() {
+                    // Whichever of the two is there, it makes the same promise.
+                    Some(acked) if promise(&acked) == promise(&status) => {
+                        Some(forget_reason(acked))
+                    }
+                    acked => acked.map(forget_plan),
+                };
                 self.pause_status(key, now);
             }
         }
@@ -302,6 +310,12 @@ impl Engine {
 }
 
 /// A status of which it is not known whether its plan was written.
+fn forget_reason(mut status: GangStatus) -> GangStatus {
+    status.reason = None;
+    status.observed_generation = -1;
+    status
+}
+
 fn forget_plan(mut status: GangStatus) -> GangStatus {
     status.plan = None;
     status.observed_generation = -1;
@@ -323,6 +337,15 @@ fn has_unsaid_end(acked: &GangStatus, wanted: &GangStatus) -> bool {
     ended(wanted).any(|slot| slot.pod_name.is_none() && !is_said(slot))
 }
 
+/// Which place each seat is promised by which plan.
+fn promise(status: &GangStatus) -> Option<(PlanId, Epoch, Vec<(Seat, NodeName)>)> {
+    status.plan.as_ref().map(|plan| {
+        let slots = super::barrier::seats(plan).into_iter();
+        let slots = slots.map(|(seat, slot)| (seat, slot.node.clone()));
+        (plan.id.clone(), plan.epoch, slots.collect())
+    })
+}
+
 fn says_what_keeps_it(status: &GangStatus) -> bool {
     matches!(
         &status.reason,
@@ -334,15 +357,6 @@ fn says_what_keeps_it(status: &GangStatus) -> bool {
 /// reason are not: a gang that waits, once its reason is written, costs nothing.
 fn is_worth_a_write(acked: &GangStatus, wanted: &GangStatus) -> bool {
     let code = |status: &GangStatus| status.reason.as_ref().map(Reason::code);
-    let promise = |status: &GangStatus| {
-        status.plan.as_ref().map(|plan| {
-            let slots: Vec<_> = super::barrier::seats(plan)
-                .into_iter()
-                .map(|(seat, slot)| (seat, slot.node.clone()))
-                .collect();
-            (plan.id.clone(), plan.epoch, slots)
-        })
-    };
     let members = |status: &GangStatus| {
         status.plan.as_ref().map(|plan| {
             plan.slots
