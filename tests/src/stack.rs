@@ -308,6 +308,11 @@ impl Stack {
         }
     }
 
+    /// The answer of a page that Muster serves, with its head.
+    pub async fn page(&self, path: &str) -> anyhow::Result<String> {
+        Ok(http_get(&self.http, path).await?)
+    }
+
     /// Sum of all series of a counter that Muster serves.
     pub async fn counted(&self, name: &str) -> anyhow::Result<f64> {
         let text = http_get(&self.http, "/metrics").await?;

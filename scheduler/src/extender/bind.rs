@@ -29,8 +29,15 @@ pub(super) async fn bind(State(extender): Door, request: Request) -> Response {
         Ok(args) => args.unwrap_or_default(),
         Err(error) => return super::malformed(&error),
     };
+    let pod = format!("{}/{}", args.pod_namespace, args.pod_name);
+    let node = args.node.clone();
     let outcome = extender.bind(args).await;
     extender.metrics.bind_left(started.elapsed());
+    let held_ms = started.elapsed().as_millis();
+    match &outcome {
+        Ok(()) => tracing::debug!(pod, node, held_ms, "bound"),
+        Err(said) => tracing::info!(pod, node, held_ms, %said, "not bound"),
+    }
     match &outcome {
         Ok(()) => super::answer(&BindingResult::bound()),
         Err(text) => super::answer(&BindingResult::refused(text.as_ref())),

@@ -1,11 +1,13 @@
 //! Jobs on the real control plane: etcd, kube-apiserver, kube-controller-manager, kube-scheduler,
 //! training-operator and KWOK, with Muster under its own account.
 
+use anyhow::Context as _;
 use muster_control_plane::NodeTemplate;
 use muster_control_plane::history::GangRule;
 use muster_tests::acts::{PATIENCE, existing_at_first_bind};
 use muster_tests::jobs::{Job, Role};
-use muster_tests::stack::{PARTIAL_MAX, Stack, StackOptions};
+use muster_tests::stack::{PARTIAL_MAX, Stack, StackOptions, muster};
+use serde_json::Value;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_start_whole_in_turn_and_one_by_one() -> anyhow::Result<()> {
@@ -32,6 +34,9 @@ async fn jobs_start_whole_in_turn_and_one_by_one() -> anyhow::Result<()> {
     stack
         .step("30 gangs at one and a half of the pool", overload(&stack))
         .await?;
+    stack
+        .step("healthy, and logs for machines", logs(&stack))
+        .await?;
     let history = stack.judge().await?;
     assert_eq!(
         existing_at_first_bind(&history, "many"),
@@ -44,6 +49,30 @@ async fn jobs_start_whole_in_turn_and_one_by_one() -> anyhow::Result<()> {
         .into_iter()
         .filter(|gang| gang.name.starts_with("default/crowd-") && gang.whole.is_some());
     assert_eq!(whole.count(), 30, "gangs of the crowd that ran whole");
+    Ok(())
+}
+
+/// Muster says that it is healthy, and each line of its log is JSON; those about a gang name it, and
+/// its plan where there is one.
+async fn logs(stack: &Stack) -> anyhow::Result<()> {
+    let health = stack.page("/healthz").await?;
+    let healthy = health.starts_with("HTTP/1.1 200 ") && health.ends_with("ok\n");
+    assert!(healthy, "{health}");
+    let text = std::fs::read_to_string(stack.cluster.log(&muster()))?;
+    let mut planned = 0;
+    for line in text.lines() {
+        let line: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+        for field in ["timestamp", "level", "message", "target"] {
+            assert!(line[field].is_string(), "{field} in {line}");
+        }
+        if line["message"] == "gang" {
+            for field in ["gang", "plan", "phase", "reason"] {
+                assert!(line[field].is_string(), "{field} in {line}");
+            }
+            planned += usize::from(line["plan"] != "");
+        }
+    }
+    assert!(planned >= 30, "{planned} lines about a gang with a plan");
     Ok(())
 }
 
