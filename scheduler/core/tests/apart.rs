@@ -9,7 +9,7 @@ use std::sync::Arc;
 use muster_core::event::Event;
 use muster_core::ids::{GangKey, NodeName};
 use muster_core::interpod::{HOSTNAME, InterPodKind, InterPodRule, Spread};
-use muster_core::node::{Requirement, SelectorOperator};
+use muster_core::node::{Requirement, SelectorOperator, Taint, TaintEffect};
 use muster_core::pod::PodShape;
 use muster_core::workload::Hold;
 use world::{World, shape};
@@ -160,4 +160,43 @@ fn spread_pods_that_wait_for_a_cordoned_zone_start_when_the_zone_is_gone() {
     );
     remove_node(&mut world, "n1");
     assert_eq!(world.phase(&key), "Running AllBound 3/3");
+}
+
+/// The taint that repeats a cordon keeps the zone out of a spread that honours taints, for as long as it
+/// is there: whether the gang could ever fit is asked as if it had gone.
+#[test]
+fn spread_gang_that_honours_taints_and_waits_for_a_cordoned_zone_is_not_told_that_it_never_fits() {
+    let mut world = second_zone_is_cordoned();
+    world.change_node("n1", |node| {
+        node.taints.push(Taint {
+            key: "node.kubernetes.io/unschedulable".into(),
+            value: "".into(),
+            effect: TaintEffect::NoSchedule,
+        });
+    });
+    let mut shape = (*spread_over_zones()).clone();
+    let rule = shape.between_pods.pop_first().unwrap();
+    let InterPodKind::Spread(spread) = rule.kind else {
+        panic!("a spread");
+    };
+    let spread = Spread {
+        honors_taints: true,
+        domains_min: 2,
+        ..spread
+    };
+    shape.between_pods.insert(InterPodRule {
+        kind: InterPodKind::Spread(spread),
+        ..rule
+    });
+    let key = world.submit("train", &[("Worker", 2, Arc::new(shape))], Hold::Held);
+    world.settle();
+    let said = format!("{}: {}", world.phase(&key), world.reason(&key));
+    assert!(said.starts_with("Waiting SpreadNotMet 0/2"), "{said}");
+    assert!(!said.contains("when the cluster is empty"), "{said}");
+    world.change_node("n1", |node| {
+        node.unschedulable = false;
+        node.taints.clear();
+    });
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
 }

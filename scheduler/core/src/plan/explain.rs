@@ -201,7 +201,9 @@ pub(super) fn explain_rules(
         avoid: BTreeSet::new(),
         ..gang.clone()
     };
-    let possible = match place(empty, &unavoided, rules, config, effort) {
+    // Domains count there that are kept out now, by a cordon's taint.
+    let ever = Rules::of(empty, &unavoided);
+    let possible = match place(empty, &unavoided, &ever, config, effort) {
         Err(Failure::Room(never)) if never.role.role == role.role => Some(never.placed),
         _ => None,
     };

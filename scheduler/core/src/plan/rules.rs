@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use super::GangRequest;
 use crate::interpod::{InterPodKind, InterPodRule, Labels, Spread};
-use crate::node::{Node, SelectorTerm, Toleration, untolerated};
+use crate::node::{SelectorTerm, Toleration, untolerated};
 use crate::pod::PodShape;
-use crate::snapshot::{NodeCapacity, Snapshot};
+use crate::snapshot::{Eligibility, NodeCapacity, Snapshot};
 
 /// Most rules of one gang that are looked at. Pods made from a few templates have a handful; what is
 /// beyond this is left to kube-scheduler, so that pods with a rule of their own each cost no memory.
@@ -313,7 +313,7 @@ impl Rule {
             let labelled = known.labelled(snapshot, &shape.between_pods);
             let nodes = snapshot.nodes().iter().zip(labelled);
             nodes
-                .map(|(capacity, labelled)| *labelled && counts_for(spread, shape, &capacity.node))
+                .map(|(capacity, labelled)| *labelled && counts_for(spread, shape, capacity))
                 .collect()
         });
         let live: BTreeSet<u32> = domains
@@ -437,7 +437,12 @@ fn domains_of(snapshot: &Snapshot, rule: &InterPodRule) -> Vec<Option<u32>> {
 
 /// Whether pods on the node count in a spread of a pod that selects nodes like `by`, as far as labels
 /// of its spreads leave it open.
-fn counts_for(spread: &Spread, by: &PodShape, node: &Node) -> bool {
-    (spread.ignores_affinity || by.selects(node))
-        && (!spread.honors_taints || untolerated(&node.taints, &by.tolerations).is_none())
+fn counts_for(spread: &Spread, by: &PodShape, capacity: &NodeCapacity) -> bool {
+    let node = &capacity.node;
+    let is_kept_off = || match capacity.eligibility {
+        // As it is, or as it is thought to be when it is asked whether a gang could ever fit.
+        Eligibility::Eligible => untolerated(node.own_taints(), &by.tolerations).is_some(),
+        _ => untolerated(&node.taints, &by.tolerations).is_some(),
+    };
+    (spread.ignores_affinity || by.selects(node)) && !(spread.honors_taints && is_kept_off())
 }
