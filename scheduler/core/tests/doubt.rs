@@ -487,7 +487,7 @@ fn held_pods_refused_while_a_plan_was_written_anew_are_woken() {
         });
     }
     world.settle();
-    assert!(world.pods.values().all(|pod| pod.unschedulable.is_none()));
+    assert!(world.pods.keys().all(|uid| world.woken.contains_key(uid)));
     assert_eq!(world.gangs[&key].record.phase, Phase::Starting);
 }
 

@@ -199,6 +199,34 @@ fn node_that_is_not_offered_to_a_pod_before_it_is_known_is_avoided_too() {
     assert!(!nodes.contains(&&node), "{nodes:?} with {node:?}");
 }
 
+/// A member of a gang that runs is turned down on its new place and gets another one. What its condition
+/// says is about the first: the second one is not lost over it, however long kube-scheduler takes.
+#[test]
+fn what_was_said_of_a_member_on_its_former_place_costs_it_no_other_one() {
+    let mut world = World::new(5, 8);
+    let uids = ["a", "b"].map(|name| world.labelled(name, "pair", 2, 8, true));
+    world.settle();
+    let key = GangKey::labelled("default", "pair");
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    world.scheduler = false;
+    world.delete_pod(&uids[1]);
+    world.settle();
+    let uid = world.labelled("b", "pair", 2, 8, true);
+    world.settle();
+    let first = planned(&world, &uid);
+    let said = format!(
+        "0/5 nodes are available: 1 node(s) had volume node affinity conflict, 4 {NOT_OFFERED}."
+    );
+    world.change_pod(&uid, |pod| pod.unschedulable = Some(Arc::from(said)));
+    world.pass(Millis::from_secs(6));
+    let second = planned(&world, &uid);
+    assert_ne!(second, first, "it was turned down there");
+    world.pass(Millis::from_secs(12));
+    assert_eq!(planned(&world, &uid), second, "nobody looked at this one");
+    ask(&mut world, &uid);
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+}
+
 /// A Bind that kube-scheduler has given up, or that was answered with an error, is never bound
 /// later: the pod may be on its way to another node by then.
 #[test]

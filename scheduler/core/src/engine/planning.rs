@@ -357,6 +357,8 @@ impl Engine {
                 slot.node = Some(member.node.clone());
                 slot.devices.clone_from(&member.devices);
                 slot.refused_since = None;
+                let pod = slot.pod.as_ref().and_then(|uid| self.pods.get(uid));
+                slot.said_before = pod.and_then(|pod| pod.unschedulable.clone());
                 self.ledger.reserve(
                     gang.slot_key(&seat),
                     member.node.clone(),

@@ -290,10 +290,10 @@ impl Engine {
                 // that run do not, and a member that they can do without holds no room for it.
                 Some((TurnedDown::Everywhere, said)) => {
                     plan.said = Some(Arc::clone(said));
-                    if plan.open {
-                        slot.refused_since.get_or_insert(now);
-                    } else {
+                    if !plan.open {
                         slot.refused_since = None;
+                    } else if slot.said_before.is_none() {
+                        slot.refused_since.get_or_insert(now);
                     }
                 }
                 _ => {}

@@ -227,6 +227,8 @@ impl Engine {
                 gang.status_failures = 0;
                 if let Some(plan) = gang.plan.as_mut().filter(|_| commits) {
                     plan.progress_at = now;
+                    // It may have been so for less than a round, in which Filter refused nevertheless.
+                    plan.was_durable = false;
                 }
             }
             WriteOutcome::Conflict(Some(record)) => {
@@ -309,13 +311,14 @@ impl Engine {
     }
 }
 
-/// A status of which it is not known whether its plan was written.
+/// A status of which it is not known whether its reason was written.
 fn forget_reason(mut status: GangStatus) -> GangStatus {
     status.reason = None;
     status.observed_generation = -1;
     status
 }
 
+/// A status of which it is not known whether its plan was written.
 fn forget_plan(mut status: GangStatus) -> GangStatus {
     status.plan = None;
     status.observed_generation = -1;

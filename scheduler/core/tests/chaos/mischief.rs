@@ -435,16 +435,7 @@ impl Storm {
 
     /// kube-scheduler tries every pod again now and then, whatever happened.
     fn flush_unschedulable(&mut self) {
-        let parked: Vec<PodUid> = self
-            .world
-            .pods
-            .values()
-            .filter(|pod| pod.unschedulable.is_some())
-            .map(|pod| pod.uid.clone())
-            .collect();
-        for uid in parked {
-            self.world.change_pod(&uid, |pod| pod.unschedulable = None);
-        }
+        self.asleep.clear();
     }
 }
 

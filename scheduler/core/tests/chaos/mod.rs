@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use muster_core::action::{Action, Write, WriteKind};
 use muster_core::event::{Event, Ticket, WriteOutcome};
-use muster_core::ids::{GangKey, NodeName, PodUid};
+use muster_core::ids::{GangKey, NodeName, PodUid, ResourceVersion};
 use muster_core::pod::{Membership, PodPhase, PodShape};
 use muster_core::time::Millis;
 
@@ -67,6 +67,8 @@ pub struct Storm {
     zombies: VecDeque<Write>,
     relists: u32,
     asked: BTreeMap<Ticket, (PodUid, NodeName)>,
+    /// Pods that Filter turned down, in the version in which they were.
+    asleep: BTreeMap<PodUid, ResourceVersion>,
     silent: BTreeSet<String>,
     sets: Vec<Set>,
     epoch: u64,
@@ -101,6 +103,7 @@ impl Storm {
             zombies: VecDeque::new(),
             relists: 0,
             asked: BTreeMap::new(),
+            asleep: BTreeMap::new(),
             silent: BTreeSet::new(),
             sets: Vec::new(),
             epoch: 1,

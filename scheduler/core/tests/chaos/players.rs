@@ -110,10 +110,7 @@ impl Storm {
                     && !pod.gated
                     && !pod.gated_by_others
                     && pod.is_alive()
-                    && pod
-                        .unschedulable
-                        .as_ref()
-                        .is_none_or(|said| !said.contains("muster:"))
+                    && self.asleep.get(&pod.uid) != Some(&pod.resource_version)
             })
             .filter(|pod| !self.world.held.values().any(|held| *held == pod.uid))
             .cloned()
@@ -136,6 +133,8 @@ impl Storm {
                 }
                 FilterAnswer::Nowhere(text) => {
                     self.condition(&pod, &format!("0/5 nodes are available: {text}"));
+                    let version = self.world.pods[&pod.uid].resource_version.clone();
+                    self.asleep.insert(pod.uid.clone(), version);
                     continue;
                 }
                 FilterAnswer::Later(_) => continue,

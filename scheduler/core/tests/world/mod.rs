@@ -579,7 +579,8 @@ impl World {
             }
             WriteKind::WakePod { pod, .. } => {
                 self.woken.insert(pod.uid.clone(), mark);
-                self.on_pod(&pod.uid, |pod| pod.unschedulable = None)
+                // Its condition says what it said until kube-scheduler has tried it again.
+                self.on_pod(&pod.uid, |_| ())
             }
             WriteKind::StampPod { pod } => {
                 let epoch = write.epoch;
