@@ -204,6 +204,15 @@ impl Stack {
         self.recorder.look(|world| gang.nodes(world))
     }
 
+    /// Number of bindings that were ever made of pods whose names go on with `-` after this.
+    pub fn ever_bound(&self, name: &str) -> usize {
+        let start = format!("{name}-");
+        let history = self.recorder.history();
+        let binds = history.binds();
+        let of_it = binds.iter().filter(|(_, pod)| pod.name.starts_with(&start));
+        of_it.count()
+    }
+
     /// Makes anew what of a gang's pods went away: the operator's work, or that of a user without one.
     pub async fn revive(&self, gang: &Gang) -> anyhow::Result<()> {
         if let Gang::Pods(_) = gang {

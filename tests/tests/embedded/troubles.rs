@@ -8,7 +8,7 @@ use muster_tests::jobs::{Job, Role};
 use muster_tests::sim::{
     GANGS, JOBS, NODES, PODS, SOON, Sim, SimOptions, bound, gang_field, phase_of,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{MINUTE, paused, slow_operator, template_is_clean, train, wide};
 
@@ -240,6 +240,32 @@ fn t41_a_member_that_its_kubelet_turns_away_comes_back_on_another_node() -> anyh
     })
 }
 
+/// One of two pods that are a gang by a label and fill a node each.
+fn half_of(gang: &str, member: u64) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": format!("{gang}-{member}"),
+            "labels": {"muster.dev/gang": gang},
+            "annotations": {"muster.dev/gang-size": "2"}},
+        "spec": {"schedulerName": "muster", "tolerations": [{"operator": "Exists"}],
+            "containers": [{"name": "c", "image": "i",
+                "resources": {"limits": {"nvidia.com/gpu": "8"}}}]}})
+}
+
+/// Filter calls from the creation of a pod of no gang until a minute after it was bound.
+async fn filter_calls_for_a_plain_pod(sim: &Sim) -> anyhow::Result<u64> {
+    let before = sim.filter_calls();
+    sim.cluster.create(
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "plain"},
+        "spec": {"schedulerName": "muster", "containers": [{"name": "c", "image": "i"}]}}),
+    )?;
+    sim.until("the plain pod is bound", SOON, |c| {
+        bound(c, "plain").len() == 1
+    })
+    .await?;
+    sim.pass(MINUTE).await;
+    Ok(sim.filter_calls() - before)
+}
+
 /// A pod that is bound, whoever's it is, wakes every pod that an extender has refused. Gangs that
 /// wait are suspended or gated instead of refused, so there is nothing to wake.
 #[test]
@@ -253,12 +279,7 @@ fn t13_a_bound_pod_wakes_none_of_the_gangs_that_wait() -> anyhow::Result<()> {
             sim.apply(&Job::new(&format!("job-{at:02}"), vec![Role::new("Worker", 8, 8)]).yaml())?;
             for member in 0..2 {
                 sim.cluster
-                    .create(json!({"apiVersion": "v1", "kind": "Pod",
-                    "metadata": {"name": format!("label-{at:02}-{member}"),
-                        "labels": {"muster.dev/gang": format!("group-{at:02}")},
-                        "annotations": {"muster.dev/gang-size": "2"}},
-                    "spec": {"schedulerName": "muster", "tolerations": [{"operator": "Exists"}], "containers": [{"name": "c", "image": "i",
-                        "resources": {"limits": {"nvidia.com/gpu": "8"}}}]}}))?;
+                    .create(half_of(&format!("group-{at:02}"), member))?;
             }
         }
         sim.until("all have a reason", SOON, |c| {
@@ -270,17 +291,8 @@ fn t13_a_bound_pod_wakes_none_of_the_gangs_that_wait() -> anyhow::Result<()> {
         })
         .await?;
         sim.pass(MINUTE).await;
-        let before = sim.filter_calls();
-        sim.cluster.create(
-            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "plain"},
-            "spec": {"schedulerName": "muster", "containers": [{"name": "c", "image": "i"}]}}),
-        )?;
-        sim.until("the plain pod is bound", SOON, |c| {
-            bound(c, "plain").len() == 1
-        })
-        .await?;
-        sim.pass(MINUTE).await;
-        assert_eq!(sim.filter_calls() - before, 1, "Filter calls for one pod");
+        let calls = filter_calls_for_a_plain_pod(&sim).await?;
+        assert_eq!(calls, 1, "Filter calls for one pod");
         sim.judge().await?;
         sim.stop().await;
         Ok(())
@@ -300,20 +312,13 @@ fn t13_without_policies_a_pod_wakes_each_waiting_one_once_for_each_change() -> a
             ..SimOptions::nodes(3)
         })
         .await?;
-        let labelled = |gang: &str, member: u64| {
-            sim.cluster.create(json!({"apiVersion": "v1", "kind": "Pod",
-                "metadata": {"name": format!("{gang}-{member}"),
-                    "labels": {"muster.dev/gang": gang},
-                    "annotations": {"muster.dev/gang-size": "2"}},
-                "spec": {"schedulerName": "muster", "tolerations": [{"operator": "Exists"}], "containers": [{"name": "c", "image": "i",
-                    "resources": {"limits": {"nvidia.com/gpu": "8"}}}]}}))
-        };
         for member in 0..2 {
-            labelled("fill", member)?;
+            sim.cluster.create(half_of("fill", member))?;
         }
         sim.until_phase("label-fill", "Running").await?;
         for at in 0..WAITING {
-            labelled(&format!("group-{:02}", at / 2), at % 2)?;
+            let gang = format!("group-{:02}", at / 2);
+            sim.cluster.create(half_of(&gang, at % 2))?;
         }
         sim.until("all have a reason", SOON, |c| {
             (0..WAITING / 2).all(|at| {
@@ -322,22 +327,13 @@ fn t13_without_policies_a_pod_wakes_each_waiting_one_once_for_each_change() -> a
         })
         .await?;
         sim.pass(10 * MINUTE).await;
-        let before = sim.filter_calls();
-        sim.cluster.create(
-            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "plain"},
-            "spec": {"schedulerName": "muster", "containers": [{"name": "c", "image": "i"}]}}),
-        )?;
-        sim.until("the plain pod is bound", SOON, |c| {
-            bound(c, "plain").len() == 1
-        })
-        .await?;
-        sim.pass(MINUTE).await;
-        let calls = sim.filter_calls() - before;
+        let calls = filter_calls_for_a_plain_pod(&sim).await?;
         println!("{calls} Filter calls for one bound pod, {WAITING} refused ones");
         assert!(calls > WAITING, "the waiting pods are woken: {calls}");
         assert!(calls <= 3 * WAITING + 1, "once for each change: {calls}");
+        let before = sim.filter_calls();
         sim.pass(10 * MINUTE).await;
-        let later = sim.filter_calls() - before - calls;
+        let later = sim.filter_calls() - before;
         // kube-scheduler looks at what it could not place every five minutes.
         assert!(later <= 3 * WAITING, "and not again and again: {later}");
         sim.judge().await?;

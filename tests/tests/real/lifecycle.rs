@@ -106,17 +106,6 @@ fn members(stack: &Stack, gang: &Gang) -> Vec<(String, String)> {
     })
 }
 
-/// Number of bindings that were ever made of pods with this name or a name that goes on with `-`.
-fn ever_bound(stack: &Stack, gang: &Gang) -> usize {
-    let start = format!("{}-", gang.name());
-    let history = stack.recorder.history();
-    let binds = history.binds();
-    binds
-        .iter()
-        .filter(|(_, pod)| pod.name.starts_with(&start))
-        .count()
-}
-
 /// A rival waits for the room, and does not get the place of the deleted member.
 async fn replaced(stack: &Stack, way: Way) -> anyhow::Result<()> {
     let (team, rival) = (way.gang("team", 4, 8), way.gang("rival", 1, 8));
@@ -137,7 +126,7 @@ async fn replaced(stack: &Stack, way: Way) -> anyhow::Result<()> {
     for index in [0, 2, 3] {
         assert_eq!(after[index], before[index], "the other members stay");
     }
-    assert_eq!(ever_bound(stack, &rival), 0, "the rival got no place");
+    assert_eq!(stack.ever_bound(rival.name()), 0, "the rival got no place");
     stack.end_gang(&team).await?;
     stack.wait_gang_running(&rival).await?;
     stack.end_gang(&rival).await
@@ -158,7 +147,11 @@ async fn deleted_young(stack: &Stack, way: Way) -> anyhow::Result<()> {
         .wait_world(PATIENCE, "some of its pods", |world| gang.born(world) >= 3)
         .await?;
     stack.end_gang(&gang).await?;
-    assert_eq!(ever_bound(stack, &gang), 0, "no member of it was bound");
+    assert_eq!(
+        stack.ever_bound(gang.name()),
+        0,
+        "no member of it was bound"
+    );
     Ok(())
 }
 
@@ -168,7 +161,11 @@ async fn deleted_at_barrier(stack: &Stack, way: Way) -> anyhow::Result<()> {
     stack.submit_gang(&gang).await?;
     stack.wait_held(3).await?;
     stack.end_gang(&gang).await?;
-    assert_eq!(ever_bound(stack, &gang), 0, "no member of it was bound");
+    assert_eq!(
+        stack.ever_bound(gang.name()),
+        0,
+        "no member of it was bound"
+    );
     let next = way.gang("next", 4, 8);
     stack.submit_gang(&next).await?;
     stack.wait_gang_running(&next).await?;

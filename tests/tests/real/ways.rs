@@ -71,20 +71,11 @@ async fn one_then_the_other(stack: &Stack, by: By, prefix: &str) -> anyhow::Resu
         "{}",
         says.message
     );
-    assert_eq!(ever_bound(stack, waits), 0, "the other holds nothing");
+    assert_eq!(stack.ever_bound(&waits.name), 0, "the other holds nothing");
     wait_whole(stack, runs).await?;
     stack.end_pods(runs).await?;
     wait_whole(stack, waits).await?;
     stack.end_pods(waits).await
-}
-
-/// Number of bindings that were ever made of a gang's pods.
-fn ever_bound(stack: &Stack, gang: &PodGang) -> usize {
-    let start = format!("{}-", gang.name);
-    let history = stack.recorder.history();
-    let binds = history.binds();
-    let of_gang = binds.iter().filter(|(_, pod)| pod.name.starts_with(&start));
-    of_gang.count()
 }
 
 /// 30 gangs at one and a half of the pool, pods of all gangs by turns: as many whole ones as fit, and
@@ -113,7 +104,7 @@ async fn interleaved(stack: &Stack, by: By, prefix: &str) -> anyhow::Result<()> 
     let (running, waiting): (Vec<_>, Vec<_>) =
         gangs.iter().zip(bound).partition(|(_, bound)| *bound == 4);
     for (gang, _) in &waiting {
-        assert_eq!(ever_bound(stack, gang), 0, "{} waits", gang.name);
+        assert_eq!(stack.ever_bound(&gang.name), 0, "{} waits", gang.name);
     }
     let held = stack.recorder.look(|world| world.held("nvidia.com/gpu"));
     assert_eq!(held, i128::from(GPUS), "all GPUs are in use");
