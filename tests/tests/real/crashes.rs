@@ -463,6 +463,7 @@ async fn at_barrier(
         stack.submit_gang(gang).await?;
     }
     stack.wait_held(2 * (SIZE - 1)).await?;
+    stack.recorder.caught_up(PATIENCE).await?;
     happens().await?;
     for gang in &gangs {
         let bound = stack.recorder.look(|world| gang.bound(world));

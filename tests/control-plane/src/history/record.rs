@@ -315,7 +315,7 @@ impl Shared {
     }
 
     /// Lists everything and records what differs from what is known; objects that went away are recorded as gone. Returns the list's
-    /// version, and whether anything differed.
+    /// version, and whether anything differed that is judged: a heartbeat of a node or a pod's condition hides nothing.
     async fn list<K: Recorded>(
         &self,
         api: &Api<K>,
@@ -324,17 +324,18 @@ impl Shared {
         let version = list.metadata.resource_version.clone().unwrap_or_default();
         let listed: std::collections::BTreeSet<String> =
             list.items.iter().filter_map(ResourceExt::uid).collect();
-        let known = K::all_gone(&self.log().world);
+        let known: BTreeMap<String, Change> = K::all_gone(&self.log().world).into_iter().collect();
         let mut differs = false;
-        for (_, change) in known.into_iter().filter(|(uid, _)| !listed.contains(uid)) {
+        for (_, change) in known.iter().filter(|(uid, _)| !listed.contains(*uid)) {
             differs = true;
-            self.push(number(Some(&version)), change);
+            self.push(number(Some(&version)), change.clone());
         }
         for object in &list.items {
             let own = number(object.resource_version().as_deref());
             let uid = object.uid().unwrap_or_default();
             if self.log().versions.get(&uid) != Some(&own) {
-                differs = true;
+                let before = known.get(&uid).cloned().map(judged);
+                differs |= before != Some(judged(object.gone()));
                 self.push(own, object.set());
             }
         }
@@ -342,7 +343,8 @@ impl Shared {
     }
 
     /// Watches for ever, from a version on. A server that was restarted refuses versions from before; when a list then shows every
-    /// object as it was last seen, nothing was missed (but for objects that were made and removed in between).
+    /// object as it was last seen, nothing was missed (but for objects that were made and removed in between, and nodes that changed
+    /// and changed back: what is judged of a pod never goes back).
     async fn follow<K: Recorded>(self: Arc<Self>, api: Api<K>, mut version: String) {
         loop {
             let expired = match api.watch(&WatchParams::default(), &version).await {
@@ -388,6 +390,14 @@ impl Shared {
 }
 
 /// Resource versions of the API server are decimal numbers out of one sequence (comparable as such since Kubernetes 1.35).
+/// What is judged of a change: annotations are not.
+pub(super) fn judged(mut change: Change) -> Change {
+    if let Change::PodGone(pod) | Change::Pod(pod) = &mut change {
+        pod.annotations.clear();
+    }
+    change
+}
+
 fn number(version: Option<&str>) -> u64 {
     version
         .and_then(|version| version.parse().ok())

@@ -1,7 +1,10 @@
 //! Small histories by hand, written one event a second.
 
 use super::*;
+use crate::history::record::judged;
 use crate::history::{JobState, NodeState};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
 
 /// A history built line by line.
 #[derive(Default)]
@@ -122,6 +125,26 @@ fn a_record_with_a_gap_is_no_proof_of_anything() {
     let at = Timestamp::from_second(7).unwrap();
     history.gaps = vec![at, Timestamp::from_second(9).unwrap()];
     assert_eq!(history.unseen(), Some(Violation::Unseen { at, gaps: 2 }));
+}
+
+/// A pod's condition or annotation that a list shows for the first time hides nothing that is judged; a
+/// binding does.
+#[test]
+fn a_change_that_is_not_judged_is_no_gap() {
+    let pod = |value: serde_json::Value| {
+        let pod: Pod = serde_json::from_value(value).unwrap();
+        judged(Change::PodGone(PodState::of(&pod)))
+    };
+    let bare =
+        json!({"metadata": {"name": "a", "namespace": "ns", "uid": "u", "resourceVersion": "1"}});
+    let mut said = bare.clone();
+    said["metadata"]["resourceVersion"] = json!("2");
+    said["metadata"]["annotations"] = json!({"muster.dev/wake": "e1-1/2-3"});
+    said["status"] = json!({"conditions": [{"type": "PodScheduled", "status": "False"}]});
+    let mut bound = said.clone();
+    bound["spec"] = json!({"nodeName": "n", "containers": []});
+    assert_eq!(pod(bare), pod(said.clone()));
+    assert_ne!(pod(said), pod(bound));
 }
 
 #[test]
