@@ -383,10 +383,12 @@ fn set(resources: &mut Resources, name: &ResourceName, amount: u64) {
 fn eligibility(node: &Node) -> Eligibility {
     if node.unschedulable || node.terminating {
         Eligibility::Cordoned
-    } else if node.ready {
-        Eligibility::Eligible
-    } else {
+    } else if !node.is_available() {
         Eligibility::NotReady
+    } else if node.is_under_pressure() {
+        Eligibility::UnderPressure
+    } else {
+        Eligibility::Eligible
     }
 }
 

@@ -81,14 +81,46 @@ impl Toleration {
     }
 }
 
+/// Taints by which the node lifecycle controller says that a node is short of something.
+/// <https://kubernetes.io/docs/reference/labels-annotations-taints/>
+const PRESSURE: [&str; 3] = [
+    "node.kubernetes.io/memory-pressure",
+    "node.kubernetes.io/disk-pressure",
+    "node.kubernetes.io/pid-pressure",
+];
+
+/// Taints by which controllers say that a node is not there yet, or not now, whatever its kubelet says.
+const UNAVAILABLE: [&str; 3] = [
+    "node.kubernetes.io/network-unavailable",
+    "node.cloudprovider.kubernetes.io/uninitialized",
+    "node.cloudprovider.kubernetes.io/shutdown",
+];
+
 impl Node {
-    /// Its taints, but for those by which the node lifecycle controller repeats that it is cordoned
-    /// or not ready: that passes, and is no property of the node.
+    /// Its taints, but for those by which controllers say what state it is in: cordoned, not ready,
+    /// under pressure. That passes, and is no property of the node.
     pub fn own_taints(&self) -> impl Iterator<Item = &Taint> {
         self.taints.iter().filter(|taint| match &*taint.key {
             "node.kubernetes.io/unschedulable" => !self.unschedulable,
             "node.kubernetes.io/not-ready" | "node.kubernetes.io/unreachable" => self.ready,
-            _ => true,
+            key => !PRESSURE.contains(&key) && !UNAVAILABLE.contains(&key),
+        })
+    }
+
+    /// Whether it is short of memory, disk or process numbers. Its kubelet refuses most pods then,
+    /// also those that tolerate the taint.
+    pub fn is_under_pressure(&self) -> bool {
+        self.keeps_off_by(&PRESSURE)
+    }
+
+    /// Whether its kubelet is well, and nothing says that its network or its machine is not there.
+    pub fn is_available(&self) -> bool {
+        self.ready && !self.keeps_off_by(&UNAVAILABLE)
+    }
+
+    fn keeps_off_by(&self, keys: &[&str]) -> bool {
+        self.taints.iter().any(|taint| {
+            taint.effect != TaintEffect::PreferNoSchedule && keys.contains(&&*taint.key)
         })
     }
 }

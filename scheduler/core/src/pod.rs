@@ -169,6 +169,14 @@ pub struct Pod {
     pub status_reason: Option<Arc<str>>,
 }
 
+/// What kube-scheduler counts by nodes though it holds on every one of them, of
+/// `plugins/volumerestrictions` and `plugins/volumebinding`: a claim of which another pod has the only
+/// use, and one whose volume does not exist.
+const ON_EVERY_NODE: [&str; 2] = [
+    "PersistentVolumeClaim with ReadWriteOncePod access mode already in-use",
+    "pvc(s) bound to non-existent pv(s)",
+];
+
 /// Who turned a pod down, and where, as the message of its condition tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TurnedDown {
@@ -192,6 +200,9 @@ impl TurnedDown {
         }
         if said.contains("muster:") {
             return Self::ByMuster;
+        }
+        if ON_EVERY_NODE.iter().any(|reason| said.contains(reason)) {
+            return Self::Everywhere;
         }
         let after = said
             .split_once("nodes are available: ")

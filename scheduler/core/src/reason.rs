@@ -16,8 +16,10 @@ pub struct NodeTally {
     pub nodes: u32,
     /// Cordoned, or being deleted.
     pub cordoned: u32,
-    /// Not ready.
+    /// Not ready, or not available.
     pub not_ready: u32,
+    /// Short of memory, disk or process numbers.
+    pub pressure: u32,
     /// A taint is not tolerated.
     pub taint: u32,
     /// `nodeSelector` or required affinity does not match.
@@ -48,6 +50,7 @@ impl fmt::Display for NodeTally {
             ("selector", self.selector),
             ("cordoned", self.cordoned),
             ("not ready", self.not_ready),
+            ("under pressure", self.pressure),
             ("no agent report", self.no_report),
             ("refused before", self.refused),
             ("unhealthy GPU", self.unhealthy),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use muster_core::action::{JobChange, WriteKind};
 use muster_core::event::{Event, WriteOutcome};
-use muster_core::node::{Taint, TaintEffect};
+use muster_core::node::{Taint, TaintEffect, Toleration, TolerationOperator};
 use muster_core::pod::PodPhase;
 use muster_core::time::Millis;
 use muster_core::workload::{Hold, MemberSource, Outcome};
@@ -295,6 +295,41 @@ fn gang_that_waits_for_a_cordoned_or_not_ready_node_is_not_told_that_it_never_fi
     });
     world.settle();
     assert_eq!(world.bound(&key), 0);
+    world.change_node("n1", |node| node.taints.clear());
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 3/3");
+}
+
+/// A node that is short of memory for a while is not too small for a gang, and no place for it now, even
+/// if its pods tolerate every taint: the kubelet would refuse them.
+#[test]
+fn gang_waits_for_a_node_under_pressure_and_is_not_told_that_it_never_fits() {
+    let taint = |key: &str| Taint {
+        key: Arc::from(key),
+        value: Arc::from(""),
+        effect: TaintEffect::NoSchedule,
+    };
+    let mut world = World::new(3, 8);
+    world.change_node("n0", |node| {
+        node.taints
+            .push(taint("node.kubernetes.io/memory-pressure"));
+    });
+    world.change_node("n1", |node| {
+        let network = taint("node.kubernetes.io/network-unavailable");
+        node.taints.push(network);
+    });
+    let mut shape = world::shape(8);
+    shape.tolerations.push(Toleration {
+        key: None,
+        operator: TolerationOperator::Exists,
+        effect: None,
+    });
+    let key = world.submit("train", &[("Worker", 3, Arc::new(shape))], Hold::Held);
+    world.settle();
+    let reason = world.reason(&key);
+    assert_eq!(world.phase(&key), "Waiting NotEnoughFree 0/3", "{reason}");
+    assert!(reason.contains("not ready 1, under pressure 1"), "{reason}");
+    world.change_node("n0", |node| node.taints.clear());
     world.change_node("n1", |node| node.taints.clear());
     world.settle();
     assert_eq!(world.phase(&key), "Running AllBound 3/3");

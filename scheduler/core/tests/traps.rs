@@ -180,6 +180,49 @@ fn unknown_outcome_of_a_write_that_only_says_why_keeps_the_plan() {
     assert_eq!(world.phase(&key), "Running AllBound 2/2");
 }
 
+/// What was said of a member that has come since says nothing about what the gang waits for now. It is
+/// taken back once: a member that comes and goes is not worth two writes each time.
+#[test]
+fn what_was_said_of_a_member_is_taken_back_when_it_comes() {
+    let (mut world, key, uids) = gathered(3, 2);
+    let puts = |world: &World| {
+        let sent = world.writes.iter();
+        sent.filter(|write| matches!(write.what, WriteKind::PutStatus { .. }))
+            .count()
+    };
+    let missing = "0/3 nodes are available: persistentvolumeclaim \"data\" not found.";
+    world.change_pod(&uids[0], |pod| pod.unschedulable = Some(Arc::from(missing)));
+    world.settle();
+    assert!(
+        world.reason(&key).ends_with(missing),
+        "{}",
+        world.reason(&key)
+    );
+    let before = puts(&world);
+    world.change_pod(&uids[0], |pod| pod.unschedulable = None);
+    ask(&mut world, &uids[0]);
+    assert!(
+        !world.reason(&key).contains("said"),
+        "{}",
+        world.reason(&key)
+    );
+    assert_eq!(puts(&world), before + 1);
+    for _ in 0..5 {
+        world.change_pod(&uids[1], |pod| pod.unschedulable = Some(Arc::from(missing)));
+        world.settle();
+        world.change_pod(&uids[1], |pod| pod.unschedulable = None);
+        world.settle();
+    }
+    assert!(
+        world.reason(&key).ends_with(missing),
+        "{}",
+        world.reason(&key)
+    );
+    assert_eq!(puts(&world), before + 2);
+    ask(&mut world, &uids[1]);
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+}
+
 /// kube-scheduler may ask about a new pod, and not offer the planned node, before Muster has seen the
 /// pod. Nobody is told then; the pod's condition says it too.
 #[test]
@@ -531,6 +574,16 @@ fn message_of_kube_scheduler_tells_who_turned_a_pod_down_and_where() {
         (
             "0/3 nodes are available: node(s) didn't satisfy plugin(s) [NodeAffinity VolumeBinding] simultaneously.",
             TurnedDown::OnNodes,
+        ),
+        // On each node that its other plugins leave, wherever the pod goes.
+        (
+            "0/9 nodes are available: 2 node(s) had untolerated taint(s), 7 node(s) unavailable due to \
+             PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod.",
+            TurnedDown::Everywhere,
+        ),
+        (
+            "0/1 nodes are available: 1 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s).",
+            TurnedDown::Everywhere,
         ),
         ("no nodes available to schedule pods", TurnedDown::OnNodes),
         ("", TurnedDown::OnNodes),

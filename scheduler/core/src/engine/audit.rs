@@ -281,7 +281,8 @@ impl Engine {
         [
             (node.terminating, "is being deleted"),
             (node.unschedulable, "is cordoned"),
-            (!node.ready, "is not ready"),
+            (!node.is_available(), "is not ready"),
+            (node.is_under_pressure(), "is under pressure"),
             (!tolerated, "has a taint that is not tolerated"),
             (
                 slot.shape.mismatch(node).is_some(),

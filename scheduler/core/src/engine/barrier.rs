@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::doubt::newest;
-use super::gang::{Gang, Record};
+use super::gang::{Gang, Record, Said};
 use super::members::LOST_SLOT;
 use super::{BindPurpose, Engine, LooseBind, Purpose};
 use crate::action::WriteKind;
@@ -358,7 +358,7 @@ impl Engine {
             }
         }
         if let WriteOutcome::Refused(said) = outcome {
-            plan.said = Some(said);
+            plan.said = Some(Said::of(seat, &said));
             if let Some(gang) = self.gangs.get_mut(key) {
                 gang.blocked_until = gang.blocked_until.max(retry);
             }

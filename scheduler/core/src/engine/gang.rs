@@ -112,8 +112,19 @@ pub(crate) struct Plan {
     pub first_held_at: Option<Timestamp>,
     /// Since when fewer than the minimum have been bound, with the barrier passed.
     pub partial_since: Option<Timestamp>,
-    /// What kube-scheduler last said of a member that it turned down.
-    pub said: Option<Arc<str>>,
+    /// What was last said of a member that was turned down.
+    pub said: Option<Said>,
+    /// That has been taken back once, because the member came after all.
+    pub took_back: bool,
+}
+
+/// What kube-scheduler, or the API server, said of a member that it turned down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Said {
+    /// The member's place.
+    pub of: Seat,
+    /// What it said.
+    pub text: Arc<str>,
 }
 
 impl Plan {
@@ -132,6 +143,25 @@ impl Plan {
     /// Whether a member is bound and has not ended.
     pub fn holds_any(&self) -> bool {
         self.slots.values().any(|slot| slot.bound && !slot.done)
+    }
+
+    pub fn said_text(&self) -> Option<Arc<str>> {
+        self.said.as_ref().map(|said| Arc::clone(&said.text))
+    }
+
+    /// Forgets what was said of a member that has come since. It is taken back once in the life of a plan:
+    /// each saying, and each taking back, is a write.
+    pub fn take_back(&mut self) {
+        if let Some(said) = &self.said
+            && !self.took_back
+            && self
+                .slots
+                .get(&said.of)
+                .is_none_or(|slot| slot.is_settled() || slot.ticket.is_some())
+        {
+            self.said = None;
+            self.took_back = true;
+        }
     }
 
     pub fn arrived(&self) -> u32 {
@@ -174,6 +204,15 @@ impl Plan {
 
 fn count<T>(items: impl Iterator<Item = T>) -> u32 {
     u32::try_from(items.count()).unwrap_or(u32::MAX)
+}
+
+impl Said {
+    pub fn of(seat: &Seat, text: &Arc<str>) -> Self {
+        Self {
+            of: seat.clone(),
+            text: Arc::clone(text),
+        }
+    }
 }
 
 /// What is known of the gang's Gang object.

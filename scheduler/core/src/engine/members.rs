@@ -54,6 +54,7 @@ impl Engine {
             first_held_at: None,
             partial_since: None,
             said: None,
+            took_back: false,
         };
         // Members are gone whose shape nothing tells any more, or had lost their places. If nothing
         // runs, it is planned anew.

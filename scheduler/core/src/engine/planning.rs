@@ -236,6 +236,7 @@ impl Engine {
             // What was bound in part before goes on being so.
             partial_since: gang.partial_since.filter(|_| resumed),
             said: None,
+            took_back: false,
         };
         plan.complete = resumed && plan.bound() >= plan.minimum;
         plan

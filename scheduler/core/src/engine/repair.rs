@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Engine;
-use super::gang::{Gang, Plan, Seat, Slot};
+use super::gang::{Gang, Plan, Said, Seat, Slot};
 use super::release::carries_marks;
 use crate::action::JobChange;
 use crate::ids::NodeName;
@@ -260,6 +260,7 @@ impl Engine {
         let Some(plan) = &mut gang.plan else { return };
         let begins = durable && !plan.was_durable;
         let mut refused = Vec::new();
+        plan.take_back();
         for (seat, slot) in &mut plan.slots {
             let Some(pod) = slot.pod.as_ref().and_then(|uid| self.pods.get(uid)) else {
                 continue;
@@ -284,12 +285,12 @@ impl Engine {
                 // Nor does what was said before the pod had this place; the barrier's deadline counts it.
                 Some((TurnedDown::OnNodes, said)) if slot.said_before.is_none() => {
                     slot.refused_since.get_or_insert(now);
-                    plan.said = Some(Arc::clone(said));
+                    plan.said = Some(Said::of(seat, said));
                 }
                 // No other node would do: the members wait at the barrier for what is missing. Those
                 // that run do not, and a member that they can do without holds no room for it.
                 Some((TurnedDown::Everywhere, said)) => {
-                    plan.said = Some(Arc::clone(said));
+                    plan.said = Some(Said::of(seat, said));
                     if !plan.open {
                         slot.refused_since = None;
                     } else if slot.said_before.is_none() {
@@ -415,7 +416,7 @@ impl Engine {
                 .is_some_and(|since| now >= since + self.config.gather_max);
             if quiet || long {
                 let too_large = (!quiet).then(|| still_coming(self.config.gather_max));
-                let said = plan.said.clone().or(too_large);
+                let said = plan.said_text().or(too_large);
                 self.avoid_refusing_nodes(gang, now);
                 self.give_back(
                     gang,
@@ -590,8 +591,10 @@ fn unfit(node: &Node, shape: &PodShape) -> Option<&'static str> {
         Some("is being deleted")
     } else if node.unschedulable {
         Some("is cordoned")
-    } else if !node.ready {
+    } else if !node.is_available() {
         Some("is not ready")
+    } else if node.is_under_pressure() {
+        Some("is under pressure")
     } else if untolerated(&node.taints, &shape.tolerations).is_some() {
         Some("has a taint that is not tolerated")
     } else if shape.mismatch(node).is_some() {

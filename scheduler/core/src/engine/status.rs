@@ -51,7 +51,7 @@ impl Engine {
                 // How many have arrived changes with each of them: it is not worth a write.
                 Some(Reason::Gathering {
                     planned: plan.planned(),
-                    said: plan.said.clone(),
+                    said: plan.said_text(),
                 })
             }
             _ => gang.reason.clone(),
@@ -382,8 +382,9 @@ fn is_worth_a_write(acked: &GangStatus, wanted: &GangStatus) -> bool {
     }
     match wanted.phase {
         // The commit names the pods that exist; later ones claim their slots by role and index. What
-        // keeps one of them from its place is worth one write, and not one for each that it keeps.
-        Phase::Starting => !says_what_keeps_it(acked) && says_what_keeps_it(wanted),
+        // keeps one of them from its place is worth one write, and not one for each that it keeps, and
+        // that it has come after all another one.
+        Phase::Starting => says_what_keeps_it(acked) != says_what_keeps_it(wanted),
         // How many of a gang's pods exist changes with each that comes.
         Phase::Waiting => members(acked) != members(wanted),
         _ => {

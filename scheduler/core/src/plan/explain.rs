@@ -285,6 +285,7 @@ fn cause<'a>(
     match capacity.eligibility {
         Eligibility::Cordoned => return &mut tally.cordoned,
         Eligibility::NotReady => return &mut tally.not_ready,
+        Eligibility::UnderPressure => return &mut tally.pressure,
         Eligibility::Eligible => {}
     }
     if capacity.node.allocatable.shortage(requests).is_some() {

@@ -33,8 +33,10 @@ pub enum Eligibility {
     Eligible,
     /// It is cordoned or being deleted.
     Cordoned,
-    /// It is not ready.
+    /// It is not ready, or not available.
     NotReady,
+    /// It is short of memory, disk or process numbers.
+    UnderPressure,
 }
 
 /// What one node can take.
