@@ -184,7 +184,7 @@ pub enum TurnedDown {
     ByMuster,
     /// kube-scheduler, on the nodes it looked at.
     OnNodes,
-    /// kube-scheduler, before it looked at any node: a volume claim is missing, for example.
+    /// kube-scheduler, whatever the node: a volume claim is missing, for example.
     Everywhere,
 }
 

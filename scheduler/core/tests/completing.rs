@@ -293,3 +293,47 @@ fn gang_whose_failed_member_stays_away_has_failed_after_a_while() {
         world.phase(&key)
     );
 }
+
+/// Its template confines its pods to the nodes of the plan, and the pod of a member that had ended is made
+/// again after a restart: that it may stand nowhere else was taken for its own wish, for ever.
+#[test]
+fn ended_member_that_is_made_again_after_a_restart_is_not_kept_to_the_nodes_of_before() {
+    let mut world = World::new(3, 4);
+    let key = world.submit("train", &[("Worker", 3, gpus(2))], Hold::Held);
+    world.edit(&key, |job| job.minimum = Some(1));
+    world.settle();
+    let uid = world.member("train-Worker-1");
+    world.change_pod(&uid, |pod| pod.phase = PodPhase::Succeeded);
+    world.settle();
+    // Somebody else takes the room that it has left.
+    let node = world.pods[&uid].node.clone().unwrap();
+    let thief = world.pod("thief", None, gpus(2));
+    world.change_pod(&thief, |pod| {
+        pod.ours = false;
+        pod.node = Some(node);
+        pod.phase = PodPhase::Running;
+    });
+    world.settle();
+    world.restart(2);
+    world.delete_pod(&uid);
+    world.pass(Millis::from_secs(60));
+    assert_eq!(world.phase(&key), "Running AllBound 3/3");
+    assert_eq!(world.bound(&key), 3);
+}
+
+/// Nobody says that a pod of no job is ever made again: its place would be kept from others for ever.
+#[test]
+fn place_of_a_lost_pod_that_its_gang_can_do_without_is_given_to_others_after_a_while() {
+    let mut world = World::new(1, 8);
+    let key = GangKey::labelled("default", "group");
+    let uids = ["a", "b", "c"].map(|name| world.labelled(name, "group", 2, 2, true));
+    world.settle();
+    assert_eq!(world.bound(&key), 3);
+    let waiting = world.submit("waiting", &[("Worker", 1, gpus(4))], Hold::Held);
+    world.delete_pod(&uids[2]);
+    world.settle();
+    assert_eq!(world.bound(&waiting), 0, "it may come back");
+    world.pass(Millis::from_secs(31));
+    assert_eq!(world.bound(&waiting), 1);
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+}

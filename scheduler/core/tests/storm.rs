@@ -34,6 +34,7 @@ fn run(storm: &mut Storm) {
     let after: Vec<_> = storm.world.writes.iter().skip(writes).collect();
     assert!(after.is_empty(), "writes go on: {after:?}");
     storm.check_settled();
+    storm.check_rebuilt();
 }
 
 fn setting(name: &str) -> Option<u64> {

@@ -592,3 +592,93 @@ fn message_of_kube_scheduler_tells_who_turned_a_pod_down_and_where() {
         assert_eq!(TurnedDown::of(said), who, "{said}");
     }
 }
+
+/// A job that was released as a whole is held again, and its controller takes the pods away. One that is
+/// down does not: the pods would hold their GPUs, of a gang in part, for as long.
+#[test]
+fn pods_of_a_job_released_whole_go_even_while_its_controller_is_down() {
+    let mut world = World::new(3, 8);
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.settle();
+    assert_eq!(world.bound(&key), 2);
+    world.operator = false;
+    let lost = world.member("train-Worker-1");
+    world.delete_pod(&lost);
+    world.pass(Millis::from_secs(31));
+    assert!(
+        world
+            .announced
+            .iter()
+            .any(|said| said.starts_with("ReleasedWhole")),
+        "{:?}",
+        world.announced
+    );
+    assert_eq!(world.bound(&key), 1, "its controller has time to do it");
+    world.pass(Millis::from_secs(31));
+    assert_eq!(world.bound(&key), 0);
+    world.operator = true;
+    world.pass(Millis::from_secs(30));
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+}
+
+/// Somebody else manages the job from now on: it is no longer read, and none of its members will come.
+#[test]
+fn what_is_bound_in_part_of_a_job_that_is_gone_is_released() {
+    let mut world = World::new(3, 8);
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.settle();
+    world.scheduler = false;
+    let lost = world.member("train-Worker-1");
+    world.delete_pod(&lost);
+    world.settle();
+    world.operator = false;
+    world.tell(Event::WorkloadRemoved(key.clone()));
+    world.settle();
+    assert_eq!(world.bound(&key), 1);
+    world.pass(Millis::from_secs(31));
+    assert_eq!(world.bound(&key), 0);
+}
+
+fn unreadable(world: &World, key: &GangKey) -> Event {
+    let mut record = world.gangs[key].record.clone();
+    record.plan = Err(Arc::from("recordVersion 9 is newer than this scheduler"));
+    record.resource_version = "9999".into();
+    Event::RecordApplied(record)
+}
+
+/// A Gang object that a newer version has written while Binds are held: they would be held until
+/// kube-scheduler gives up, and nobody would learn why.
+#[test]
+fn gang_whose_object_cannot_be_read_holds_no_binds_and_says_so() {
+    let (mut world, key, uids) = gathered(3, 2);
+    let ticket = ask(&mut world, &uids[0]);
+    assert_eq!(is_ok(&world, ticket), None, "it is held");
+    let event = unreadable(&world, &key);
+    world.tell(event);
+    world.settle();
+    assert_eq!(is_ok(&world, ticket), Some(false));
+    let said = world.announced.join("; ");
+    assert!(
+        said.contains("UnreadableRecord the Gang's plan cannot be read: recordVersion 9"),
+        "{said}"
+    );
+    world.scheduler = true;
+    world.pass(Millis::from_secs(60));
+    assert_eq!(world.bound(&key), 0);
+}
+
+#[test]
+fn gang_whose_object_cannot_be_read_is_not_left_bound_in_part() {
+    let mut world = World::new(3, 8);
+    let uids = ["a", "b"].map(|name| world.labelled(name, "pair", 2, 8, true));
+    world.settle();
+    let key = GangKey::labelled("default", "pair");
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    let event = unreadable(&world, &key);
+    world.tell(event);
+    world.pass(Millis::from_secs(60));
+    assert_eq!(world.bound(&key), 2, "what is whole goes on");
+    world.delete_pod(&uids[1]);
+    world.pass(Millis::from_secs(31));
+    assert_eq!(world.bound(&key), 0);
+}

@@ -35,6 +35,14 @@ pub enum Violation {
     BelowMinimum(String),
     /// DEV-1: a device that is promised twice.
     DeviceTwice(DeviceUuid),
+    /// DEV-1: a member that is not bound yet has a place on a node where what is used and promised comes
+    /// to more than can be used.
+    Overcommitted {
+        /// Where.
+        node: NodeName,
+        /// Whose it is.
+        slot: String,
+    },
     /// RES-1: a reservation that no live plan has.
     Orphan {
         /// Where.
@@ -73,7 +81,7 @@ impl Violation {
         match self {
             Self::Partial { .. } => "GANG-1",
             Self::BelowMinimum(_) => "GANG-2",
-            Self::DeviceTwice(_) => "DEV-1",
+            Self::DeviceTwice(_) | Self::Overcommitted { .. } => "DEV-1",
             Self::Orphan { .. } | Self::Unreserved { .. } => "RES-1",
             Self::Unreported { .. } => "INV-1",
             Self::Unfit { .. } => "PLACE-1",
@@ -97,6 +105,12 @@ impl fmt::Display for Violation {
                 write!(f, "the plan of {gang} does not cover its minimum")
             }
             Self::DeviceTwice(uuid) => write!(f, "device {uuid} is promised twice"),
+            Self::Overcommitted { node, slot } => {
+                write!(
+                    f,
+                    "{slot} is planned on {node}, which has not the room for it"
+                )
+            }
             Self::Orphan { node, slot } => {
                 write!(f, "reservation of {slot} on {node} belongs to no plan")
             }
@@ -187,7 +201,7 @@ impl Engine {
 
     /// GANG-1 for one gang, by its pods. A member that has ended well counts as bound.
     fn partial(&self, gang: &Gang) -> Option<Violation> {
-        if gang.releasing || self.is_away() || self.has_ended(gang) {
+        if self.is_away() || self.has_ended(gang) {
             return None;
         }
         let slots = || gang.plan.iter().flat_map(|plan| plan.slots.values());
@@ -223,9 +237,17 @@ impl Engine {
         if bound.is_empty() || settled >= minimum {
             return None;
         }
-        let in_time = since.is_some_and(|since| {
-            self.decided_at < since + self.config.repair_max && since <= self.decided_at
-        });
+        let in_time = if gang.releasing {
+            // Its controller has as long again to take its pods away; then each is being deleted.
+            let is_going = |pod: &&Pod| self.deleting.contains_key(&pod.uid);
+            self.decided_at < gang.releasing_since + self.config.repair_max
+                || self.decided_at < gang.blocked_until
+                || bound.iter().all(is_going)
+        } else {
+            since.is_some_and(|since| {
+                self.decided_at < since + self.config.repair_max && since <= self.decided_at
+            })
+        };
         (!in_time).then(|| Violation::Partial {
             gang: gang.name.to_string(),
             bound: settled,
@@ -262,6 +284,18 @@ impl Engine {
                     node: node.clone(),
                     slot: key(),
                     what,
+                });
+            }
+            let (inventory, config) = (&self.inventory, &self.config);
+            let now = self.decided_at;
+            let has_place = self.ledger.node(node).is_some()
+                && self.ledger.reserved_on(&gang.slot_key(seat)) == Some(node);
+            if has_place
+                && (self.ledger).is_overcommitted(node, &slot.shape, inventory, config, now)
+            {
+                violations.push(Violation::Overcommitted {
+                    node: node.clone(),
+                    slot: key(),
                 });
             }
             if !self.is_vouched_for(slot, node) {

@@ -28,6 +28,9 @@ impl Engine {
             if let Some(since) = &mut gang.partial_since {
                 shift(since, repair_max);
             }
+            if gang.releasing {
+                shift(&mut gang.releasing_since, repair_max);
+            }
             if let Some(plan) = &mut gang.plan {
                 if let Some(since) = &mut plan.partial_since {
                     shift(since, repair_max);

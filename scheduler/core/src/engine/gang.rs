@@ -9,7 +9,7 @@ use crate::ledger::SlotKey;
 use crate::pod::PodShape;
 use crate::reason::Reason;
 use crate::record::{GangStatus, PlanRecord, SlotRecord};
-use crate::time::Timestamp;
+use crate::time::{Millis, Timestamp};
 use crate::view::UNKNOWN_JOB;
 use crate::workload::{Hold, MemberSource, Outcome, Workload, WorkloadKind};
 
@@ -47,6 +47,8 @@ pub(crate) struct Slot {
     pub woken_from: Option<Arc<str>>,
     /// The pod's predecessor, which still terminates and holds the room.
     pub predecessor: Option<PodUid>,
+    /// Since when it has no pod, after it had one.
+    pub lost_at: Option<Timestamp>,
     /// Since when kube-scheduler has been turning the pod down on its planned node.
     pub refused_since: Option<Timestamp>,
     /// What kube-scheduler had said of the pod before it had this place: says nothing about it.
@@ -71,6 +73,7 @@ impl Slot {
             release_after: Timestamp(0),
             woken_from: None,
             predecessor: None,
+            lost_at: None,
             refused_since: None,
             said_before: None,
             doubtful: None,
@@ -80,6 +83,12 @@ impl Slot {
     /// Bound, or past needing it.
     pub fn is_settled(&self) -> bool {
         self.bound || self.done
+    }
+
+    /// When nobody is waited for any more, where a pod is missing that may not be made again.
+    pub fn given_up_at(&self, limit: Millis) -> Option<Timestamp> {
+        let waits = self.pod.is_none() && self.predecessor.is_none() && !self.is_settled();
+        self.lost_at.filter(|_| waits).map(|since| since + limit)
     }
 
     /// Whether a Binding of its pod may still apply.
@@ -284,6 +293,8 @@ pub(crate) struct Gang {
     pub ended_slots: BTreeMap<Seat, Slot>,
     /// Released as a whole: what is still bound of it is to go before anything is planned.
     pub releasing: bool,
+    /// Since when.
+    pub releasing_since: Timestamp,
     /// Without a plan: since when fewer than the minimum have been bound.
     pub partial_since: Option<Timestamp>,
     /// The last attempt to plan ended before a placement was looked for. Only the gang's own change
@@ -335,6 +346,7 @@ impl Gang {
             past_versions: VecDeque::new(),
             ended_slots: BTreeMap::new(),
             releasing: false,
+            releasing_since: Timestamp(0),
             partial_since: None,
             unready: false,
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Engine;
 use super::gang::{Gang, Plan, Seat, Slot, Step};
 use crate::ids::{PodUid, RoleName};
-use crate::pod::{MembershipSource, Pod, PodPhase};
+use crate::pod::{MembershipSource, Pod, PodPhase, PodShape};
 use crate::record::{Phase, PlanRecord, SlotRecord};
 use crate::time::{Millis, Timestamp};
 use crate::workload::MemberSource;
@@ -145,18 +145,16 @@ impl Engine {
                 if pod.is_none() && slot.ended {
                     return Some(((slot.role.clone(), slot.index), ended_slot(slot)));
                 }
-                let shape = pod.map(|pod| &pod.shape).or(role.map(|role| &role.shape))?;
-                let mut taken = Slot::new(
-                    Some(slot.node.clone()),
-                    slot.devices.clone(),
-                    Arc::clone(shape),
-                );
+                let seat = (slot.role.clone(), slot.index);
+                let own = pod.map(|pod| wished_shape(gang, &seat, pod));
+                let shape = own.or_else(|| role.map(|role| Arc::clone(&role.shape)))?;
+                let mut taken = Slot::new(Some(slot.node.clone()), slot.devices.clone(), shape);
                 if let Some(pod) = pod {
                     taken.pod = Some(pod.uid.clone());
                     taken.bound = pod.node.is_some() && pod.is_alive();
                     taken.done = pod.phase == PodPhase::Succeeded;
                 }
-                Some(((slot.role.clone(), slot.index), taken))
+                Some((seat, taken))
             })
             .collect()
     }
@@ -168,6 +166,7 @@ impl Engine {
         };
         self.drop_lost(gang, &mut plan, now);
         self.drop_scaled_down(gang, &mut plan);
+        self.drop_given_up(gang, &mut plan, now);
         let claimed: BTreeSet<&PodUid> = plan
             .slots
             .values()
@@ -186,7 +185,8 @@ impl Engine {
         for pod in unclaimed.into_iter().cloned().collect::<Vec<_>>() {
             let seat = find_seat(&plan, &pod).or_else(|| self.reopen_seat(&mut plan, &pod));
             if let Some(seat) = seat {
-                seat_pod(&mut plan, &seat, &pod, now);
+                let shape = wished_shape(gang, &seat, &pod);
+                seat_pod(&mut plan, &seat, &pod, &shape, now);
             }
         }
         self.follow_claimed(gang, &mut plan);
@@ -319,6 +319,39 @@ impl Engine {
         }
     }
 
+    /// Places of lost members of a gang that is known by its pods, and that runs without them: who knows
+    /// whether anybody makes them again. One that comes later gets a place like one that is new.
+    fn drop_given_up(&mut self, gang: &Gang, plan: &mut Plan, now: Timestamp) {
+        if gang.is_job() || !plan.open || plan.bound() < plan.minimum || self.is_away() {
+            return;
+        }
+        let repair_max = self.config.repair_max;
+        for slot in plan.slots.values_mut().filter(|slot| slot.pod.is_none()) {
+            slot.lost_at.get_or_insert(now);
+        }
+        let is_over = |slot: &Slot| slot.given_up_at(repair_max).is_some_and(|at| at <= now);
+        let given_up: Vec<Seat> = plan
+            .slots
+            .iter()
+            .filter(|(_, slot)| is_over(slot))
+            .map(|(seat, _)| seat.clone())
+            .collect();
+        self.drop_seats(gang, plan, given_up);
+    }
+
+    fn drop_seats(&mut self, gang: &Gang, plan: &mut Plan, seats: Vec<Seat>) {
+        for seat in seats {
+            if let Some(slot) = plan.slots.remove(&seat)
+                && let Some(ticket) = slot.ticket
+            {
+                self.answer(ticket, Err(Arc::from(LOST_SLOT)));
+            }
+            if let Some(node) = self.ledger.release(&gang.slot_key(&seat)) {
+                self.dirty_nodes.insert(node);
+            }
+        }
+    }
+
     /// Slots beyond what the job asks for now, that no pod has.
     fn drop_scaled_down(&mut self, gang: &Gang, plan: &mut Plan) {
         let Some(workload) = &gang.workload else {
@@ -335,16 +368,7 @@ impl Engine {
             })
             .map(|(seat, _)| seat.clone())
             .collect();
-        for seat in surplus {
-            if let Some(slot) = plan.slots.remove(&seat)
-                && let Some(ticket) = slot.ticket
-            {
-                self.answer(ticket, Err(Arc::from(LOST_SLOT)));
-            }
-            if let Some(node) = self.ledger.release(&gang.slot_key(&seat)) {
-                self.dirty_nodes.insert(node);
-            }
-        }
+        self.drop_seats(gang, plan, surplus);
         let total = workload.total().unwrap_or(u32::MAX);
         plan.minimum = plan
             .minimum
@@ -388,12 +412,27 @@ fn has_run(pod: &Pod, plan: &Plan) -> bool {
             .is_some_and(|record| record.plan == plan.id)
 }
 
-fn seat_pod(plan: &mut Plan, seat: &Seat, pod: &Pod, now: Timestamp) {
+/// What the pod asks for by itself: nodes that we confined it to are not its own wish.
+pub(super) fn wished_shape(gang: &Gang, (role, _): &Seat, pod: &Pod) -> Arc<PodShape> {
+    let spec = gang.workload.as_ref().and_then(|job| job.role(role));
+    match spec.filter(|_| pod.shape.is_pinned()) {
+        Some(spec) => {
+            let mut shape = (*pod.shape).clone();
+            let own = &spec.shape.required_affinity;
+            shape.required_affinity.clone_from(own);
+            Arc::new(shape)
+        }
+        None => Arc::clone(&pod.shape),
+    }
+}
+
+fn seat_pod(plan: &mut Plan, seat: &Seat, pod: &Pod, shape: &Arc<PodShape>, now: Timestamp) {
     let durable = plan.was_durable;
     let Some(slot) = plan.slots.get_mut(seat) else {
         return;
     };
     slot.pod = Some(pod.uid.clone());
+    slot.lost_at = None;
     slot.release = Step::NotYet;
     slot.refused_since = None;
     // A pod that is born into its place may have been turned down there before it is first seen: what
@@ -402,7 +441,7 @@ fn seat_pod(plan: &mut Plan, seat: &Seat, pod: &Pod, now: Timestamp) {
     let said = pod.unschedulable.as_ref().filter(|_| !born_into);
     slot.said_before = said.cloned();
     if slot.shape.requests != pod.shape.requests || slot.shape.host_ports != pod.shape.host_ports {
-        slot.shape = Arc::clone(&pod.shape);
+        slot.shape = Arc::clone(shape);
     }
     plan.progress_at = now;
 }

@@ -551,7 +551,9 @@ impl Engine {
                     engine.dissolve(gang);
                     return true;
                 }
-                if matches!(gang.record, gang::Record::Unreadable(_)) {
+                if let gang::Record::Unreadable(why) = &gang.record {
+                    let why = Arc::clone(why);
+                    engine.stand_still(gang, why, now);
                     return false;
                 }
                 engine.adopt(gang, now);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::gang::{Gang, Seat, Slot};
-use super::members::default_role;
+use super::members::{default_role, wished_shape};
 use crate::ids::{PodUid, RoleName};
 use crate::interpod::{InterPodRule, Labels, looked_at};
 use crate::plan::{RoleRequest, Standing};
@@ -86,10 +86,11 @@ impl Engine {
             .filter(|_| workload.hold != Hold::Held);
         for pod in bound.iter().copied().chain(ended) {
             let membership = pod.membership.as_ref();
-            if let Some((role, index)) =
+            if let Some(seat) =
                 membership.and_then(|membership| membership.role.clone().zip(membership.index))
             {
-                fixed.insert((role, index), fixed_slot(pod));
+                let shape = wished_shape(gang, &seat, pod);
+                fixed.insert(seat, fixed_slot(pod, shape));
             }
         }
         let MemberSource::Roles(specs) = &workload.members else {
@@ -162,14 +163,10 @@ impl Engine {
             let Some(spec) = specs.iter().find(|spec| spec.name == role) else {
                 continue;
             };
-            let mut shape = (*pod.shape).clone();
-            if pod.shape.is_pinned() {
-                shape
-                    .required_affinity
-                    .clone_from(&spec.shape.required_affinity);
-            }
-            if shape != *spec.shape {
-                own.insert((role, index), Arc::new(shape));
+            let seat = (role, index);
+            let shape = wished_shape(gang, &seat, pod);
+            if shape != spec.shape {
+                own.insert(seat, shape);
             }
         }
         own
@@ -232,7 +229,9 @@ impl Engine {
             let (_, index) = seat;
             needs.pods.insert(seat.clone(), pod.uid.clone());
             if pod.node.is_some() {
-                needs.fixed.insert(seat, fixed_slot(pod));
+                needs
+                    .fixed
+                    .insert(seat, fixed_slot(pod, Arc::clone(&pod.shape)));
                 continue;
             }
             let labels = if rules.is_empty() {
@@ -356,13 +355,13 @@ pub(super) fn free_seat(
     }
 }
 
-fn fixed_slot(pod: &Pod) -> Slot {
+fn fixed_slot(pod: &Pod, shape: Arc<PodShape>) -> Slot {
     let devices = pod
         .record
         .as_ref()
         .map(|record| record.devices.clone())
         .unwrap_or_default();
-    let mut slot = Slot::new(pod.node.clone(), devices, Arc::clone(&pod.shape));
+    let mut slot = Slot::new(pod.node.clone(), devices, shape);
     slot.pod = Some(pod.uid.clone());
     slot.bound = true;
     slot.done = pod.phase == PodPhase::Succeeded;

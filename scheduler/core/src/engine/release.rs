@@ -48,14 +48,16 @@ impl Engine {
     }
 
     /// A gang that was released as a whole: whatever of it is still bound goes, however often the
-    /// write for it has failed. A job that we hold loses its pods by being held again.
+    /// write for it has failed. A job that we hold loses its pods by being held again; where its
+    /// controller does not take them away in time, they are deleted like others.
     pub(super) fn go_on_releasing(&mut self, gang: &mut Gang, now: Timestamp) {
         let bound: Vec<PodUid> = self.bound_alive(gang).map(|pod| pod.uid.clone()).collect();
         if bound.is_empty() {
             gang.releasing = false;
             return;
         }
-        if self.loses_pods_when_held(gang) || now < gang.blocked_until {
+        let in_time = now < gang.releasing_since + self.config.repair_max || self.is_away();
+        if (self.loses_pods_when_held(gang) && in_time) || now < gang.blocked_until {
             return;
         }
         for uid in bound {

@@ -116,8 +116,10 @@ impl Engine {
         self.queue.remove(&gang.key);
         gang.recovered = None;
         let ends = !matches!(reason, Some(Reason::Invalid(_)));
-        if !ends {
-            // Nothing will ever complete it; what is bound of it is not left standing.
+        let without_job = gang.workload.is_none() && gang.ended.is_none();
+        if !ends || without_job {
+            // Nothing will ever complete it; what is bound of it is not left standing. (The pods of a job
+            // that is gone go with it, as a rule; those of one that somebody else manages now do not.)
             self.enforce_without_plan(gang, now);
             if gang.releasing {
                 self.release(gang, now);
@@ -128,6 +130,25 @@ impl Engine {
             self.change_job(gang, JobChange::Strip, now);
         }
         true
+    }
+
+    /// A gang whose Gang object cannot be read: nothing new is promised to it, and nothing of what an
+    /// earlier process promised is touched. What this one has begun keeps its deadlines: Binds are not
+    /// held for ever, and nothing stays bound in part.
+    pub(super) fn stand_still(&mut self, gang: &mut Gang, why: Arc<str>, now: Timestamp) {
+        let reason = Reason::UnreadableRecord(why);
+        self.queue.remove(&gang.key);
+        if gang.plan.as_ref().is_some_and(|plan| !plan.open) {
+            self.give_back(gang, reason.clone(), now, true);
+        }
+        if gang.plan.is_some() {
+            self.claim_members(gang, now);
+            self.enforce_deadlines(gang, now);
+        }
+        if gang.releasing {
+            self.go_on_releasing(gang, now);
+        }
+        gang.reason = Some(reason);
     }
 
     /// How a gang that is known by its pods has ended, once all of them have. Pods that come after
@@ -526,6 +547,7 @@ impl Engine {
         }
         self.give_back(gang, Reason::ReleasedWhole { bound, minimum }, now, true);
         gang.releasing = true;
+        gang.releasing_since = now;
         gang.partial_since = None;
         if self.loses_pods_when_held(gang) {
             // One PATCH: the job's controller deletes its pods and makes them again when released.
@@ -553,6 +575,8 @@ impl Engine {
                     .map(|since| since + self.config.repair_max),
             );
             at.extend(plan.slots.values().map(|slot| slot.release_after));
+            let given_up = |slot: &Slot| slot.given_up_at(self.config.repair_max);
+            at.extend(plan.slots.values().filter_map(given_up));
             at.extend(
                 plan.slots
                     .values()
@@ -566,6 +590,9 @@ impl Engine {
                 gang.partial_since
                     .map(|since| since + self.config.repair_max),
             );
+        }
+        if gang.releasing {
+            at.push(gang.releasing_since + self.config.repair_max);
         }
         at.extend(gang.refused_nodes.values().copied());
         at.push(gang.status_after);

@@ -82,11 +82,11 @@ impl Engine {
 
     /// Makes the Gang object, or writes its status if that is worth a write.
     pub(super) fn write_status(&mut self, gang: &mut Gang, now: Timestamp) {
+        let wanted = self.status(gang);
+        self.announce(gang, &wanted);
         if matches!(gang.record, Record::Unreadable(_)) {
             return;
         }
-        let wanted = self.status(gang);
-        self.announce(gang, &wanted);
         if now < gang.status_after {
             return;
         }
@@ -293,6 +293,7 @@ impl Engine {
                     | Reason::BarrierTimeout { .. }
                     | Reason::ReleasedWhole { .. }
                     | Reason::WriteRefused { .. }
+                    | Reason::UnreadableRecord(_)
                     | Reason::Unplaceable(crate::reason::Unplaceable::NeverFits { .. })
                     | Reason::Unplaceable(crate::reason::Unplaceable::NoSuchResource { .. })
                     | Reason::Unplaceable(crate::reason::Unplaceable::RuleBetweenMembers {

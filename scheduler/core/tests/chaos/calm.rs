@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use muster_core::ids::GangKey;
-use muster_core::pod::{MembershipSource, PodPhase};
+use muster_core::pod::{MembershipSource, Pod, PodPhase};
 use muster_core::record::Phase;
 use muster_core::time::Millis;
 use muster_core::workload::{Hold, MemberSource, Workload};
@@ -153,8 +153,11 @@ impl Storm {
     /// Members that have ended well and do not run again, by what the world has seen alone: whatever
     /// the engine says of the gang, and whether their pods are still there.
     fn ever_ended(&self, key: &GangKey) -> u32 {
+        // Pods that do not say which member they are may take the place of any that is lost: one that runs
+        // under the name of one that has ended is not that one again.
+        let says_which = |pod: &Pod| pod.membership.as_ref().is_some_and(|m| m.index.is_some());
         let runs = |name: &Arc<str>| {
-            let mut pods = self.world.pods.values();
+            let mut pods = self.world.pods.values().filter(|pod| says_which(pod));
             pods.any(|pod| pod.name == *name && pod.is_alive() && pod.node.is_some())
         };
         let ended: BTreeSet<&Arc<str>> = self
@@ -266,6 +269,23 @@ impl Storm {
         });
         let places = ruled::places(&role.shape, &rooms.collect::<Vec<_>>());
         role.count > 0 && minimum <= role.count && places >= u64::from(minimum)
+    }
+
+    /// What another process would work out of the API and the agents' reports alone is what this one
+    /// believes of every node.
+    pub fn check_rebuilt(&mut self) {
+        let believed = self.world.engine.view();
+        self.restart();
+        self.calm_down(Millis::from_secs(60));
+        let rebuilt = self.world.engine.view();
+        for name in self.world.nodes.keys() {
+            assert_eq!(
+                believed.free.get(name.as_str()),
+                rebuilt.free.get(name.as_str()),
+                "{name}"
+            );
+        }
+        self.check_settled();
     }
 
     /// Phases, for the trace of a failure.

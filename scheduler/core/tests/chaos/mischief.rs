@@ -369,7 +369,7 @@ impl Storm {
     }
 
     /// Another process takes over; what the old one sent may still arrive.
-    fn restart(&mut self) {
+    pub(super) fn restart(&mut self) {
         self.epoch += 1;
         self.note(|| "restart".to_owned());
         self.zombies.extend(self.pending.drain(..));

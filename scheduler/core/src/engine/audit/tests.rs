@@ -69,8 +69,14 @@ fn gang_1_sees_a_partial_gang_that_has_lost_its_plan() {
     let gang = world.engine.gangs.get_mut(&key).unwrap();
     gang.plan = None;
     assert!(broken(&world).contains("GANG-1"));
-    world.engine.gangs.get_mut(&key).unwrap().releasing = true;
+    let now = world.now;
+    let gang = world.engine.gangs.get_mut(&key).unwrap();
+    (gang.releasing, gang.releasing_since) = (true, now);
     assert!(!broken(&world).contains("GANG-1"));
+    let gang = world.engine.gangs.get_mut(&key).unwrap();
+    gang.releasing_since = Timestamp(0);
+    world.engine.decided_at = Timestamp(60_000);
+    assert!(broken(&world).contains("GANG-1"), "its pods have not gone");
 }
 
 #[test]
@@ -104,7 +110,8 @@ fn res_1_sees_a_place_without_reservation_and_a_reservation_without_plan() {
     assert_eq!(broken(&world), BTreeSet::new());
     of.index = 99;
     reserve(&mut world, &of);
-    assert_eq!(broken(&world), BTreeSet::from(["RES-1"]));
+    // It is one too many for the node as well.
+    assert_eq!(broken(&world), BTreeSet::from(["DEV-1", "RES-1"]));
 }
 
 #[test]
