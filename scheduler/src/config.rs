@@ -93,8 +93,8 @@ pub struct Writes {
     pub in_flight_max: usize,
     /// Longest time for one attempt.
     pub attempt_timeout: Span,
-    /// Longest time for one write with all its attempts and readings back. Less than
-    /// `extender.bindTimeout`.
+    /// Longest time for one write with all its attempts and readings back. At most
+    /// `extender.bindTimeout` less `gang.gatherMax`.
     pub deadline: Span,
 }
 
@@ -425,7 +425,13 @@ impl Config {
             "writes.deadline",
             self.writes.deadline,
             tenth,
-            self.extender.bind_timeout,
+            // The last of the held Binds is written within the time of the first.
+            Span(
+                self.extender
+                    .bind_timeout
+                    .0
+                    .saturating_sub(self.gang.gather_max.0),
+            ),
         )?;
         span(
             "watch.backoffFirst",

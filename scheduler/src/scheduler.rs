@@ -199,7 +199,7 @@ impl Scheduler {
             outbox,
             writes,
             announcements,
-            binds,
+            binds: Arc::clone(&binds),
             view,
             published,
             relist,
@@ -210,6 +210,7 @@ impl Scheduler {
             Writer::new(
                 caller.clone(),
                 Arc::clone(&fence),
+                binds,
                 options.wall,
                 &config.writes,
                 Arc::clone(&metrics),

@@ -6,6 +6,7 @@
 use axum::extract::{Request, State};
 use axum::response::Response;
 use muster_core::event::{BindAsked, Event, Ticket};
+use muster_core::ids::PodUid;
 use muster_core::view;
 use muster_kubernetes::extender::{BindingArgs, BindingResult};
 use std::sync::Arc;
@@ -78,7 +79,8 @@ impl Extender {
             return Err(Arc::from(text));
         }
         drop(view);
-        let (ticket, answer) = self.binds.hold().inspect_err(|_| {
+        let uid = PodUid::from(args.pod_uid);
+        let (ticket, answer) = self.binds.hold(uid.clone()).inspect_err(|_| {
             self.metrics.bind_not_asked("busy");
         })?;
         let ticketed = Ticketed {
@@ -90,7 +92,7 @@ impl Extender {
             ticket,
             namespace: args.pod_namespace.into(),
             name: Arc::from(args.pod_name),
-            pod: args.pod_uid.into(),
+            pod: uid,
             node: args.node.into(),
         });
         if !self.inbox.try_send(asked) {

@@ -5,6 +5,9 @@
 //! bound to this node is done; unbound, not deleted, not gated and not stamped by a later leader is
 //! tried again with the version just read; anything else is refused.
 //!
+//! A Binding for which no Bind is held any more is not sent, however long it stood in line: whoever asked
+//! has given up, and the pod may be on its way to another node.
+//!
 //! An attempt whose answer was lost may apply as long as the pod is at the version that it cites. A
 //! later attempt that is refused says nothing about it: the outcome is then not known, and tells
 //! that version.
@@ -23,6 +26,9 @@ use super::step::{Request, Tried, pod_path, text};
 
 /// Conflicts after which a Binding is given up: each needs somebody else's write in between.
 const CONFLICTS_MAX: u32 = 3;
+
+/// Said of a Binding for which nobody waits.
+const GIVEN_UP: &str = "kube-scheduler has given this Bind up";
 
 /// What a pod says about a Binding in doubt.
 #[derive(Debug, PartialEq, Eq)]
@@ -91,6 +97,9 @@ impl Writer {
         let mut conflicts: u32 = 0;
         let mut doubtful: Option<ResourceVersion> = None;
         loop {
+            if !self.binds.awaits(&pod.uid) {
+                return with_doubt(WriteOutcome::Refused(Arc::from(GIVEN_UP)), doubtful);
+            }
             let binding = write::binding(&target, node, plan, write.epoch, devices);
             let body = match serde_json::to_value(binding) {
                 Ok(body) => body,

@@ -29,6 +29,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Caller;
+use crate::binds::Binds;
 use crate::clock::Wall;
 use crate::fence::Fence;
 use crate::inbox::Inbox;
@@ -47,6 +48,8 @@ pub struct Writer {
     pub caller: Caller,
     /// Checked before every attempt.
     pub fence: Arc<Fence>,
+    /// Checked before every attempt to bind: whether anybody still waits for it.
+    pub binds: Arc<Binds>,
     /// Written into conditions.
     pub wall: Wall,
     /// Most writes at once.
@@ -64,6 +67,7 @@ impl Writer {
     pub fn new(
         caller: Caller,
         fence: Arc<Fence>,
+        binds: Arc<Binds>,
         wall: Wall,
         settings: &crate::config::Writes,
         metrics: Arc<Metrics>,
@@ -71,6 +75,7 @@ impl Writer {
         Self {
             caller,
             fence,
+            binds,
             wall,
             in_flight_max: settings.in_flight_max,
             deadline: settings.deadline.0,

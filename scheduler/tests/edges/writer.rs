@@ -10,6 +10,7 @@ use muster_core::record::GangStatus;
 use muster_core::time::Millis;
 use muster_core::workload::WorkloadKind;
 use muster_scheduler::api::{Answer, Caller};
+use muster_scheduler::binds::Binds;
 use muster_scheduler::clock::Wall;
 use muster_scheduler::config;
 use muster_scheduler::fence::Fence;
@@ -49,11 +50,31 @@ fn pod(version: &str, spec: Value) -> Reply {
 }
 
 async fn outcome_with(standin: &Standin, what: WriteKind, led: u64) -> WriteOutcome {
+    let binds = Arc::new(Binds::new(1));
+    let held = binds.hold("u1".into()).unwrap();
+    let outcome = outcome_of(standin, what, led, binds).await;
+    drop(held);
+    outcome
+}
+
+async fn outcome_of(
+    standin: &Standin,
+    what: WriteKind,
+    led: u64,
+    binds: Arc<Binds>,
+) -> WriteOutcome {
     let fence = Arc::new(Fence::default());
     fence.open(Epoch(led));
     let settings = config::Config::default().writes;
     let caller = Caller::new(standin.client(), settings.attempt_timeout.0);
-    let writer = Writer::new(caller, fence, Wall::default(), &settings, Arc::default());
+    let writer = Writer::new(
+        caller,
+        fence,
+        binds,
+        Wall::default(),
+        &settings,
+        Arc::default(),
+    );
     let (writes, queue) = mpsc::channel(4);
     let (inbox, mut outbox) = inbox::inbox();
     let stop = CancellationToken::new();
@@ -132,6 +153,34 @@ async fn t22_bind_that_did_not_arrive_is_sent_again_and_one_to_another_node_is_r
         outcome(&standin, bind()).await,
         WriteOutcome::Refused(_)
     ));
+}
+
+/// A Binding that stood in line, or whose answer was lost, while kube-scheduler gave its Bind up: the pod
+/// may be on its way to another node.
+#[tokio::test(start_paused = true)]
+async fn t21_bind_that_nobody_waits_for_any_more_is_not_sent_nor_sent_again() {
+    let nobody = || Arc::new(Binds::new(1));
+    let standin = scripted(|_, _, _| status(500, "InternalError"));
+    let given_up = outcome_of(&standin, bind(), 5, nobody()).await;
+    assert!(matches!(given_up, WriteOutcome::Refused(_)), "{given_up:?}");
+    assert_eq!(standin.lines(), Vec::<String>::new());
+    let binds = nobody();
+    let (ticket, _answer) = binds.hold("u1".into()).unwrap();
+    let seen = Arc::clone(&binds);
+    let standin = scripted(move |line, _, _| match line.starts_with("POST") {
+        true => {
+            seen.forget(ticket);
+            Reply::Hang
+        }
+        false => pod("10", json!({})),
+    });
+    let outcome = outcome_of(&standin, bind(), 5, binds).await;
+    let WriteOutcome::BindingUnknown { cited, .. } = outcome else {
+        panic!("the first may still apply: {outcome:?}")
+    };
+    assert_eq!(cited, "10".into());
+    let posts = |lines: Vec<String>| lines.iter().filter(|line| line.starts_with("POST")).count();
+    assert_eq!(posts(standin.lines()), 1);
 }
 
 #[tokio::test(start_paused = true)]
