@@ -20,6 +20,8 @@ pub enum Minimum {
     Job,
     /// A number for each key; a gang that is not listed is not checked.
     Fixed(BTreeMap<String, u32>),
+    /// What an annotation of this name on its pods states; without one, the most members that ever existed at one time.
+    Stated(String),
 }
 
 /// What to hold a history against.
@@ -198,13 +200,15 @@ impl History {
             let Some(walk) = walks.get_mut(&key) else {
                 continue;
             };
+            let most = largest.get(&key).copied().unwrap_or(0);
             let minimum = match &rule.minimum {
                 Minimum::Fixed(minimums) => minimums.get(&key).copied().unwrap_or(0),
                 Minimum::Job => match world.jobs.get(&key) {
                     Some(job) if job.finished => 0,
                     Some(job) => job.minimum,
-                    None => largest.get(&key).copied().unwrap_or(0),
+                    None => most,
                 },
+                Minimum::Stated(annotation) => walk.stated(&world, annotation).unwrap_or(most),
             };
             walk.judge(event.at, &world, minimum, rule);
         }
@@ -282,6 +286,13 @@ impl Walk {
             self.timeline.first_bound.get_or_insert(event.at);
             self.timeline.last_bound = Some(event.at);
         }
+    }
+
+    /// The largest number that its members' annotation states.
+    fn stated(&self, world: &World, annotation: &str) -> Option<u32> {
+        let members = self.members.iter().filter_map(|uid| world.pods.get(uid));
+        let stated = members.filter_map(|pod| pod.annotations.get(annotation)?.parse().ok());
+        stated.max()
     }
 
     fn judge(&mut self, at: Timestamp, world: &World, minimum: u32, rule: &GangRule) {

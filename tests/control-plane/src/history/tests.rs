@@ -147,6 +147,32 @@ fn a_change_that_is_not_judged_is_no_gap() {
     assert_ne!(pod(said), pod(bound));
 }
 
+/// A leader and its worker, each of a Job of its own, that a label makes one gang.
+#[test]
+fn a_gang_of_several_controllers_needs_what_its_pods_state() {
+    let member = |name: &str, node: Option<&str>| {
+        let mut pod = pod(name, node, "Pending");
+        let job = format!("set-{name}");
+        pod.controller = Some(("Job".into(), job.clone(), job));
+        pod.labels.insert("gang".into(), "set".into());
+        pod.annotations.insert("size".into(), "2".into());
+        Change::Pod(pod)
+    };
+    let rule = GangRule::new(Duration::from_secs(2))
+        .group_by_label("gang")
+        .minimum(Minimum::Stated("size".into()));
+    let leader = || Script::default().then(member("leader", Some("n")));
+    let alone = leader().node(8).node(8).node(8);
+    let found = History::new(alone.events).partial_gangs(&rule);
+    let [Violation::PartialGang { bound, minimum, .. }] = found.as_slice() else {
+        panic!("{found:?}");
+    };
+    assert_eq!((*bound, *minimum), (1, 2));
+    let both = leader().then(member("worker", Some("n")));
+    let both = both.node(8).node(8).node(8);
+    assert_eq!(History::new(both.events).partial_gangs(&rule), []);
+}
+
 #[test]
 fn a_gang_still_partial_at_the_end_is_found() {
     let found = Script::default()
