@@ -16,11 +16,21 @@ pub struct Role {
     /// Memory of each, as a quantity.
     pub memory: &'static str,
     /// Limits of each besides GPUs, by resource name.
-    pub limits: Vec<(&'static str, u32)>,
+    pub limits: Vec<(&'static str, String)>,
+    /// `restartPolicy`.
+    pub restart: &'static str,
+    /// Labels of the template.
+    pub labels: Vec<(String, String)>,
+    /// Annotations of the template.
+    pub annotations: Vec<(String, String)>,
     /// Tolerates the taint of GPU nodes.
     pub tolerates_gpu_taint: bool,
+    /// Further tolerations, each a YAML mapping in one line.
+    pub tolerations: Vec<String>,
     /// Further lines of the pod's spec, indented as YAML by the caller's own two spaces.
     pub extra_spec: String,
+    /// Further lines of the container.
+    pub extra_container: String,
 }
 
 impl Role {
@@ -33,15 +43,57 @@ impl Role {
             cpu: "1",
             memory: "1Gi",
             limits: Vec::new(),
+            restart: "OnFailure",
+            labels: Vec::new(),
+            annotations: Vec::new(),
             tolerates_gpu_taint: true,
+            tolerations: Vec::new(),
             extra_spec: String::new(),
+            extra_container: String::new(),
         }
     }
 
     /// With a limit more.
     #[must_use]
-    pub fn limit(mut self, resource: &'static str, amount: u32) -> Self {
-        self.limits.push((resource, amount));
+    pub fn limit(mut self, resource: &'static str, amount: impl ToString) -> Self {
+        self.limits.push((resource, amount.to_string()));
+        self
+    }
+
+    /// With another `restartPolicy`.
+    #[must_use]
+    pub fn restart(mut self, policy: &'static str) -> Self {
+        self.restart = policy;
+        self
+    }
+
+    /// With a label on the template.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels.push((key.into(), value.into()));
+        self
+    }
+
+    /// With an annotation on the template.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.push((key.into(), value.into()));
+        self
+    }
+
+    /// With a toleration more: a YAML mapping in one line.
+    #[must_use]
+    pub fn tolerating(mut self, toleration: &str) -> Self {
+        self.tolerations.push(toleration.into());
+        self
+    }
+
+    /// With memory as `/dev/shm`, as data loaders need.
+    #[must_use]
+    pub fn with_shm(mut self) -> Self {
+        self = self.with("volumes: [{name: shm, emptyDir: {medium: Memory}}]");
+        let mount = "volumeMounts: [{name: shm, mountPath: /dev/shm}]";
+        let _ = writeln!(self.extra_container, "{mount}");
         self
     }
 
@@ -135,6 +187,13 @@ impl Job {
         self
     }
 
+    /// With an annotation.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.push((key.into(), value.into()));
+        self
+    }
+
     /// With a line of `spec` more.
     #[must_use]
     pub fn line(mut self, line: &str) -> Self {
@@ -153,14 +212,7 @@ impl Job {
             "apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nmetadata:\n  name: {}\n  namespace: {}\n",
             self.name, self.namespace
         );
-        for (field, pairs) in [("labels", &self.labels), ("annotations", &self.annotations)] {
-            if !pairs.is_empty() {
-                let _ = writeln!(text, "  {field}:");
-            }
-            for (key, value) in pairs {
-                let _ = writeln!(text, "    {key}: \"{value}\"");
-            }
-        }
+        text.push_str(&pairs("  ", &self.labels, &self.annotations));
         text.push_str("spec:\n");
         for line in &self.extra {
             let _ = writeln!(text, "  {line}");
@@ -180,21 +232,29 @@ impl Job {
 
     fn role(&self, role: &Role) -> String {
         let mut text = format!(
-            "    {}:\n      replicas: {}\n      restartPolicy: OnFailure\n      template:\n",
-            role.name, role.replicas
+            "    {}:\n      replicas: {}\n      restartPolicy: {}\n      template:\n",
+            role.name, role.replicas, role.restart
         );
-        if let Some(seconds) = self.run_seconds {
-            let _ = write!(
-                text,
-                "        metadata:\n          annotations:\n            muster.dev/run-seconds: \"{seconds}\"\n"
-            );
+        let run = self
+            .run_seconds
+            .map(|seconds| ("muster.dev/run-seconds".to_owned(), seconds.to_string()));
+        let annotations: Vec<_> = run.into_iter().chain(role.annotations.clone()).collect();
+        let marks = pairs("          ", &role.labels, &annotations);
+        if !marks.is_empty() {
+            let _ = write!(text, "        metadata:\n{marks}");
         }
         text.push_str("        spec:\n");
         if self.named {
             text.push_str("          schedulerName: muster\n");
         }
-        if role.tolerates_gpu_taint {
-            text.push_str("          tolerations:\n          - {key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}\n");
+        let of_gpu_nodes = "{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}";
+        let of_gpu_nodes = role.tolerates_gpu_taint.then_some(of_gpu_nodes);
+        let tolerations: Vec<&str> = of_gpu_nodes
+            .into_iter()
+            .chain(role.tolerations.iter().map(String::as_str))
+            .collect();
+        if !tolerations.is_empty() {
+            let _ = writeln!(text, "          tolerations: [{}]", tolerations.join(", "));
         }
         for line in role.extra_spec.lines() {
             let _ = writeln!(text, "          {line}");
@@ -204,7 +264,7 @@ impl Job {
             "          containers:\n          - name: pytorch\n            image: train:1\n            resources:\n              requests: {{cpu: \"{}\", memory: {}}}\n",
             role.cpu, role.memory
         );
-        let gpus = (role.gpus > 0).then_some(("nvidia.com/gpu", role.gpus));
+        let gpus = (role.gpus > 0).then(|| ("nvidia.com/gpu", role.gpus.to_string()));
         let limits: Vec<String> = gpus
             .iter()
             .chain(&role.limits)
@@ -213,6 +273,23 @@ impl Job {
         if !limits.is_empty() {
             let _ = writeln!(text, "              limits: {{{}}}", limits.join(", "));
         }
+        for line in role.extra_container.lines() {
+            let _ = writeln!(text, "            {line}");
+        }
         text
     }
+}
+
+/// Labels and annotations as lines of metadata.
+fn pairs(indent: &str, labels: &[(String, String)], annotations: &[(String, String)]) -> String {
+    let mut text = String::new();
+    for (field, pairs) in [("labels", labels), ("annotations", annotations)] {
+        if !pairs.is_empty() {
+            let _ = writeln!(text, "{indent}{field}:");
+        }
+        for (key, value) in pairs {
+            let _ = writeln!(text, "{indent}  {key}: \"{value}\"");
+        }
+    }
+    text
 }

@@ -10,48 +10,57 @@ use muster_tests::jobs::{Job, Role};
 use muster_tests::stack::{PARTIAL_MAX, Stack, StackOptions};
 
 const EFA: &str = "vpc.amazonaws.com/efa";
+const INSTANCE: &str = "node.kubernetes.io/instance-type";
+const HEALTH: &str = "sagemaker.amazonaws.com/node-health-status";
+const ZONE: &str = "topology.kubernetes.io/zone";
+const QUEUE: &str = "kueue.x-k8s.io/queue-name";
+const PRIORITY: &str = "apiVersion: scheduling.k8s.io/v1\nkind: PriorityClass\nmetadata: {name: training}\nvalue: 1000\n";
 
-/// A shape, and the prefixes of the nodes that its pods may stand on.
+/// A shape, and the prefixes of the nodes that its pods may stand on. Where the published one names
+/// another scheduler, it names ours.
 struct Shape {
+    number: u32,
     job: Job,
     nodes: &'static [&'static str],
+    /// All its pods stand in one zone.
+    one_zone: bool,
 }
 
 fn shape(number: u32, roles: Vec<Role>, nodes: &'static [&'static str]) -> Shape {
     Shape {
+        number,
         job: Job::new(&format!("shape-{number:02}"), roles).running_for(3),
         nodes,
+        one_zone: false,
     }
 }
 
 impl Shape {
     /// With an elastic policy between these numbers of workers.
-    fn elastic(mut self, backend: &str, limits: Option<(u32, u32)>) -> Self {
+    fn elastic(self, backend: &str, limits: Option<(u32, u32)>) -> Self {
         let limits = limits.map_or(String::new(), |(min, max)| {
             format!(", minReplicas: {min}, maxReplicas: {max}, maxRestarts: 100")
         });
-        self.job = self.job.line(&format!(
+        self.line(&format!(
             "elasticPolicy: {{rdzvBackend: {backend}{limits}}}"
-        ));
-        self
+        ))
     }
 
-    /// With a horizontal autoscaler as well.
-    fn autoscaled(mut self, backend: &str, min: u32, max: u32) -> Self {
-        self.job = self.job.line(&format!(
+    /// With a horizontal autoscaler as well, by the use of a resource in percent.
+    fn autoscaled(self, backend: &str, limits: (u32, u32), resource: &str, percent: u32) -> Self {
+        let (min, max) = limits;
+        self.line(&format!(
             "elasticPolicy: {{rdzvBackend: {backend}, minReplicas: {min}, maxReplicas: {max}, maxRestarts: 200, \
-             metrics: [{{type: Resource, resource: {{name: cpu, target: {{type: Utilization, averageUtilization: 80}}}}}}]}}"
-        ));
-        self
+             metrics: [{{type: Resource, resource: {{name: {resource}, target: {{type: Utilization, averageUtilization: {percent}}}}}}}]}}"
+        ))
     }
 
-    fn line(mut self, line: &str) -> Self {
-        self.job = self.job.line(line);
-        self
+    fn line(self, line: &str) -> Self {
+        self.of(|job| job.line(line))
     }
 
-    fn policy(mut self, line: &str) -> Self {
-        self.job = self.job.policy(line);
+    fn of(mut self, change: impl FnOnce(Job) -> Job) -> Self {
+        self.job = change(self.job);
         self
     }
 }
@@ -64,20 +73,56 @@ fn workers(count: u32, gpus: u32) -> Role {
     Role::new("Worker", count, gpus)
 }
 
+/// Both roles, changed in the same way.
+fn both(roles: [Role; 2], change: impl Fn(Role) -> Role) -> Vec<Role> {
+    roles.into_iter().map(change).collect()
+}
+
+/// Pod affinity in all of a job's pods: together in one zone.
+fn in_one_zone(number: u32) -> String {
+    format!(
+        "affinity: {{podAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: [{{topologyKey: {ZONE}, \
+         labelSelector: {{matchLabels: {{training.kubeflow.org/job-name: shape-{number}}}}}}}]}}}}"
+    )
+}
+
+/// Node affinity: required health, and a preference for nodes that passed the deep check.
+fn healthy_by_affinity() -> String {
+    let check = "sagemaker.amazonaws.com/deep-health-check-status";
+    format!(
+        "affinity: {{nodeAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: {{nodeSelectorTerms: \
+         [{{matchExpressions: [{{key: {HEALTH}, operator: In, values: [Schedulable]}}]}}]}}, \
+         preferredDuringSchedulingIgnoredDuringExecution: [{{weight: 100, preference: \
+         {{matchExpressions: [{{key: {check}, operator: In, values: [Passed]}}]}}}}]}}}}"
+    )
+}
+
 const ANY: &[&str] = &["p5", "g5", "a100", "trn", "cpu"];
 const GPU: &[&str] = &["p5", "g5", "a100"];
 const P5: &[&str] = &["p5"];
 
 /// The first half of the table: by the numbers of the published list.
 fn shapes_one() -> Vec<Shape> {
-    let g5 = "nodeSelector: {node.kubernetes.io/instance-type: ml.g5.8xlarge}";
-    let healthy = "nodeSelector: {sagemaker.amazonaws.com/node-health-status: Schedulable, \
-                   node.kubernetes.io/instance-type: p5.48xlarge}";
+    let on = |instance: &str| format!("nodeSelector: {{{INSTANCE}: {instance}}}");
+    let healthy = format!("nodeSelector: {{{HEALTH}: Schedulable, {INSTANCE}: p5.48xlarge}}");
+    let unhealthy =
+        format!("{{key: {HEALTH}, operator: Equal, value: Unschedulable, effect: NoSchedule}}");
     vec![
         shape(1, vec![master(0), workers(1, 0)], ANY),
         shape(2, vec![master(1), workers(1, 1)], GPU),
-        shape(3, vec![workers(3, 1).with(g5)], &["g5"]).autoscaled("etcd", 1, 36),
-        shape(5, vec![workers(4, 8).limit(EFA, 32)], P5).autoscaled("c10d", 1, 64),
+        shape(
+            3,
+            vec![
+                workers(3, 1)
+                    .with(&on("ml.g5.8xlarge"))
+                    .with(&healthy_by_affinity()),
+            ],
+            &["g5"],
+        )
+        .autoscaled("etcd", (1, 36), "cpu", 80)
+        .of(|job| job.label(QUEUE, "hyperpod-ns-team-a-localqueue"))
+        .of(|job| job.label("kueue.x-k8s.io/priority-class", "training-priority")),
+        shape(5, vec![workers(4, 8).limit(EFA, 32)], P5).autoscaled("c10d", (1, 64), "cpu", 90),
         shape(6, vec![workers(2, 8).limit(EFA, 32)], P5).elastic("c10d", Some((1, 2))),
         shape(7, vec![workers(2, 8).limit(EFA, 32)], P5).elastic("etcd", Some((1, 64))),
         shape(
@@ -85,28 +130,33 @@ fn shapes_one() -> Vec<Shape> {
             vec![
                 workers(8, 8)
                     .limit(EFA, 32)
-                    .sized("180", "220Gi")
-                    .with("volumes: [{name: shm, emptyDir: {medium: Memory}}]"),
+                    .sized("192", "220Gi")
+                    .with_shm(),
             ],
             P5,
         ),
         shape(
             10,
-            vec![
-                master(1).sized("4", "16Gi").with(healthy),
-                workers(3, 1).sized("4", "16Gi").with(healthy),
-            ],
+            both([master(1), workers(3, 1)], |role| {
+                role.sized("4", "16Gi")
+                    .with(&healthy)
+                    .with(&healthy_by_affinity())
+                    .tolerating(&unhealthy)
+            }),
             P5,
         )
-        .line("nprocPerNode: \"1\""),
+        .line("nprocPerNode: \"1\"")
+        .of(|job| job.annotation("sagemaker.amazonaws.com/enable-job-auto-resume", "true"))
+        .of(|job| job.annotation("sagemaker.amazonaws.com/job-max-retry-count", "2")),
         shape(
             11,
-            vec![
-                master(8).limit(EFA, 32).with(healthy),
-                workers(1, 8).limit(EFA, 32).with(healthy),
-            ],
+            both([master(8), workers(1, 8)], |role| {
+                let role = role.limit(EFA, 32).sized("90", "900Gi");
+                role.with(&healthy).with_shm()
+            }),
             P5,
         ),
+        // The published one asks to scale by a resource that nothing measures.
         shape(
             13,
             vec![
@@ -116,8 +166,9 @@ fn shapes_one() -> Vec<Shape> {
             ],
             &["trn"],
         )
-        .elastic("etcd", Some((1, 64))),
-        shape(15, vec![master(1), workers(2, 1)], GPU),
+        .autoscaled("etcd", (1, 64), "cpuyeah", 80),
+        shape(15, vec![master(1), workers(2, 1)], GPU)
+            .of(|job| job.label("kai.scheduler/queue", "default-queue")),
     ]
 }
 
@@ -125,111 +176,133 @@ fn shapes_two() -> Vec<Shape> {
     let a100 = "nodeSelector: {nvidia.com/gpu.product: NVIDIA-A100-SXM4-80GB}";
     vec![
         shape(16, vec![workers(2, 0).sized("4", "1Gi")], ANY).elastic("c10d", Some((1, 3))),
-        shape(17, vec![master(0), workers(16, 0)], ANY),
+        in_segments(),
         shape(
             18,
-            vec![
-                master(0).sized("1", "200Mi"),
-                workers(1, 0).sized("1", "200Mi"),
-            ],
+            both([master(0), workers(1, 0)], |role| role.sized("1", "200Mi")),
             ANY,
-        ),
-        shape(
-            19,
-            vec![
-                master(2)
-                    .with("hostNetwork: true")
-                    .with("dnsPolicy: ClusterFirstWithHostNet"),
-                workers(2, 2)
-                    .with("hostNetwork: true")
-                    .with("dnsPolicy: ClusterFirstWithHostNet"),
-            ],
-            GPU,
-        ),
+        )
+        .of(|job| job.label(QUEUE, "user-queue")),
+        shape(19, of_arena(), GPU),
         shape(
             21,
-            vec![
-                master(8).limit("rdma/hca", 1),
-                workers(3, 8).limit("rdma/hca", 1),
-            ],
+            both([master(8), workers(3, 8)], |role| role.limit("rdma/hca", 1)),
             P5,
         )
-        .policy("schedulingPolicy: {minAvailable: 4}"),
+        .of(|job| job.policy("schedulingPolicy: {minAvailable: 4}")),
         shape(
             23,
-            vec![
-                master(8).limit("rdma/hca_shared_devices_a", 1),
-                workers(3, 8).limit("rdma/hca_shared_devices_a", 1),
-            ],
+            both([master(8), workers(3, 8)], |role| {
+                role.limit("rdma/hca_shared_devices_a", 1)
+                    .annotation("k8s.v1.cni.cncf.io/networks", "rdma-network")
+            }),
             P5,
         )
         .elastic("c10d", None),
-        shape(24, vec![workers(4, 8).with(a100)], &["a100"]).autoscaled("c10d", 2, 8),
+        shape(24, vec![workers(4, 8).with(a100)], &["a100"]).autoscaled("c10d", (2, 8), "cpu", 80),
         shape(
             26,
             vec![
                 workers(4, 8)
                     .limit(EFA, 4)
                     .limit("cpu", 96)
+                    .limit("memory", "1000Gi")
                     .sized("48", "500Gi"),
             ],
             P5,
         ),
         shape(
             27,
-            vec![
-                master(1).sized("4", "16Gi"),
-                workers(2, 1).sized("4", "16Gi"),
-            ],
+            both([master(1), workers(2, 1)], |role| role.sized("4", "16Gi")),
             GPU,
         ),
         shape(29, vec![master(1), workers(4, 1)], GPU),
+        shape(29, vec![master(0), workers(3, 0)], ANY).of(|mut job| {
+            job.name.push_str("-plain");
+            job
+        }),
     ]
 }
 
+/// A job in one zone, its members by fours in one rack each. The zone is kept by pod affinity; the
+/// segments are stated only, and kept by nobody before there are topology levels.
+fn in_segments() -> Shape {
+    let number = 17;
+    let roles = both([master(0), workers(16, 0)], |role| {
+        role.with(&in_one_zone(number))
+    });
+    let mut shape = shape(number, roles, ANY)
+        .of(|job| job.annotation("kai.scheduler/topology-required-placement", "zone"))
+        .of(|job| job.annotation("kai.scheduler/segment-size", "4"))
+        .of(|job| job.annotation("kai.scheduler/segment-topology-required-placement", "rack"));
+    shape.one_zone = true;
+    shape
+}
+
+/// What the chart of arena makes with its options for the host's network and IPC.
+fn of_arena() -> Vec<Role> {
+    let group = "pod-group.scheduling.sigs.k8s.io";
+    both([master(2), workers(2, 2)], |role| {
+        role.label(&format!("{group}/name"), "shape-19")
+            .label(&format!("{group}/min-available"), "3")
+            .restart("Never")
+            .with("hostNetwork: true")
+            .with("dnsPolicy: ClusterFirstWithHostNet")
+            .with("hostIPC: true")
+            .with("priorityClassName: training")
+    })
+}
+
+fn zone_of(pool: &str) -> &'static str {
+    match pool {
+        "p5" | "trn" => "zone-a",
+        _ => "zone-b",
+    }
+}
+
 fn pools() -> Vec<NodeTemplate> {
-    let labelled = |mut pool: NodeTemplate, labels: &[(&str, &str)]| {
-        let labels = labels.iter().map(|(k, v)| ((*k).into(), (*v).into()));
-        pool.labels.extend(labels);
+    let finish = |mut pool: NodeTemplate, labels: &[(&str, &str)], extra: &[(&str, &str)]| {
+        let owned = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+            pairs.iter().map(owned).collect()
+        };
+        pool.labels.extend(owned(labels));
+        let zone = zone_of(&pool.prefix);
+        pool.labels.insert(ZONE.into(), zone.into());
+        pool.extra_resources.extend(owned(extra));
         pool
     };
     let p5 = NodeTemplate {
-        cpu: "192".into(),
+        cpu: "256".into(),
         memory: "2Ti".into(),
-        extra_resources: [
-            (EFA, "32"),
-            ("rdma/hca", "1"),
-            ("rdma/hca_shared_devices_a", "64"),
-        ]
-        .map(|(name, amount)| (name.to_owned(), amount.to_owned()))
-        .into(),
         ..NodeTemplate::gpu_pool("p5", 8)
     };
-    let trn = NodeTemplate {
-        extra_resources: [("aws.amazon.com/neuron", "16"), (EFA, "8")]
-            .map(|(name, amount)| (name.to_owned(), amount.to_owned()))
-            .into(),
-        ..NodeTemplate::cpu_pool("trn", 1)
-    };
-    let instance = "node.kubernetes.io/instance-type";
     vec![
-        labelled(
+        finish(
             p5,
+            &[(INSTANCE, "p5.48xlarge"), (HEALTH, "Schedulable")],
             &[
-                (instance, "p5.48xlarge"),
-                ("sagemaker.amazonaws.com/node-health-status", "Schedulable"),
+                (EFA, "32"),
+                ("rdma/hca", "1"),
+                ("rdma/hca_shared_devices_a", "64"),
             ],
         ),
-        labelled(
+        finish(
             NodeTemplate::gpu_pool("g5", 1),
-            &[(instance, "ml.g5.8xlarge")],
+            &[(INSTANCE, "ml.g5.8xlarge"), (HEALTH, "Schedulable")],
+            &[],
         ),
-        labelled(
+        finish(
             NodeTemplate::gpu_pool("a100", 4),
             &[("nvidia.com/gpu.product", "NVIDIA-A100-SXM4-80GB")],
+            &[],
         ),
-        trn,
-        NodeTemplate::cpu_pool("cpu", 1),
+        finish(
+            NodeTemplate::cpu_pool("trn", 1),
+            &[],
+            &[("aws.amazon.com/neuron", "16"), (EFA, "8")],
+        ),
+        finish(NodeTemplate::cpu_pool("cpu", 1), &[], &[]),
     ]
 }
 
@@ -260,17 +333,19 @@ fn check(
     if gang.minimum as usize != shape.job.pods() {
         return Err(format!("{name} needs {} members", gang.minimum));
     }
-    let allowed = |node: &&String| {
-        node.rsplit_once('-')
-            .is_some_and(|(pool, _)| shape.nodes.contains(&pool))
-    };
-    match nodes
-        .get(name)
-        .and_then(|nodes| nodes.iter().find(|node| !allowed(node)))
-    {
-        Some(node) => Err(format!("{name} had a pod on {node}")),
-        None => Ok(()),
+    let none = BTreeSet::new();
+    let nodes = nodes.get(name).unwrap_or(&none);
+    let pool = |node: &str| node.rsplit_once('-').map(|(pool, _)| pool.to_owned());
+    let pools: BTreeSet<String> = nodes.iter().filter_map(|node| pool(node)).collect();
+    let allowed = |pool: &String| shape.nodes.contains(&pool.as_str());
+    if pools.is_empty() || !pools.iter().all(allowed) {
+        return Err(format!("{name} had pods on {nodes:?}"));
     }
+    let zones: BTreeSet<&str> = pools.iter().map(|pool| zone_of(pool)).collect();
+    if shape.one_zone && zones.len() > 1 {
+        return Err(format!("{name} was in several zones: {nodes:?}"));
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -281,10 +356,16 @@ async fn each_published_shape_runs_whole_where_it_may() -> anyhow::Result<()> {
     };
     let stack = Stack::start(options).await?;
     let shapes: Vec<Shape> = shapes_one().into_iter().chain(shapes_two()).collect();
-    assert_eq!(shapes.len(), 21);
+    let numbers: BTreeSet<u32> = shapes.iter().map(|shape| shape.number).collect();
+    assert_eq!(
+        (numbers.len(), shapes.len()),
+        (21, 22),
+        "one in two variants"
+    );
+    stack.cluster.apply_yaml(PRIORITY).await?;
     let all: Vec<String> = shapes.iter().map(|shape| shape.job.yaml()).collect();
     stack
-        .step("submitting 21 jobs", async {
+        .step("submitting 22 jobs", async {
             Ok(stack.cluster.apply_yaml(&all.join("---\n")).await?)
         })
         .await?;
