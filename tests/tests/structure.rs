@@ -1,38 +1,186 @@
 //! The repository itself is tested: who may depend on whom, and that the code is formatted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
+
+use serde_json::Value;
 
 fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// Names of the packages in the normal dependency tree of `package`, itself included.
-fn tree(package: &str, default_features: bool) -> BTreeSet<String> {
-    let mut command = Command::new(env!("CARGO"));
-    command.current_dir(root()).args([
-        "tree", "--locked", "--edges", "normal", "--prefix", "none", "--format", "{p}", "-p",
-        package,
-    ]);
-    if !default_features {
-        command.arg("--no-default-features");
-    }
-    let output = command.output().expect("cargo tree starts");
+/// Answer of one cargo command that needs no network.
+fn cargo(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(root())
+        .args(args)
+        .output()
+        .expect("cargo starts");
     assert!(
         output.status.success(),
-        "{}",
+        "cargo {} (packages that are missing come with cargo fetch --locked):\n{}",
+        args.join(" "),
         String::from_utf8_lossy(&output.stderr)
     );
-    let text = String::from_utf8(output.stdout).expect("names are UTF-8");
-    let names: BTreeSet<String> = text
-        .lines()
-        .filter_map(|line| line.split(' ').next())
-        .map(str::to_owned)
-        .collect();
+    String::from_utf8(output.stdout).expect("cargo writes UTF-8")
+}
+
+/// What `cargo metadata` says for this machine's platform: each package by its id, with what it
+/// declares, and the packages that its dependencies were resolved to.
+struct Metadata {
+    packages: BTreeMap<String, Value>,
+    resolved: BTreeMap<String, Value>,
+}
+
+/// The entries of a list, none where there is no list.
+fn items<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    value
+        .get(key)
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+impl Metadata {
+    fn read() -> &'static Self {
+        static READ: OnceLock<Metadata> = OnceLock::new();
+        READ.get_or_init(|| {
+            let version = cargo(&["-vV"]);
+            let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+            let host = host.expect("cargo names its host");
+            let answer = cargo(&[
+                "metadata",
+                "--format-version=1",
+                "--locked",
+                "--offline",
+                "--filter-platform",
+                host,
+            ]);
+            let all: Value = serde_json::from_str(&answer).expect("JSON");
+            let by_id = |value: &Value, key: &str| -> BTreeMap<String, Value> {
+                let named = |item: &Value| (text(item, "id").to_owned(), item.clone());
+                items(value, key).map(named).collect()
+            };
+            Self {
+                packages: by_id(&all, "packages"),
+                resolved: by_id(all.get("resolve").expect("a graph"), "nodes"),
+            }
+        })
+    }
+
+    fn name(&self, id: &str) -> &str {
+        text(self.packages.get(id).expect("a known package"), "name")
+    }
+
+    /// Names of the packages that a build of `package` alone links, itself included. The graph of
+    /// `cargo metadata` has every feature that any package of the workspace asks for: which of them
+    /// this build has is worked out here.
+    fn tree(&self, package: &str, default_features: bool) -> BTreeSet<&str> {
+        let root = self.packages.keys().find(|id| self.name(id) == package);
+        let root = root.unwrap_or_else(|| panic!("no package {package}"));
+        let first = default_features.then(|| "default".to_owned());
+        let mut features: Features = [(root.clone(), first.into_iter().collect())].into();
+        loop {
+            let mut next = features.clone();
+            for (id, on) in &features {
+                for (dependency, wanted) in self.dependencies(id, on) {
+                    next.entry(dependency).or_default().extend(wanted);
+                }
+            }
+            if next == features {
+                return features.keys().map(|id| self.name(id)).collect();
+            }
+            features = next;
+        }
+    }
+
+    /// Normal dependencies of a package that has these features, each with the features asked of it.
+    fn dependencies(&self, id: &str, on: &BTreeSet<String>) -> Vec<(String, BTreeSet<String>)> {
+        let package = self.packages.get(id).expect("a known package");
+        let (optional, of_dependency) = switched_on(package, on);
+        let resolved = self.resolved.get(id).expect("a resolved package");
+        let mut found = Vec::new();
+        for declared in items(package, "dependencies") {
+            let name = text(declared, "name");
+            let key = match text(declared, "rename") {
+                "" => name,
+                rename => rename,
+            };
+            let is_normal = declared.get("kind").is_some_and(Value::is_null);
+            let is_optional = declared.get("optional") == Some(&Value::Bool(true));
+            // For no platform at all: it only ties the two versions together.
+            let is_normal = is_normal && text(declared, "target") != "cfg(any())";
+            if !is_normal || (is_optional && !optional.contains(key)) {
+                continue;
+            }
+            let mut wanted: BTreeSet<String> = items(declared, "features")
+                .filter_map(Value::as_str)
+                .map(str::to_owned)
+                .collect();
+            if declared.get("uses_default_features") == Some(&Value::Bool(true)) {
+                wanted.insert("default".into());
+            }
+            wanted.extend(of_dependency.get(key).into_iter().flatten().cloned());
+            for edge in items(resolved, "deps") {
+                let mut kinds = items(edge, "dep_kinds");
+                let links = kinds.any(|kind| kind.get("kind").is_some_and(Value::is_null));
+                let to = text(edge, "pkg");
+                if links && self.name(to) == name {
+                    found.push((to.to_owned(), wanted.clone()));
+                }
+            }
+        }
+        found
+    }
+}
+
+/// Sets of features by what has them.
+type Features = BTreeMap<String, BTreeSet<String>>;
+
+/// What a package's features lead to: optional dependencies that are on, and features of dependencies.
+fn switched_on(package: &Value, on: &BTreeSet<String>) -> (BTreeSet<String>, Features) {
+    let mut optional = BTreeSet::new();
+    let mut of_dependency = Features::new();
+    let mut seen = BTreeSet::new();
+    let mut open: Vec<String> = on.iter().cloned().collect();
+    while let Some(feature) = open.pop() {
+        if !seen.insert(feature.clone()) {
+            continue;
+        }
+        let table = package.get("features").unwrap_or(&Value::Null);
+        for entry in items(table, &feature).filter_map(Value::as_str) {
+            if let Some(key) = entry.strip_prefix("dep:") {
+                optional.insert(key.to_owned());
+            } else if let Some((key, feature)) = entry.split_once('/') {
+                let only_if_on = key.strip_suffix('?');
+                let key = only_if_on.unwrap_or(key).to_owned();
+                if only_if_on.is_none() {
+                    optional.insert(key.clone());
+                }
+                of_dependency
+                    .entry(key)
+                    .or_default()
+                    .insert(feature.to_owned());
+            } else {
+                open.push(entry.to_owned());
+            }
+        }
+    }
+    (optional, of_dependency)
+}
+
+/// Names of the packages in the normal dependency tree of `package`, itself included.
+fn tree(package: &str, default_features: bool) -> BTreeSet<&'static str> {
+    let names = Metadata::read().tree(package, default_features);
     assert!(
-        names.contains(package),
-        "{package} is not in its own tree: {names:?}"
+        names.contains(package) && names.len() > 3,
+        "{package} and some dependencies: {names:?}"
     );
     names
 }
@@ -172,16 +320,51 @@ fn translation_has_no_client_and_no_runtime() {
 
 #[test]
 fn agent_and_scheduler_share_only_the_protocol() {
-    let ours = |names: BTreeSet<String>| -> BTreeSet<String> {
-        names
-            .into_iter()
-            .filter(|name| name.starts_with("muster-"))
-            .collect()
+    let ours = |names: BTreeSet<&'static str>| -> BTreeSet<&str> {
+        let names = names.into_iter();
+        names.filter(|name| name.starts_with("muster-")).collect()
     };
     let agent = ours(tree("muster-agent", true));
     let scheduler = ours(tree("muster-scheduler", false));
-    let shared: Vec<&String> = agent.intersection(&scheduler).collect();
-    assert_eq!(shared, ["muster-proto"]);
+    let shared: Vec<&&str> = agent.intersection(&scheduler).collect();
+    assert_eq!(shared, [&"muster-proto"]);
+    let with_demo = ours(tree("muster-scheduler", true));
+    let for_demo: Vec<&&str> = with_demo.difference(&scheduler).collect();
+    assert_eq!(
+        for_demo,
+        [&"muster-agent", &"muster-embedded"],
+        "what the feature demo brings"
+    );
+}
+
+/// The tree is not empty by mistake: what is there is found, through features too.
+#[test]
+fn the_dependency_tree_is_read_as_cargo_builds_it() {
+    let scheduler = tree("muster-scheduler", false);
+    for name in ["muster-core", "tokio", "kube-client", "tonic", "rustls"] {
+        assert!(scheduler.contains(name), "{name} is not in {scheduler:?}");
+    }
+    let kubernetes = tree("muster-kubernetes", true);
+    for name in ["k8s-openapi", "kube-core", "serde_json"] {
+        assert!(kubernetes.contains(name), "{name} is not in {kubernetes:?}");
+    }
+    for package in ["muster-core", "muster-kubernetes", "muster-agent"] {
+        let printed = cargo(&[
+            "tree",
+            "--locked",
+            "--offline",
+            "--edges=normal",
+            "--prefix=none",
+            "--format={p}",
+            "-p",
+            package,
+        ]);
+        let printed: BTreeSet<&str> = printed
+            .lines()
+            .filter_map(|line| line.split(' ').next())
+            .collect();
+        assert_eq!(printed, tree(package, true), "{package}");
+    }
 }
 
 /// What kube-scheduler's extender protocol, and what lies behind it, can do to a gang scheduler.
