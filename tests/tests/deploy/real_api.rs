@@ -1,9 +1,11 @@
 //! A real API server accepts every object, with unknown fields refused.
 
+use std::collections::BTreeSet;
+
 use muster_control_plane::{Cluster, Identity};
 use serde_json::Value;
 
-use crate::files::{documents, id, read, with_ending};
+use crate::files::{documents, id, read, text, with_ending};
 use crate::programs::{KUBE_VERSION, kustomize, template};
 
 fn as_list(objects: &[Value]) -> String {
@@ -62,7 +64,7 @@ fn check_warnings(warnings: &[String], from: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_real_api_server_accepts_both_installations_and_the_examples() {
+async fn a_real_api_server_accepts_every_installation_and_the_examples() {
     let cluster = Cluster::builder().with_kwok(false).start().await.unwrap();
     let base = kustomize("kustomize/base");
     let lasting = |object: &&Value| {
@@ -97,6 +99,7 @@ async fn a_real_api_server_accepts_both_installations_and_the_examples() {
         }
     }
 
+    check_overlays(&cluster).await;
     check_gang_rules(&cluster).await;
     check_rights(&cluster, &base).await;
 
@@ -124,6 +127,87 @@ async fn a_real_api_server_accepts_both_installations_and_the_examples() {
         "{}",
         output.stderr
     );
+}
+
+/// Kinds of cert-manager and trust-manager, whose CRDs are not at hand: group, version, kind, plural
+/// and scope.
+const OF_CERT_MANAGER: [[&str; 5]; 3] = [
+    [
+        "cert-manager.io",
+        "v1",
+        "ClusterIssuer",
+        "clusterissuers",
+        "Cluster",
+    ],
+    [
+        "cert-manager.io",
+        "v1",
+        "Certificate",
+        "certificates",
+        "Namespaced",
+    ],
+    [
+        "trust.cert-manager.io",
+        "v1alpha1",
+        "Bundle",
+        "bundles",
+        "Cluster",
+    ],
+];
+
+/// A CustomResourceDefinition that takes any spec.
+fn open_crd([group, version, kind, plural, scope]: [&str; 5]) -> Value {
+    serde_json::json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{plural}.{group}")},
+        "spec": {
+            "group": group, "scope": scope,
+            "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase()},
+            "versions": [{
+                "name": version, "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object",
+                    "properties": {"spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}},
+            }],
+        },
+    })
+}
+
+/// Each overlay is accepted as a whole. Of the kinds of cert-manager the API server checks group,
+/// version, kind, name, scope and that there is nothing but a spec; what their own CRDs say of the
+/// spec is not checked.
+async fn check_overlays(cluster: &Cluster) {
+    let names: Vec<String> = with_ending("yaml")
+        .iter()
+        .filter_map(|path| path.strip_prefix("kustomize/overlays/"))
+        .filter_map(|path| path.strip_suffix("/kustomization.yaml"))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(names, ["cert-manager", "without-admission-policies"]);
+    let foreign: Vec<Value> = OF_CERT_MANAGER.map(open_crd).to_vec();
+    cluster.apply_yaml(&as_list(&foreign)).await.unwrap();
+    let served: Vec<&str> = foreign
+        .iter()
+        .map(|crd| crd["metadata"]["name"].as_str().unwrap())
+        .collect();
+    cluster.wait_for_crds(&served).await.unwrap();
+    let namespace = r#"{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"cert-manager"}}"#;
+    cluster.apply_yaml(namespace).await.unwrap();
+
+    let mut seen = BTreeSet::new();
+    for name in names {
+        let from = format!("kustomize/overlays/{name}");
+        let objects = kustomize(&from);
+        check_warnings(&dry_run(cluster, &objects, &from).await, &from);
+        for object in &objects {
+            let api = text(object, "/apiVersion");
+            if api.contains("cert-manager") {
+                seen.insert(format!("{api} {}", text(object, "/kind")));
+            }
+        }
+    }
+    let known =
+        OF_CERT_MANAGER.map(|[group, version, kind, ..]| format!("{group}/{version} {kind}"));
+    assert_eq!(seen, known.into(), "all that only a stand-in has checked");
 }
 
 /// The API server itself keeps the Gang's rules, whoever writes: the workload is the same for ever, a
