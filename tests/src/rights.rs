@@ -32,15 +32,15 @@ pub enum Without {
 impl Without {
     /// The line of the role that changes, and what it becomes.
     fn change(&self) -> (&'static str, String) {
-        let gangs = "resources: [\"gangs\"]\n    verbs: [\"get\", \"list\", \"watch\", \"create\", \"patch\", \"delete\"]";
-        let status = "verbs: [\"get\", \"update\", \"patch\"]";
+        let gangs = "resources: [\"gangs\"]\n    verbs: [\"get\", \"list\", \"watch\", \"create\", \"delete\"]";
+        let status = "resources: [\"gangs/status\"]\n    verbs: [\"update\"]";
         let jobs =
             "resources: [\"pytorchjobs\"]\n    verbs: [\"get\", \"list\", \"watch\", \"patch\"]";
         let pods = "verbs: [\"patch\", \"delete\"]";
         let binding = "resources: [\"pods/binding\"]\n    verbs: [\"create\"]";
         match self {
             Self::Creating => (gangs, gangs.replace("\"create\", ", "")),
-            Self::Committing => (status, "verbs: [\"get\"]".into()),
+            Self::Committing => (status, status.replace("update", "get")),
             Self::ReleasingJobs => (jobs, jobs.replace(", \"patch\"", "")),
             Self::ReleasingPods => (pods, "verbs: [\"delete\"]".into()),
             Self::ReleasingPodsBut(names) => {

@@ -271,7 +271,7 @@ async fn check_gang_rules(cluster: &Cluster) {
 }
 
 /// Account, what `kubectl auth can-i` is asked, and the answer.
-const RIGHTS: [(&str, &str, bool); 18] = [
+const RIGHTS: [(&str, &str, bool); 21] = [
     (
         "muster-scheduler",
         "create pods --subresource=binding",
@@ -315,6 +315,13 @@ const RIGHTS: [(&str, &str, bool); 18] = [
         "update leases.coordination.k8s.io/muster-scheduler -n muster-system",
         true,
     ),
+    ("muster-scheduler", "patch gangs.muster.dev", false),
+    (
+        "muster-scheduler",
+        "patch gangs.muster.dev --subresource=status",
+        false,
+    ),
+    ("muster-kube-scheduler", "list pods", false),
     ("muster-scheduler", "list secrets", false),
     ("muster-scheduler", "create pods", false),
     ("muster-scheduler", "delete nodes", false),

@@ -58,9 +58,15 @@ async fn logs(stack: &Stack) -> anyhow::Result<()> {
     let health = stack.page("/healthz").await?;
     let healthy = health.starts_with("HTTP/1.1 200 ") && health.ends_with("ok\n");
     assert!(healthy, "{health}");
+    let metrics = stack.page("/metrics").await?;
+    let events = metrics
+        .lines()
+        .filter(|line| line.contains("outcome=\"failed\"") && !line.ends_with(" 0"));
+    assert_eq!(events.collect::<Vec<_>>(), Vec::<&str>::new(), "Events");
     let text = std::fs::read_to_string(stack.cluster.log(&muster()))?;
     let mut planned = 0;
     for line in text.lines() {
+        assert!(!line.contains("is forbidden"), "a right is missing: {line}");
         let line: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
         for field in ["timestamp", "level", "message", "target"] {
             assert!(line[field].is_string(), "{field} in {line}");

@@ -18,7 +18,7 @@ pub fn crds() -> String {
     yaml(&Gang::crd())
 }
 
-/// Namespace, ServiceAccounts, and the least rights that scheduler, kube-scheduler and agent need.
+/// Namespace, ServiceAccounts, and the least rights that scheduler and agent need.
 pub fn rbac() -> String {
     include_str!("rbac.yaml").to_owned()
 }

@@ -50,29 +50,36 @@ fn scheduler_has_the_least_rights() {
             "/pods[]: get list watch",
             "/pods[]: patch delete",
             "authentication.k8s.io/tokenreviews[]: create",
-            "events.k8s.io/events[]: create patch",
             "kubeflow.org/pytorchjobs/status[]: patch",
             "kubeflow.org/pytorchjobs[]: get list watch patch",
-            "muster.dev/gangs/status[]: get update patch",
-            "muster.dev/gangs[]: get list watch create patch delete",
+            "muster.dev/gangs/status[]: update",
+            "muster.dev/gangs[]: get list watch create delete",
             "scheduling.k8s.io/priorityclasses[]: get list watch",
             "scheduling.x-k8s.io/podgroups[]: get list watch",
         ]
     );
-    for (name, lease) in [
-        ("muster-scheduler", "muster-scheduler"),
-        ("muster-kube-scheduler", "muster-kube-scheduler"),
-    ] {
-        let role: Role = find(&rbac(), "Role", name);
-        assert_eq!(role.metadata.namespace.as_deref(), Some(names::NAMESPACE));
-        assert_eq!(
-            rights(role.rules),
-            [
-                "coordination.k8s.io/leases[]: create".to_owned(),
-                format!("coordination.k8s.io/leases[{lease}]: get update"),
-            ]
-        );
-    }
+    let role: Role = find(&rbac(), "Role", "muster-scheduler");
+    assert_eq!(role.metadata.namespace.as_deref(), Some(names::NAMESPACE));
+    assert_eq!(
+        rights(role.rules),
+        [
+            "coordination.k8s.io/leases[]: create",
+            "coordination.k8s.io/leases[muster-scheduler]: get update",
+        ]
+    );
+}
+
+/// A kube-scheduler has its rights where it runs: in the Deployment's pod, by the installation.
+#[test]
+fn no_account_is_made_that_nothing_runs_under() {
+    let all = documents(&rbac());
+    let accounts: Vec<&Value> = all
+        .iter()
+        .filter(|object| object["kind"] == "ServiceAccount")
+        .map(|object| &object["metadata"]["name"])
+        .collect();
+    assert_eq!(accounts, ["muster-scheduler", "muster-agent"]);
+    assert!(!rbac().contains("system:"), "no role of Kubernetes itself");
 }
 
 #[test]
@@ -119,7 +126,7 @@ fn every_binding_names_a_role_and_account_that_exist() {
             assert_eq!(subject["namespace"], names::NAMESPACE);
         }
     }
-    assert_eq!(count, 6);
+    assert_eq!(count, 2);
 }
 
 fn policy(name: &str) -> Value {
