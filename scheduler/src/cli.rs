@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -53,19 +53,22 @@ pub struct Serve {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Address for kube-scheduler: HTTPS with client certificates.
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8443")]
-    extender_listen: SocketAddr,
+    /// Without it, port 8443 of every address, or of loopback with --insecure-loopback.
+    #[arg(long, value_name = "ADDR")]
+    extender_listen: Option<SocketAddr>,
     /// Address for agents: gRPC over TLS, tokens reviewed by the API server.
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8444")]
-    agent_listen: SocketAddr,
+    /// Without it, port 8444 of every address, or of loopback with --insecure-loopback.
+    #[arg(long, value_name = "ADDR")]
+    agent_listen: Option<SocketAddr>,
     /// Address for /metrics, /healthz and /readyz: plain HTTP.
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8080")]
-    http_listen: SocketAddr,
+    /// Without it, port 8080 of every address, or of loopback with --insecure-loopback.
+    #[arg(long, value_name = "ADDR")]
+    http_listen: Option<SocketAddr>,
     /// Folder with tls.crt, tls.key and client-ca.crt (whose certificates kube-scheduler may show).
     /// Changed files are taken up within seconds.
     #[arg(long, value_name = "DIR", conflicts_with = "insecure_loopback")]
     tls_dir: Option<PathBuf>,
-    /// Speak plain HTTP and believe agents without a token. Only on loopback addresses.
+    /// Speak plain HTTP and believe agents without a token. All three addresses must be loopback.
     #[arg(long)]
     insecure_loopback: bool,
     /// Name of this replica in the Lease; by default made of host name, process id and start time.
@@ -238,10 +241,32 @@ impl Serve {
         }
     }
 
+    /// Where the doors for kube-scheduler, agents and pages listen.
+    fn addresses(&self) -> anyhow::Result<[SocketAddr; 3]> {
+        let host = if self.insecure_loopback {
+            Ipv4Addr::LOCALHOST
+        } else {
+            Ipv4Addr::UNSPECIFIED
+        };
+        let address = |flag: &str, asked: Option<SocketAddr>, port: u16| {
+            let address = asked.unwrap_or_else(|| SocketAddr::from((host, port)));
+            if self.insecure_loopback && !address.ip().is_loopback() {
+                bail!("{flag} is {address}: must be a loopback address with --insecure-loopback");
+            }
+            Ok(address)
+        };
+        Ok([
+            address("--extender-listen", self.extender_listen, 8443)?,
+            address("--agent-listen", self.agent_listen, 8444)?,
+            address("--http-listen", self.http_listen, 8080)?,
+        ])
+    }
+
     fn doors(&self, config: &Config) -> anyhow::Result<[Door; 3]> {
         if self.tls_dir.is_none() && !self.insecure_loopback {
             bail!("neither --tls-dir nor --insecure-loopback is given");
         }
+        let [extender, agents, pages] = self.addresses()?;
         let certificates = |clients| {
             self.tls_dir
                 .as_deref()
@@ -250,19 +275,14 @@ impl Serve {
         };
         let connections = config.extender.connections_max;
         Ok([
-            Door::open(
-                "extender door",
-                self.extender_listen,
-                certificates(true)?,
-                connections,
-            )?,
+            Door::open("extender door", extender, certificates(true)?, connections)?,
             Door::open(
                 "agent door",
-                self.agent_listen,
+                agents,
                 certificates(false)?,
                 config.agents.streams_max,
             )?,
-            Door::open_pages("http door", self.http_listen, 256)?,
+            Door::open_pages("http door", pages, 256)?,
         ])
     }
 }
@@ -368,8 +388,42 @@ mod tests {
         let Command::Serve(serve) = cli.unwrap().command else {
             panic!("serve");
         };
-        assert_eq!(serve.agent_listen.to_string(), "127.0.0.1:7");
+        assert_eq!(
+            serve.agent_listen.map(|at| at.to_string()).as_deref(),
+            Some("127.0.0.1:7")
+        );
         assert!(serve.insecure_loopback && serve.config.is_none());
+    }
+
+    fn addresses(line: &str) -> Result<[String; 3], String> {
+        let Command::Serve(serve) = parse(line).unwrap().command else {
+            panic!("serve");
+        };
+        let found = serve.addresses().map_err(|error| error.to_string())?;
+        Ok(found.map(|address| address.to_string()))
+    }
+
+    #[test]
+    fn the_insecure_flag_keeps_every_door_on_loopback() {
+        assert_eq!(
+            addresses("muster-scheduler serve --insecure-loopback"),
+            Ok(["127.0.0.1:8443", "127.0.0.1:8444", "127.0.0.1:8080"].map(str::to_owned))
+        );
+        assert_eq!(
+            addresses("muster-scheduler serve --tls-dir d --http-listen 10.0.0.1:1"),
+            Ok(["0.0.0.0:8443", "0.0.0.0:8444", "10.0.0.1:1"].map(str::to_owned))
+        );
+        assert!(
+            addresses("muster-scheduler serve --insecure-loopback --http-listen [::1]:1").is_ok()
+        );
+        for flag in ["--extender-listen", "--agent-listen", "--http-listen"] {
+            for open in ["0.0.0.0:1", "10.0.0.1:1", "[::]:1"] {
+                let line = format!("muster-scheduler serve --insecure-loopback {flag} {open}");
+                let refused = addresses(&line).unwrap_err();
+                let named = refused.contains(flag) && refused.contains(open);
+                assert!(named && refused.contains("loopback"), "{line}: {refused}");
+            }
+        }
     }
 
     #[test]
