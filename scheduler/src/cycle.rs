@@ -11,7 +11,8 @@
 //! took, so that a gang of hundreds whose members come one by one is looked at a few hundred times a
 //! second, and a gang that comes alone at once. The cycle never waits for an action to be carried out:
 //! writes that the writer has no room for are kept here, and the engine bounds how many there can
-//! be. It sleeps until an event comes or the engine's next deadline passes.
+//! be. It sleeps until an event comes or the engine's next deadline passes, and stirs every few seconds
+//! even then: `/healthz` fails when it has not for long.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -42,6 +43,9 @@ const BATCH_MAX: usize = 1024;
 const REST: u32 = 9;
 /// Longest rest.
 const REST_MAX: Duration = Duration::from_millis(20);
+/// Longest sleep. The cycle never waits for anything else, so one that has not turned for much longer
+/// hangs.
+const STIR_EVERY: Duration = Duration::from_secs(5);
 /// How often the engine's invariants are checked: a walk over all gangs and nodes.
 const AUDIT_EVERY: Millis = Millis::from_secs(15);
 
@@ -64,12 +68,58 @@ pub struct Cycle {
     pub view: Arc<ArcSwap<View>>,
     /// When the picture was published, milliseconds on `clock`.
     pub published: Arc<AtomicU64>,
+    /// When the cycle turned last.
+    pub pulse: Pulse,
     /// Counts the fresh LISTs of pods that were asked for.
     pub relist: signal::Sender<u64>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// When the invariants were checked last.
     pub audited: Timestamp,
+}
+
+/// When the cycle turned last. Cheap to clone; all clones are one.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    clock: Clock,
+    turned: Arc<AtomicU64>,
+}
+
+impl Pulse {
+    /// Longest time between two turns of a cycle that is well. A decision on a large cluster takes
+    /// milliseconds.
+    pub const MAX: Duration = Duration::from_secs(30);
+
+    /// A cycle that turns now for the first time.
+    pub fn new(clock: Clock) -> Self {
+        let pulse = Self {
+            clock,
+            turned: Arc::default(),
+        };
+        pulse.beat();
+        pulse
+    }
+
+    fn beat(&self) {
+        self.turned.store(self.clock.now().0, Ordering::Relaxed);
+    }
+
+    /// Time since the last turn.
+    pub fn age(&self) -> Duration {
+        let turned = Timestamp(self.turned.load(Ordering::Relaxed));
+        Duration::from_millis(self.clock.now().since(turned).0)
+    }
+
+    /// What is wrong with the cycle; `None` while it turns.
+    pub fn problem(&self) -> Option<String> {
+        let age = self.age();
+        (age > Self::MAX).then(|| {
+            format!(
+                "the scheduling cycle hangs: its last turn was {} s ago",
+                age.as_secs()
+            )
+        })
+    }
 }
 
 /// Why the cycle ended.
@@ -90,6 +140,7 @@ impl Cycle {
         let mut gangs = GangStates::default();
         let mut rested = self.settle(&mut backlog, &mut gangs);
         loop {
+            self.pulse.beat();
             let deadline = self.engine.next_deadline();
             let first = tokio::select! {
                 biased;
@@ -106,6 +157,7 @@ impl Cycle {
                 () = sleep_until(self.clock, deadline), if Instant::now() >= rested => {
                     Some(Event::Tick)
                 }
+                () = tokio::time::sleep(STIR_EVERY) => continue,
             };
             let Some(first) = first else {
                 return CycleEnd::Stopped;
@@ -263,5 +315,51 @@ impl GangStates {
         if let Some((phase, code)) = self.states.remove(key) {
             metrics.gangs(phase, code, -1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inbox;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cycle_that_nothing_happens_to_turns_all_the_same() {
+        let clock = Clock::start();
+        let (_inbox, outbox) = inbox::inbox();
+        let (writes, _written) = mpsc::channel(1);
+        let (announcements, _announced) = mpsc::channel(1);
+        let (relist, _asked) = signal::channel(0);
+        let pulse = Pulse::new(clock);
+        let cycle = Cycle {
+            engine: Engine::new(muster_core::config::Config::default()),
+            clock,
+            outbox,
+            writes,
+            announcements,
+            binds: Arc::new(Binds::new(1)),
+            view: Arc::default(),
+            published: Arc::default(),
+            pulse: pulse.clone(),
+            relist,
+            metrics: Arc::default(),
+            audited: Timestamp(0),
+        };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(cycle.run(stop.clone()));
+        for _ in 0..60 {
+            tokio::time::sleep(Duration::from_secs(61)).await;
+            let age = pulse.age();
+            assert!(age <= STIR_EVERY + Duration::from_secs(1), "{age:?}");
+            assert_eq!(pulse.problem(), None);
+        }
+        stop.cancel();
+        assert_eq!(running.await.unwrap(), CycleEnd::Stopped);
+        tokio::time::sleep(Pulse::MAX).await;
+        tokio::time::sleep(STIR_EVERY).await;
+        assert!(
+            pulse.problem().is_some(),
+            "it turned last when it was stopped"
+        );
     }
 }

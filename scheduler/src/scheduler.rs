@@ -28,7 +28,7 @@ use crate::api::Caller;
 use crate::binds::{Binds, STOPPING};
 use crate::clock::{Clock, Dice, Wall};
 use crate::config::Config;
-use crate::cycle::{Cycle, CycleEnd};
+use crate::cycle::{Cycle, CycleEnd, Pulse};
 use crate::extender::Extender;
 use crate::fence::Fence;
 use crate::http::{self, Pages};
@@ -150,6 +150,7 @@ impl Scheduler {
             config.watch.unhealthy_after.millis(),
         ));
         let published = Arc::new(AtomicU64::new(0));
+        let pulse = Pulse::new(clock);
         let caller = Caller::new(clients.write.clone(), config.writes.attempt_timeout.0)
             .telling(inbox.clone());
         let mut scheduler = Self {
@@ -178,6 +179,7 @@ impl Scheduler {
                 fence: Arc::clone(&fence),
                 clock,
                 published: Arc::clone(&published),
+                pulse: pulse.clone(),
             }),
             inbox: inbox.clone(),
             view: Arc::clone(&view),
@@ -202,6 +204,7 @@ impl Scheduler {
             binds: Arc::clone(&binds),
             view,
             published,
+            pulse,
             relist,
             metrics: Arc::clone(&metrics),
             audited: Timestamp(0),
