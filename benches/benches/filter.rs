@@ -69,6 +69,7 @@ fn view(nodes: usize) -> View {
         synced: true,
         epoch: Epoch(1),
         gangs: (0..GANGS).map(gang).collect(),
+        members: std::iter::empty().collect(),
         free: (0..nodes)
             .map(|index| (NodeName::from(node(index)), Arc::clone(&room)))
             .collect(),

@@ -255,9 +255,13 @@ impl Cycle {
             return;
         }
         self.audited = now;
+        let view = self.engine.view();
         for violation in self.engine.audit() {
             self.metrics.invariant_violated(violation.id());
-            tracing::error!(%violation, "an invariant is broken");
+            let gang = view.gangs.get(&violation.gang);
+            let plan = gang.and_then(|gang| gang.plan.as_ref());
+            let plan = plan.map_or("", |plan| plan.as_str());
+            tracing::error!(gang = %violation.gang, plan, %violation, "an invariant is broken");
         }
     }
 }

@@ -72,6 +72,8 @@ pub struct View {
     pub epoch: Epoch,
     /// Every gang.
     pub gangs: RedBlackTreeMapSync<GangKey, Arc<GangView>>,
+    /// Gang of each pod that has a planned node.
+    pub members: RedBlackTreeMapSync<PodUid, GangKey>,
     /// Free on each node after pods and reservations.
     pub free: RedBlackTreeMapSync<NodeName, Arc<Resources>>,
     /// Pods that belong to gangs and are bound: never victims of a preemption by kube-scheduler.
@@ -115,6 +117,13 @@ impl View {
     pub fn plan_of(&self, membership: Option<&Membership>) -> Option<&PlanId> {
         let gang = self.gangs.get(&membership?.gang)?;
         gang.plan.as_ref()
+    }
+
+    /// Gang and plan of a pod that has a planned node.
+    pub fn promised(&self, pod: &PodUid) -> Option<(&GangKey, Option<&PlanId>)> {
+        let key = self.members.get(pod)?;
+        let gang = self.gangs.get(key)?;
+        Some((key, gang.plan.as_ref()))
     }
 
     /// Whether a pod of no gang with these requests has room on `node` beside what is reserved.

@@ -12,7 +12,7 @@ use muster_kubernetes::extender::{BindingArgs, BindingResult};
 use std::sync::Arc;
 use tokio::time::Instant;
 
-use super::{Door, Extender};
+use super::{Door, Extender, Whose};
 use crate::binds::{BUSY, BindAnswer, STOPPING};
 
 /// Text for a request that is no Bind. Constant.
@@ -32,12 +32,19 @@ pub(super) async fn bind(State(extender): Door, request: Request) -> Response {
     };
     let pod = format!("{}/{}", args.pod_namespace, args.pod_name);
     let node = args.node.clone();
+    let uid = PodUid::from(args.pod_uid.as_str());
+    // The plan that the Bind is asked under: a refusal may come with its end.
+    let mut of = Whose::promised(&extender.view.load(), &uid);
     let outcome = extender.bind(args).await;
+    if of.gang.is_none() {
+        of = Whose::promised(&extender.view.load(), &uid);
+    }
+    let (gang, plan) = of.words();
     extender.metrics.bind_left(started.elapsed());
     let held_ms = started.elapsed().as_millis();
     match &outcome {
-        Ok(()) => tracing::debug!(pod, node, held_ms, "bound"),
-        Err(said) => tracing::info!(pod, node, held_ms, %said, "not bound"),
+        Ok(()) => tracing::debug!(gang, plan, pod, node, held_ms, "bound"),
+        Err(said) => tracing::info!(gang, plan, pod, node, held_ms, %said, "not bound"),
     }
     match &outcome {
         Ok(()) => super::answer(&BindingResult::bound()),

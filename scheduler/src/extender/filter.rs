@@ -8,7 +8,7 @@ use muster_kubernetes::extender::{ExtenderArgs, FilterResult};
 use muster_kubernetes::translate;
 use tokio::time::Instant;
 
-use super::{Door, Extender};
+use super::{Door, Extender, Whose};
 
 /// Text for a request without a pod. Constant.
 const NO_POD: &str = "muster: the request names no pod";
@@ -50,8 +50,12 @@ impl Extender {
             FilterAnswer::Only(node) => {
                 let mut result = FilterResult::only(args, node.as_str(), NOT_OFFERED);
                 if result.passed.is_empty() {
-                    let plan = view.plan_of(pod.membership.as_ref()).cloned();
-                    self.tell_not_offered(&pod.uid, &node, plan);
+                    let membership = pod.membership.as_ref();
+                    let of = Whose {
+                        gang: membership.map(|membership| membership.gang.clone()),
+                        plan: view.plan_of(membership).cloned(),
+                    };
+                    self.tell_not_offered(&pod.uid, &node, of);
                     ("NotOffered", super::answer(&result))
                 } else {
                     self.tell_offered(&pod.uid, &node);

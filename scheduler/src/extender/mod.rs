@@ -27,7 +27,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use muster_core::event::Event;
-use muster_core::ids::{NodeName, PlanId, PodUid};
+use muster_core::ids::{GangKey, NodeName, PlanId, PodUid};
 use muster_core::view::View;
 use muster_kubernetes::translate::PodRules;
 use serde::Serialize;
@@ -73,6 +73,32 @@ struct Told {
     at: Instant,
 }
 
+/// Gang and plan of a pod, for logs, as far as they are known.
+#[derive(Clone, Debug, Default)]
+struct Whose {
+    gang: Option<GangKey>,
+    plan: Option<PlanId>,
+}
+
+impl Whose {
+    fn promised(view: &View, pod: &PodUid) -> Self {
+        let Some((gang, plan)) = view.promised(pod) else {
+            return Self::default();
+        };
+        Self {
+            gang: Some(gang.clone()),
+            plan: plan.cloned(),
+        }
+    }
+
+    /// Both as text, empty where not known.
+    fn words(&self) -> (String, &str) {
+        let gang = self.gang.as_ref().map(GangKey::to_string);
+        let plan = self.plan.as_ref().map_or("", |plan| plan.as_str());
+        (gang.unwrap_or_default(), plan)
+    }
+}
+
 impl Extender {
     /// A door with the times of the configuration.
     pub fn new(
@@ -111,7 +137,7 @@ impl Extender {
 
     /// Tells the engine that a pod's planned node was not offered: once for each plan in [`TOLD_FOR`],
     /// however often kube-scheduler asks.
-    fn tell_not_offered(&self, pod: &PodUid, node: &NodeName, plan: Option<PlanId>) {
+    fn tell_not_offered(&self, pod: &PodUid, node: &NodeName, of: Whose) {
         self.metrics.planned_node_not_offered();
         let (key, now) = ((pod.clone(), node.clone()), Instant::now());
         let mut told = crate::locked(&self.told);
@@ -119,7 +145,7 @@ impl Extender {
             told.clear();
         }
         let before = told.get(&key);
-        if before.is_some_and(|told| told.plan == plan && now < told.at + TOLD_FOR) {
+        if before.is_some_and(|told| told.plan == of.plan && now < told.at + TOLD_FOR) {
             return;
         }
         let event = Event::PlannedNodeNotOffered {
@@ -127,8 +153,10 @@ impl Extender {
             node: node.clone(),
         };
         if self.inbox.try_send(event) {
+            let (gang, plan) = of.words();
+            tracing::info!(gang, plan, %pod, %node, "kube-scheduler does not offer the planned node");
+            let plan = of.plan;
             told.insert(key, Told { plan, at: now });
-            tracing::info!(%pod, %node, "kube-scheduler does not offer the planned node");
         }
     }
 

@@ -1,7 +1,7 @@
 //! The extender's verbs, in process.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -18,6 +18,7 @@ use muster_scheduler::binds::{BUSY, Binds, STOPPING};
 use muster_scheduler::config;
 use muster_scheduler::extender::Extender;
 use muster_scheduler::inbox::{self, Outbox};
+use muster_scheduler::logs;
 use muster_scheduler::metrics::Metrics;
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -49,6 +50,9 @@ pub fn view() -> View {
         synced: true,
         epoch: Epoch(1),
         gangs: [(GangKey::labelled("ns", "g"), Arc::new(gang))]
+            .into_iter()
+            .collect(),
+        members: [("m".into(), GangKey::labelled("ns", "g"))]
             .into_iter()
             .collect(),
         free: [("n1".into(), Arc::new(room))].into_iter().collect(),
@@ -433,6 +437,59 @@ async fn t20_ok_only_after_the_engine_says_so_and_a_caller_that_leaves_is_told()
     assert!(call.await.is_err());
     assert_eq!(bench.outbox.collect(), [Event::BindDropped(asked.ticket)]);
     assert!(!bench.binds.is_held(asked.ticket));
+}
+
+/// What is logged, in memory.
+#[derive(Clone, Default)]
+struct Paper(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Paper {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn lines_about_a_members_bind_and_node_name_its_gang_and_plan() {
+    let paper = Paper::default();
+    let writer = paper.clone();
+    let filter = tracing_subscriber::EnvFilter::new("info");
+    let _logging = tracing::subscriber::set_default(logs::lines(filter, move || writer.clone()));
+    let mut bench = bench();
+    let elsewhere = json!({"Pod": member("m"), "NodeNames": ["n1"]});
+    ask(&bench.router, FILTER, elsewhere).await;
+    assert!(matches!(
+        bench.outbox.wait().await,
+        Some(Event::PlannedNodeNotOffered { .. })
+    ));
+    let engine = async {
+        let Some(Event::BindAsked(asked)) = bench.outbox.wait().await else {
+            panic!("a Bind is asked");
+        };
+        // The plan ends with the refusal.
+        bench.view.store(Arc::new(View::default()));
+        bench.binds.answer(asked.ticket, Err("no".into()));
+    };
+    tokio::join!(ask(&bench.router, BIND, binding("m")), engine);
+    let text = String::from_utf8(paper.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    for message in [
+        "kube-scheduler does not offer the planned node",
+        "not bound",
+    ] {
+        let of = |line: &&Value| line["message"] == message;
+        let line = lines.iter().find(of).unwrap_or_else(|| panic!("{text}"));
+        assert_eq!(line["gang"], GangKey::labelled("ns", "g").to_string());
+        assert_eq!(line["plan"], "e1-1", "{line}");
+    }
 }
 
 #[tokio::test]

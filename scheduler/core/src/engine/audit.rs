@@ -11,7 +11,7 @@ use std::fmt;
 use super::gang::{Gang, Record, Slot};
 use super::{AGE_CHECK, Engine};
 use crate::config::NodesWithoutAgent;
-use crate::ids::{DeviceUuid, NodeName, PodUid};
+use crate::ids::{DeviceUuid, GangKey, NodeName, PodUid};
 use crate::ledger::SlotKey;
 use crate::node::untolerated;
 use crate::pod::{Pod, PodPhase};
@@ -19,9 +19,18 @@ use crate::pod::{Pod, PodPhase};
 /// The invariants that [`Engine::audit`] checks.
 pub const AUDITED: [&str; 6] = ["GANG-1", "GANG-2", "DEV-1", "RES-1", "INV-1", "PLACE-1"];
 
-/// A broken invariant.
+/// A broken invariant, and the gang that breaks it: of two the later one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Violation {
+pub struct Violation {
+    /// The gang.
+    pub gang: GangKey,
+    /// What is broken.
+    pub what: Broken,
+}
+
+/// What is broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Broken {
     /// GANG-1: a gang bound in part whose time for repair is over, or was never set.
     Partial {
         /// The gang.
@@ -78,13 +87,13 @@ pub enum Violation {
 impl Violation {
     /// The invariant, one of [`AUDITED`].
     pub fn id(&self) -> &'static str {
-        match self {
-            Self::Partial { .. } => "GANG-1",
-            Self::BelowMinimum(_) => "GANG-2",
-            Self::DeviceTwice(_) | Self::Overcommitted { .. } => "DEV-1",
-            Self::Orphan { .. } | Self::Unreserved { .. } => "RES-1",
-            Self::Unreported { .. } => "INV-1",
-            Self::Unfit { .. } => "PLACE-1",
+        match self.what {
+            Broken::Partial { .. } => "GANG-1",
+            Broken::BelowMinimum(_) => "GANG-2",
+            Broken::DeviceTwice(_) | Broken::Overcommitted { .. } => "DEV-1",
+            Broken::Orphan { .. } | Broken::Unreserved { .. } => "RES-1",
+            Broken::Unreported { .. } => "INV-1",
+            Broken::Unfit { .. } => "PLACE-1",
         }
     }
 }
@@ -92,8 +101,8 @@ impl Violation {
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.id())?;
-        match self {
-            Self::Partial {
+        match &self.what {
+            Broken::Partial {
                 gang,
                 bound,
                 minimum,
@@ -101,24 +110,24 @@ impl fmt::Display for Violation {
                 f,
                 "{gang} has {bound} of {minimum} bound and no time left for it"
             ),
-            Self::BelowMinimum(gang) => {
+            Broken::BelowMinimum(gang) => {
                 write!(f, "the plan of {gang} does not cover its minimum")
             }
-            Self::DeviceTwice(uuid) => write!(f, "device {uuid} is promised twice"),
-            Self::Overcommitted { node, slot } => {
+            Broken::DeviceTwice(uuid) => write!(f, "device {uuid} is promised twice"),
+            Broken::Overcommitted { node, slot } => {
                 write!(
                     f,
                     "{slot} is planned on {node}, which has not the room for it"
                 )
             }
-            Self::Orphan { node, slot } => {
+            Broken::Orphan { node, slot } => {
                 write!(f, "reservation of {slot} on {node} belongs to no plan")
             }
-            Self::Unreserved { node, slot } => write!(f, "{slot} has no reservation on {node}"),
-            Self::Unreported { node, slot } => {
+            Broken::Unreserved { node, slot } => write!(f, "{slot} has no reservation on {node}"),
+            Broken::Unreported { node, slot } => {
                 write!(f, "{slot} is planned on {node}, which nobody reports")
             }
-            Self::Unfit { node, slot, what } => {
+            Broken::Unfit { node, slot, what } => {
                 write!(f, "{slot} is planned on {node}, which {what}")
             }
         }
@@ -150,7 +159,8 @@ impl Engine {
             let Some(plan) = &gang.plan else { continue };
             // A plan that has begun may have lost members; one that has not may not.
             if !plan.open && plan.planned() < plan.minimum {
-                violations.push(Violation::BelowMinimum(gang.name.to_string()));
+                let what = Broken::BelowMinimum(gang.name.to_string());
+                violations.push(broken(&gang.key, what));
             }
             for (seat, slot) in &plan.slots {
                 let seen_bound = slot
@@ -165,7 +175,7 @@ impl Engine {
                     wanted.insert(gang.slot_key(seat), node.clone());
                     for device in &slot.devices {
                         if !devices.insert(device) {
-                            violations.push(Violation::DeviceTwice(device.clone()));
+                            violations.push(broken(&gang.key, Broken::DeviceTwice(device.clone())));
                         }
                     }
                 }
@@ -183,20 +193,20 @@ impl Engine {
         }
         for (slot, node) in self.ledger.reservations() {
             if wanted.remove(slot).as_ref() != Some(node) {
-                violations.push(Violation::Orphan {
+                let what = Broken::Orphan {
                     node: node.clone(),
                     slot: name(slot),
-                });
+                };
+                violations.push(broken(&slot.gang, what));
             }
         }
-        violations.extend(
-            wanted
-                .into_iter()
-                .map(|(slot, node)| Violation::Unreserved {
-                    node,
-                    slot: name(&slot),
-                }),
-        );
+        violations.extend(wanted.into_iter().map(|(slot, node)| {
+            let what = Broken::Unreserved {
+                node,
+                slot: name(&slot),
+            };
+            broken(&slot.gang, what)
+        }));
     }
 
     /// GANG-1 for one gang, by its pods. A member that has ended well counts as bound.
@@ -248,10 +258,13 @@ impl Engine {
                 self.decided_at < since + self.config.repair_max && since <= self.decided_at
             })
         };
-        (!in_time).then(|| Violation::Partial {
-            gang: gang.name.to_string(),
-            bound: settled,
-            minimum,
+        (!in_time).then(|| {
+            let what = Broken::Partial {
+                gang: gang.name.to_string(),
+                bound: settled,
+                minimum,
+            };
+            broken(&gang.key, what)
         })
     }
 
@@ -280,11 +293,12 @@ impl Engine {
             }
             let key = || name(&gang.slot_key(seat));
             if let Some(what) = self.unfit_for(slot, node) {
-                violations.push(Violation::Unfit {
+                let what = Broken::Unfit {
                     node: node.clone(),
                     slot: key(),
                     what,
-                });
+                };
+                violations.push(broken(&gang.key, what));
             }
             let (inventory, config) = (&self.inventory, &self.config);
             let now = self.decided_at;
@@ -293,16 +307,18 @@ impl Engine {
             if has_place
                 && (self.ledger).is_overcommitted(node, &slot.shape, inventory, config, now)
             {
-                violations.push(Violation::Overcommitted {
+                let what = Broken::Overcommitted {
                     node: node.clone(),
                     slot: key(),
-                });
+                };
+                violations.push(broken(&gang.key, what));
             }
             if !self.is_vouched_for(slot, node) {
-                violations.push(Violation::Unreported {
+                let what = Broken::Unreported {
                     node: node.clone(),
                     slot: key(),
-                });
+                };
+                violations.push(broken(&gang.key, what));
             }
         }
     }
@@ -347,6 +363,11 @@ impl Engine {
             }
         }
     }
+}
+
+fn broken(gang: &GangKey, what: Broken) -> Violation {
+    let gang = gang.clone();
+    Violation { gang, what }
 }
 
 fn name(slot: &SlotKey) -> String {

@@ -49,7 +49,7 @@ use crate::time::{Millis, Timestamp};
 use crate::view::View;
 use crate::workload::{MemberSource, Workload};
 
-pub use audit::{AUDITED, Violation};
+pub use audit::{AUDITED, Broken, Violation};
 use gang::{Gang, Seat};
 use planning::Rank;
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::gang::Gang;
-use crate::view::{GangView, SlotView};
+use crate::ids::{GangKey, PodUid};
+use crate::view::{GangView, SlotView, View};
 
 impl Engine {
     /// Brings the published picture up to date with the gangs that changed.
@@ -39,6 +40,7 @@ impl Engine {
         }
         let view = Arc::make_mut(&mut self.view);
         for (key, gang) in changed {
+            follow_members(view, &key, gang.as_ref());
             match gang {
                 Some(gang) => view.gangs.insert_mut(key, Arc::new(gang)),
                 None => {
@@ -51,6 +53,24 @@ impl Engine {
         }
         for uid in protect {
             view.protected.insert_mut(uid);
+        }
+    }
+}
+
+/// Brings the gang of each pod up to date with one gang's change, which is not in the view yet.
+fn follow_members(view: &mut View, key: &GangKey, after: Option<&GangView>) {
+    let before = view.gangs.get(key).map(Arc::clone);
+    let has = |gang: Option<&GangView>, pod: &PodUid| {
+        gang.is_some_and(|gang| gang.nodes.contains_key(pod))
+    };
+    for pod in before.iter().flat_map(|gang| gang.nodes.keys()) {
+        if !has(after, pod) && view.members.get(pod) == Some(key) {
+            view.members.remove_mut(pod);
+        }
+    }
+    for pod in after.iter().flat_map(|gang| gang.nodes.keys()) {
+        if !has(before.as_deref(), pod) {
+            view.members.insert_mut(pod.clone(), key.clone());
         }
     }
 }

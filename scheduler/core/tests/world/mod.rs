@@ -452,6 +452,13 @@ impl World {
         self.engine.decide(self.now);
         let violations = self.engine.audit();
         assert!(violations.is_empty(), "{violations:?}");
+        let view = self.engine.view();
+        let placed = view
+            .gangs
+            .iter()
+            .flat_map(|(key, gang)| gang.nodes.keys().map(move |pod| (pod, key)));
+        let members: BTreeMap<_, _> = view.members.iter().collect();
+        assert_eq!(members, placed.collect(), "gangs of pods in the view");
         while let Some(action) = self.engine.poll_action() {
             moved = true;
             self.carry_out(action);

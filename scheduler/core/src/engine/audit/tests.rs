@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
-use crate::ids::GangKey;
 use crate::ids::RoleName;
 use crate::node::{Node, Taint, TaintEffect};
 use crate::time::{Millis, Timestamp};
@@ -33,6 +32,10 @@ fn broken(world: &World) -> BTreeSet<&'static str> {
     let violations = world.engine.audit();
     for violation in &violations {
         assert!(violation.to_string().starts_with(violation.id()));
+        assert!(
+            world.engine.gangs.contains_key(&violation.gang),
+            "{violation}"
+        );
     }
     violations.iter().map(Violation::id).collect()
 }
