@@ -109,6 +109,7 @@ fn pod(key: &GangKey, index: u32, shape: &Arc<PodShape>) -> Pod {
         record: None,
         stamp: None,
         unschedulable: None,
+        settings: std::collections::BTreeMap::new(),
         status_reason: None,
     }
 }

@@ -19,6 +19,7 @@ use muster_core::pod::PodShape;
 use muster_core::resources::Resources;
 use muster_core::snapshot::{Eligibility, NodeCapacity, Snapshot};
 use muster_core::time::Timestamp;
+use muster_core::topology::{Level, Source, path_of};
 use muster_core::workload::{Hold, MemberSource, RoleSpec, Shown, Workload, WorkloadKind};
 
 const GPU: &str = "nvidia.com/gpu";
@@ -128,6 +129,7 @@ fn snapshot_of(nodes: usize, free: impl Fn(usize) -> u64) -> Snapshot {
                 reported: true,
                 ports: BTreeSet::new(),
                 devices: devices(index, free),
+                path: None,
             })
         })
         .collect();
@@ -142,16 +144,17 @@ fn gang(members: u32, gpus: u64) -> GangRequest {
                 indices: vec![0],
                 shape: shape(0),
                 labels: Arc::default(),
+                segments: Vec::new(),
             },
             RoleRequest {
                 role: "Worker".into(),
                 indices: (0..members.saturating_sub(1)).collect(),
                 shape: shape(gpus),
                 labels: Arc::default(),
+                segments: Vec::new(),
             },
         ],
-        placed: Vec::new(),
-        avoid: BTreeSet::new(),
+        ..GangRequest::default()
     }
 }
 
@@ -314,6 +317,65 @@ fn plan_one_gang_with_rules(bencher: Bencher, rules: &str) {
     bencher.bench(|| plan(&snapshot, &gang, &config).map(|placement| placement.members.len()));
 }
 
+/// Blocks of 64 racks of 16 nodes; of every three nodes one is taken in part, each differently.
+fn network(nodes: usize) -> (Snapshot, Config) {
+    let level = |name: &str| Level {
+        name: Arc::from(name),
+        source: Source::Label(Arc::from(name)),
+    };
+    let config = Config {
+        topology: vec![level("block"), level("rack")],
+        ..Config::default()
+    };
+    let plain = snapshot_of(nodes, |index| match index % 3 {
+        0 => (index / 3 % 8) as u64,
+        _ => 8,
+    });
+    let placed = plain.nodes().iter().enumerate().map(|(index, capacity)| {
+        let mut capacity = (**capacity).clone();
+        let mut node = (*capacity.node).clone();
+        let mut set = |key: &str, value: usize| {
+            let value = Arc::from(value.to_string());
+            node.labels.insert(Arc::from(key), value);
+        };
+        set("block", index / 1024);
+        set("rack", index / 16);
+        capacity.path = Some(path_of(&node, None, &config.topology));
+        capacity.node = Arc::new(node);
+        Arc::new(capacity)
+    });
+    (Snapshot::of(placed), config)
+}
+
+/// 512 workers of 8 GPUs each: all in one block, in as few racks as can be.
+#[divan::bench(args = [1000, 5000, 20_000])]
+fn plan_one_gang_in_a_block_and_few_racks(bencher: Bencher, nodes: usize) {
+    let ((snapshot, config), mut gang) = (network(nodes), gang(513, 8));
+    gang.roles.remove(0);
+    gang.topology.required = Some(0);
+    gang.topology.preferred = Some(1);
+    let placement = plan(&snapshot, &gang, &config).expect("the gang fits");
+    let places = |levels: usize| -> BTreeSet<Vec<Arc<str>>> {
+        let members = placement.members.iter();
+        let nodes = members.filter_map(|member| snapshot.get(&member.node));
+        nodes.map(|node| node.place()[..levels].to_vec()).collect()
+    };
+    // A rack has 10 or 11 nodes that are free.
+    assert_eq!((places(1).len(), places(2).len()), (1, 47));
+    bencher.bench(|| plan(&snapshot, &gang, &config).map(|placement| placement.members.len()));
+}
+
+/// The answer that no rack has room, with its numbers.
+#[divan::bench(args = [1000, 5000, 20_000])]
+fn verdict_no_rack_has_room(bencher: Bencher, nodes: usize) {
+    let ((snapshot, config), mut gang) = (network(nodes), gang(13, 8));
+    gang.roles.remove(0);
+    gang.topology.required = Some(1);
+    let why = plan(&snapshot, &gang, &config).expect_err("no rack has 12 free nodes");
+    assert_eq!(why.code(), "TopologyNotMet", "{why}");
+    bencher.bench(|| plan(&snapshot, &gang, &config).is_err());
+}
+
 /// The answer that a gang of 10 x 8 GPUs cannot fit, with its numbers.
 #[divan::bench(args = [500, 5000])]
 fn verdict_cannot_fit(bencher: Bencher, nodes: usize) {
@@ -337,6 +399,7 @@ fn engine(nodes: usize) -> Engine {
             },
             sampler_ok: true,
             holders_known: true,
+            fabric_clique: None,
             devices: devices(index, 8),
         };
         engine.handle(Event::NodeApplied(node), now);

@@ -8,7 +8,10 @@ use std::path::Path;
 use muster_core::config as core;
 use serde::Deserialize;
 
+pub use self::topology::{Level, Topology};
 use crate::span::Span;
+
+mod topology;
 
 /// A file with every key at its default, and what each is for. What `print config` prints.
 pub const DOCUMENTED: &str = include_str!("config.yaml");
@@ -27,6 +30,8 @@ pub struct Config {
     pub device_resources: Vec<String>,
     /// What is believed about nodes.
     pub inventory: Inventory,
+    /// Levels of the network, of which gangs may ask something.
+    pub topology: Topology,
     /// How gangs are gathered, repaired and kept away from nodes.
     pub gang: Gang,
     /// How the API is written to.
@@ -170,6 +175,7 @@ impl Default for Config {
             unnamed_jobs_are_ours: false,
             device_resources: core::Config::default().device_resources,
             inventory: Inventory::default(),
+            topology: Topology::default(),
             gang: Gang::default(),
             writes: Writes::default(),
             watch: Watch::default(),
@@ -346,6 +352,7 @@ impl Config {
         for name in &self.device_resources {
             text("deviceResources", name)?;
         }
+        self.topology.check()?;
         self.check_spans()?;
         count(
             "gang.templateNodesMax",
@@ -502,6 +509,7 @@ impl Config {
             template_nodes_max: self.gang.template_nodes_max,
             settle: self.gang.settle.millis(),
             writes_in_flight_max: self.writes.in_flight_max.saturating_mul(2),
+            topology: self.topology.core(),
         }
     }
 }
@@ -648,6 +656,39 @@ mod tests {
         );
         let said = refusal("colour: red\n");
         assert!(said.contains("colour"), "{said}");
+    }
+
+    #[test]
+    fn levels_of_the_network_are_told_apart_by_name_and_label() {
+        let config =
+            "topology: {levels: [{name: block, label: a/b}, {name: nvlink, source: fabricClique}]}";
+        let levels = Config::parse(config).unwrap().core().topology;
+        let sources: Vec<_> = levels
+            .iter()
+            .map(|l| (&*l.name, l.source.clone()))
+            .collect();
+        let label = muster_core::topology::Source::Label("a/b".into());
+        let clique = muster_core::topology::Source::FabricClique;
+        assert_eq!(sources, [("block", label), ("nvlink", clique)]);
+        for both in ["", ", label: a, source: fabricClique"] {
+            let said = refusal(&format!("topology: {{levels: [{{name: x{both}}}]}}"));
+            assert_eq!(
+                said,
+                "topology.levels[] is \"x\": a level has either a label or a source"
+            );
+        }
+        let said = refusal("topology: {levels: [{name: x, label: a}, {name: y, label: x}]}");
+        assert_eq!(
+            said,
+            "topology.levels[].label is \"x\": each level has a name and a label of its own"
+        );
+        let said = refusal("topology: {levels: [{name: '', label: a}]}");
+        assert!(said.starts_with("topology.levels[].name is \"\""), "{said}");
+        let said = refusal("topology: {levels: [{name: x, source: rack}]}");
+        assert!(
+            said.contains("topology.levels[0]") && said.contains("fabricClique"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -233,6 +233,7 @@ mod tests {
             },
             sampler_ok: true,
             holders_known: true,
+            fabric_clique: None,
             devices: Vec::new(),
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::ids::ResourceName;
 use crate::time::Millis;
+use crate::topology::Level;
 
 /// What to do with a node that no agent reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub struct Config {
     /// Most writes that may be on their way at once. Further ones wait in the engine, one per
     /// object, the latest state winning.
     pub writes_in_flight_max: usize,
+    /// Levels of the network's topology, the widest first; at most [`crate::topology::LEVELS_MAX`].
+    pub topology: Vec<Level>,
 }
 
 impl Default for Config {
@@ -63,6 +66,7 @@ impl Default for Config {
             template_nodes_max: 32,
             settle: Millis::from_secs(3),
             writes_in_flight_max: 512,
+            topology: Vec::new(),
         }
     }
 }

@@ -76,6 +76,8 @@ pub struct NodeReport {
     pub holders_known: bool,
     /// Every device.
     pub devices: Vec<Device>,
+    /// Clique of the NVLink fabric that all its GPUs are in; `None` where there is none, or more than one.
+    pub fabric_clique: Option<Arc<str>>,
 }
 
 /// Why a report is not taken.
@@ -238,6 +240,7 @@ mod tests {
             },
             sampler_ok: true,
             holders_known: true,
+            fabric_clique: None,
             devices: uuids
                 .iter()
                 .map(|uuid| Device {

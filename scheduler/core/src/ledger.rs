@@ -15,6 +15,7 @@ use crate::pod::{Pod, PodShape};
 use crate::resources::Resources;
 use crate::snapshot::{Eligibility, NodeCapacity};
 use crate::time::Timestamp;
+use crate::topology::path_of;
 
 /// Whose reservation it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -289,6 +290,12 @@ impl Ledger {
                 && inventory.get(name).is_none());
         Some(NodeCapacity {
             eligibility: eligibility(&node),
+            path: (!config.topology.is_empty()).then(|| {
+                // Where the fabric reaches does not change because an agent is silent.
+                let belief = inventory.get(name);
+                let clique = belief.and_then(|belief| belief.report.fabric_clique.as_ref());
+                path_of(&node, clique, &config.topology)
+            }),
             node,
             free,
             well,

@@ -31,6 +31,7 @@ pub mod record;
 pub mod resources;
 pub mod snapshot;
 pub mod time;
+pub mod topology;
 pub mod view;
 pub mod workload;
 

@@ -13,21 +13,24 @@
 
 mod allot;
 mod build;
+mod domains;
 mod effort;
 mod exact;
 mod explain;
 mod fill;
 mod parts;
 mod rules;
+mod runs;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use self::build::Builder;
+use self::domains::place_in_domains;
 use self::effort::Effort;
 pub use self::effort::STEPS_MAX;
 use self::exact::search;
-use self::explain::{explain, explain_rules, missing_resource};
+use self::explain::{explain, explain_domains, explain_rules, missing_resource};
 use self::rules::Rules;
 use crate::config::Config;
 use crate::ids::{DeviceUuid, NodeName, RoleName};
@@ -36,7 +39,8 @@ use crate::node::HostPort;
 use crate::pod::PodShape;
 use crate::reason::Unplaceable;
 use crate::resources::Resources;
-use crate::snapshot::{NodeCapacity, Snapshot};
+use crate::snapshot::{Eligibility, NodeCapacity, Snapshot};
+use crate::topology::TopologyRequest;
 
 /// Members of one role that need a place.
 #[derive(Clone, Debug)]
@@ -49,6 +53,8 @@ pub struct RoleRequest {
     pub shape: Arc<PodShape>,
     /// Labels of each, as far as a rule between members looks at them.
     pub labels: Arc<Labels>,
+    /// Number of the segment that each is in, in the order of `indices`; empty where the gang has none.
+    pub segments: Vec<u32>,
 }
 
 /// A member that has its place already.
@@ -60,6 +66,8 @@ pub struct Standing {
     pub shape: Arc<PodShape>,
     /// Its labels, as far as a rule between members looks at them.
     pub labels: Arc<Labels>,
+    /// Number of the segment that it is in, where the gang has segments.
+    pub segment: Option<u32>,
 }
 
 /// A gang, or the part of one that needs a place.
@@ -67,10 +75,13 @@ pub struct Standing {
 pub struct GangRequest {
     /// Its roles.
     pub roles: Vec<RoleRequest>,
-    /// Members that have a place and keep it; needed only where members have rules between them.
+    /// Members that have a place and keep it; needed only where members have rules between them, or ask
+    /// something of the topology.
     pub placed: Vec<Standing>,
     /// Nodes that are out of the question for this gang, for a while.
     pub avoid: BTreeSet<NodeName>,
+    /// What it asks of the topology.
+    pub topology: TopologyRequest,
 }
 
 /// One member's place.
@@ -137,6 +148,9 @@ pub fn plan_part(snapshot: &Snapshot, gang: &GangRequest, spare: u32, config: &C
         // Work of its own: a search that took nearly all there is can still be explained.
         let mut effort = Effort::default();
         let why = match failure {
+            Failure::Room(missed) if !gang.topology.is_empty() => {
+                explain_domains(snapshot, gang, &rules, missed, config, &mut effort)
+            }
             Failure::Room(missed) if rules.is_empty() => {
                 explain(snapshot, gang, missed, config, &mut effort)
             }
@@ -162,11 +176,11 @@ fn members_of(roles: &[RoleRequest]) -> u32 {
 
 /// The whole gang, or the largest part of it. A failure is that of the whole gang.
 fn place_part<'a>(
-    snapshot: &Snapshot,
+    snapshot: &'a Snapshot,
     gang: &'a GangRequest,
     rules: &Rules,
     spare: u32,
-    config: &Config,
+    config: &'a Config,
     effort: &mut Effort,
 ) -> Result<Placement, Failure<'a>> {
     let whole = match place(snapshot, gang, rules, config, effort) {
@@ -183,8 +197,7 @@ fn place_part<'a>(
         let dropped = too_few.midpoint(enough).max(too_few.saturating_add(1));
         let part = GangRequest {
             roles: without(&gang.roles, dropped),
-            placed: Vec::new(),
-            avoid: gang.avoid.clone(),
+            ..gang.clone()
         };
         match place(snapshot, &part, rules, config, effort) {
             Ok(placement) => {
@@ -217,21 +230,85 @@ fn without(roles: &[RoleRequest], dropped: u32) -> Vec<RoleRequest> {
     for _ in 0..dropped {
         if let Some(role) = roles.iter_mut().max_by_key(|role| role.indices.len()) {
             role.indices.pop();
+            role.segments.truncate(role.indices.len());
         }
     }
     roles
 }
 
-/// Largest roles first, and if that does not work out, smallest first; and if that does not either,
-/// whatever there is.
+/// A place for the whole gang, where it asks for.
 fn place<'a>(
-    snapshot: &Snapshot,
+    snapshot: &'a Snapshot,
     gang: &'a GangRequest,
     rules: &Rules,
-    config: &Config,
+    config: &'a Config,
     effort: &mut Effort,
 ) -> Result<Placement, Failure<'a>> {
-    let all = gang.roles.iter().enumerate();
+    let terms = Terms::of(snapshot, gang, config);
+    if gang.topology.is_empty() {
+        return place_roles(terms, &gang.roles, rules, effort);
+    }
+    place_in_domains(terms, gang, rules, effort)
+}
+
+/// What a search goes by.
+#[derive(Clone, Copy)]
+struct Terms<'a> {
+    snapshot: &'a Snapshot,
+    avoid: &'a BTreeSet<NodeName>,
+    /// Only nodes of this domain, where it matters at all where nodes lie.
+    domain: Option<&'a [Arc<str>]>,
+    topology: &'a TopologyRequest,
+    /// Members that stand already.
+    placed: &'a [Standing],
+    config: &'a Config,
+}
+
+impl<'a> Terms<'a> {
+    fn of(snapshot: &'a Snapshot, gang: &'a GangRequest, config: &'a Config) -> Self {
+        Self {
+            snapshot,
+            avoid: &gang.avoid,
+            domain: None,
+            topology: &gang.topology,
+            placed: &gang.placed,
+            config,
+        }
+    }
+
+    /// The same, with an eye to where nodes lie.
+    fn anywhere(self) -> Self {
+        Self {
+            domain: Some(&[]),
+            ..self
+        }
+    }
+
+    /// Whether members of this shape may come to the node at all.
+    fn admits(&self, capacity: &NodeCapacity, shape: &PodShape) -> bool {
+        capacity.eligibility == Eligibility::Eligible
+            && (capacity.reported || devices_of(shape, self.config) == 0)
+            && !self.avoid.contains(&capacity.node.name)
+            && shape.mismatch(&capacity.node).is_none()
+            && self.lies_in(capacity)
+    }
+
+    fn lies_in(&self, capacity: &NodeCapacity) -> bool {
+        self.domain
+            .is_none_or(|domain| capacity.place().starts_with(domain))
+    }
+}
+
+/// Largest roles first, and if that does not work out, smallest first; and if that does not either,
+/// whatever there is.
+fn place_roles<'a>(
+    terms: Terms<'a>,
+    roles: &'a [RoleRequest],
+    rules: &Rules,
+    effort: &mut Effort,
+) -> Result<Placement, Failure<'a>> {
+    let config = terms.config;
+    let all = roles.iter().enumerate();
     let mut order: Vec<(usize, &RoleRequest)> =
         all.filter(|(_, role)| !role.indices.is_empty()).collect();
     order.sort_by_key(|(_, role)| std::cmp::Reverse(weight(&role.shape, config)));
@@ -241,7 +318,7 @@ fn place<'a>(
             .first()
             .is_some_and(|(_, role)| std::ptr::eq(*role, missed.role))
     };
-    let missed = match place_all(snapshot, &gang.avoid, &order, rules, config, effort) {
+    let missed = match place_all(terms, &order, rules, effort) {
         Err(Failure::Room(missed))
             if order.len() > 1 && !(rules.is_empty() && is_first(&missed, &order)) =>
         {
@@ -250,16 +327,19 @@ fn place<'a>(
         answer => return answer,
     };
     order.reverse();
-    match place_all(snapshot, &gang.avoid, &order, rules, config, effort) {
+    match place_all(terms, &order, rules, effort) {
         Err(Failure::Room(again)) if rules.is_empty() && !is_first(&again, &order) => {}
         Err(Failure::Room(_)) => return Err(Failure::Room(missed)),
         answer => return answer,
     }
+    if terms.topology.segment.is_some() {
+        // The search knows nothing of segments.
+        return Err(Failure::Limit);
+    }
     order.reverse();
-    match search(snapshot, &gang.avoid, &order, config, effort) {
+    match search(terms, &order, effort) {
         Ok(Some(ways)) => {
-            let mut builder =
-                Builder::new(snapshot, &gang.avoid, Rules::default(), 0, config, effort);
+            let mut builder = Builder::new(terms, Rules::default(), 0, effort);
             Ok(builder.place_ways(&order, ways))
         }
         Ok(None) => Err(Failure::Room(missed)),
@@ -301,17 +381,15 @@ enum Failure<'a> {
 
 /// Places the roles in this order, each in as many ways as there are homes for the gang.
 fn place_all<'a>(
-    snapshot: &Snapshot,
-    avoid: &BTreeSet<NodeName>,
+    terms: Terms<'_>,
     order: &[(usize, &'a RoleRequest)],
     rules: &Rules,
-    config: &Config,
     effort: &mut Effort,
 ) -> Result<Placement, Failure<'a>> {
     let mut first = None;
     let mut number = 0usize;
     loop {
-        let mut builder = Builder::new(snapshot, avoid, rules.clone(), number, config, effort);
+        let mut builder = Builder::new(terms, rules.clone(), number, effort);
         let missed = match builder.place_roles(order) {
             Ok(placement) => return Ok(placement),
             Err(Failure::Limit) => return Err(Failure::Limit),

@@ -167,6 +167,8 @@ pub struct Pod {
     pub unschedulable: Option<Arc<str>>,
     /// `status.reason`, for example `UnexpectedAdmissionError`.
     pub status_reason: Option<Arc<str>>,
+    /// Its annotations that speak of the topology; see [`crate::topology::KEYS`].
+    pub settings: BTreeMap<Arc<str>, Arc<str>>,
 }
 
 /// What kube-scheduler counts by nodes though it holds on every one of them, of

@@ -135,6 +135,27 @@ pub enum Unplaceable {
         /// What became of the nodes, the rule aside.
         tally: NodeTally,
     },
+    /// There would be room, if it were not to be in one domain of the network.
+    NotInOneDomain {
+        /// The role that did not fit.
+        role: RoleName,
+        /// Members of that role.
+        needed: u32,
+        /// Members that found room in the best domain; with segments in all whole segments.
+        placed: u32,
+        /// Members that the empty cluster could take so, where that is too few.
+        possible: Option<u32>,
+        /// Name of the level.
+        level: Arc<str>,
+        /// Members of each segment, where it is segments that do not fit.
+        segment: Option<u32>,
+        /// Domains of the level.
+        domains: u32,
+        /// The domain with most room.
+        best: Option<Arc<str>>,
+        /// What became of the nodes, the topology aside.
+        tally: NodeTally,
+    },
     /// Not known: the search gave up, because of the work that it would be.
     TooComplex {
         /// Members that need a place.
@@ -163,6 +184,7 @@ impl Unplaceable {
                 InterPodKind::Affinity => "AffinityNotMet",
                 InterPodKind::Spread(_) => "SpreadNotMet",
             },
+            Self::NotInOneDomain { .. } => "TopologyNotMet",
             Self::TooComplex { .. } => "SearchLimit",
             Self::NoNode { .. } => "NoMatchingNode",
         }
@@ -243,6 +265,33 @@ impl fmt::Display for Unplaceable {
                     }
                 }
                 write!(f, "; found room for {placed}")?;
+                if let Some(possible) = possible {
+                    write!(f, ", and when the cluster is empty for {possible}")?;
+                }
+                write!(f, ". {tally}")
+            }
+            Self::NotInOneDomain {
+                role,
+                needed,
+                placed,
+                possible,
+                level,
+                segment,
+                domains,
+                best,
+                tally,
+            } => {
+                write!(f, "needs room for {needed} {role} ")?;
+                match segment {
+                    Some(size) => write!(f, "in segments of {size}, each in one {level}")?,
+                    None => write!(f, "in one {level}")?,
+                }
+                match (segment, best) {
+                    (None, Some(best)) => {
+                        write!(f, "; of {domains} the best, {best}, has room for {placed}")?;
+                    }
+                    _ => write!(f, "; found room for {placed} in {domains}")?,
+                }
                 if let Some(possible) = possible {
                     write!(f, ", and when the cluster is empty for {possible}")?;
                 }

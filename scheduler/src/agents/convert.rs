@@ -103,9 +103,65 @@ pub fn device(device: &wire::Device) -> Option<Device> {
     })
 }
 
+/// The clique of the NVLink fabric that every GPU of a node is registered in, written as the label
+/// `nvidia.com/gpu.clique` has it. `None` where a GPU is not, or another one is in another clique.
+pub fn fabric_clique<'a>(devices: impl Iterator<Item = &'a wire::Device>) -> Option<Arc<str>> {
+    let mut gpus = devices
+        .filter(|device| device.parent_uuid.is_empty())
+        .peekable();
+    gpus.peek()?;
+    let mut found: Option<(&str, u32)> = None;
+    for gpu in gpus {
+        let fabric = gpu.fabric.as_ref().filter(|fabric| fabric.completed)?;
+        let is_nowhere = |c: char| c == '0' || c == '-';
+        if name("fabric.cluster_uuid", &fabric.cluster_uuid).is_err()
+            || fabric.cluster_uuid.chars().all(is_nowhere)
+        {
+            return None;
+        }
+        let here = (fabric.cluster_uuid.as_str(), fabric.clique_id);
+        if *found.get_or_insert(here) != here {
+            return None;
+        }
+    }
+    found.map(|(cluster, clique)| Arc::from(format!("{cluster}.{clique}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clique_is_that_of_all_gpus_or_none() {
+        let gpu = |cluster: &str, clique_id, completed| wire::Device {
+            fabric: Some(wire::Fabric {
+                cluster_uuid: cluster.into(),
+                clique_id,
+                completed,
+            }),
+            ..wire::Device::default()
+        };
+        let clique = |gpus: &[wire::Device]| fabric_clique(gpus.iter());
+        let a = gpu("a1", 3, true);
+        assert_eq!(clique(&[a.clone(), a.clone()]).as_deref(), Some("a1.3"));
+        let slice = wire::Device {
+            parent_uuid: "GPU-1".into(),
+            ..wire::Device::default()
+        };
+        assert_eq!(clique(&[a.clone(), slice]).as_deref(), Some("a1.3"));
+        for other in [
+            gpu("a1", 4, true),
+            gpu("a2", 3, true),
+            gpu("a1", 3, false),
+            gpu("00000000-0000", 3, true),
+            gpu("", 3, true),
+            wire::Device::default(),
+        ] {
+            assert_eq!(clique(&[a.clone(), other.clone()]), None, "{other:?}");
+            assert_eq!(clique(&[other]).filter(|c| &**c == "a1.3"), None);
+        }
+        assert_eq!(clique(&[]), None);
+    }
 
     #[test]
     fn unknown_health_is_suspect_and_a_partitioned_gpu_is_not_counted() {

@@ -119,6 +119,7 @@ impl NodeState {
             sampler_ok: self.sampler_ok,
             holders_known: held.kubelet.as_ref().is_some_and(|view| view.known),
             devices: held.devices.values().filter_map(convert::device).collect(),
+            fabric_clique: convert::fabric_clique(held.devices.values()),
         };
         self.held = Some(held);
         Taken::Report(Box::new(report), generation)

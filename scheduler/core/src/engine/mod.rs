@@ -29,6 +29,7 @@ mod publish;
 mod release;
 mod repair;
 mod status;
+mod topology;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{BuildHasherDefault, DefaultHasher};

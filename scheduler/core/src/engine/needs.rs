@@ -13,6 +13,7 @@ use crate::plan::{RoleRequest, Standing};
 use crate::pod::{MembershipSource, Pod, PodPhase, PodShape};
 use crate::reason::Reason;
 use crate::time::Timestamp;
+use crate::topology::TopologyRequest;
 use crate::workload::{Hold, MemberSource, RoleSpec, Workload, WorkloadKind};
 
 /// What a gang without a plan needs.
@@ -22,6 +23,8 @@ pub(super) struct Needs {
     /// Pod of each seat, where the pods say who the members are.
     pub pods: BTreeMap<Seat, PodUid>,
     pub minimum: u32,
+    /// What it asks of the topology.
+    pub topology: TopologyRequest,
 }
 
 impl Engine {
@@ -44,9 +47,27 @@ impl Engine {
                 // Suspended: its controller is about to delete them.
                 return Ok(None);
             }
-            return self.needs_of_job(gang, workload, &bound).map(Some);
+            let needs = self.needs_of_job(gang, workload, &bound)?;
+            return self.with_topology(gang, needs).map(Some);
         }
-        self.needs_of_pods(gang, &bound, now)
+        match self.needs_of_pods(gang, &bound, now)? {
+            Some(needs) => self.with_topology(gang, needs).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The needs with what is asked of the topology.
+    fn with_topology(&self, gang: &Gang, mut needs: Needs) -> Result<Needs, Reason> {
+        needs.topology = self.topology_of(gang).map_err(Reason::Invalid)?;
+        if needs.topology.segment.is_some() {
+            for role in &mut needs.roles {
+                let seats = role.indices.iter().map(|index| (role.role.clone(), *index));
+                let numbers = seats
+                    .map_while(|seat| self.segment_of(gang, &seat, &role.shape, &needs.topology));
+                role.segments = numbers.collect();
+            }
+        }
+        Ok(needs)
     }
 
     pub(super) fn alive<'a>(&'a self, gang: &'a Gang) -> impl Iterator<Item = &'a Pod> {
@@ -99,6 +120,7 @@ impl Engine {
                 roles: Vec::new(),
                 pods: BTreeMap::new(),
                 minimum,
+                topology: TopologyRequest::default(),
             });
         };
         let roles = self.open_roles(gang, workload, specs, &fixed);
@@ -107,6 +129,7 @@ impl Engine {
             roles,
             pods: BTreeMap::new(),
             minimum,
+            topology: TopologyRequest::default(),
         })
     }
 
@@ -140,6 +163,7 @@ impl Engine {
                         indices: vec![index],
                         shape: Arc::clone(shape),
                         labels: Arc::clone(&spec.labels),
+                        segments: Vec::new(),
                     }),
                 }
             }
@@ -215,6 +239,7 @@ impl Engine {
             roles: Vec::new(),
             pods: BTreeMap::new(),
             minimum,
+            topology: TopologyRequest::default(),
         };
         let rules: Vec<&InterPodRule> = alive
             .iter()
@@ -249,20 +274,28 @@ impl Engine {
                     indices: vec![index],
                     shape: Arc::clone(&pod.shape),
                     labels: Arc::new(labels),
+                    segments: Vec::new(),
                 }),
             }
         }
         Ok(Some(needs))
     }
 
-    /// The members that have a place, where members have rules between them; nothing otherwise.
-    pub(super) fn standing(&self, gang: &Gang, slots: &BTreeMap<Seat, Slot>) -> Vec<Standing> {
+    /// The members that have a place, where members have rules between them or ask something of the
+    /// topology; nothing otherwise.
+    pub(super) fn standing(
+        &self,
+        gang: &Gang,
+        slots: &BTreeMap<Seat, Slot>,
+        topology: &TopologyRequest,
+    ) -> Vec<Standing> {
         let is_ruled = |shape: &PodShape| !shape.between_pods.is_empty();
         let by_template = match gang.workload.as_ref().map(|workload| &workload.members) {
             Some(MemberSource::Roles(roles)) => roles.iter().any(|role| is_ruled(&role.shape)),
             _ => self.alive(gang).any(|pod| is_ruled(&pod.shape)),
         };
-        if !by_template && !slots.values().any(|slot| is_ruled(&slot.shape)) {
+        if topology.is_empty() && !by_template && !slots.values().any(|slot| is_ruled(&slot.shape))
+        {
             return Vec::new();
         }
         slots
@@ -273,6 +306,7 @@ impl Engine {
                     node: slot.node.clone()?,
                     shape: Arc::clone(&slot.shape),
                     labels: self.labels_at(gang, seat, slot),
+                    segment: self.segment_of(gang, seat, &slot.shape, topology),
                 })
             })
             .collect()

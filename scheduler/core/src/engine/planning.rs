@@ -14,6 +14,7 @@ use crate::plan::{GangRequest, Placement, RoleRequest, STEPS_MAX, Standing, plan
 use crate::pod::PodShape;
 use crate::reason::{Reason, Unplaceable};
 use crate::time::Timestamp;
+use crate::topology::TopologyRequest;
 use crate::workload::MemberSource;
 
 /// Place in the queue; the larger goes first. Total: no two gangs have the same.
@@ -27,11 +28,22 @@ pub(super) struct Rank {
 /// What the planner is asked for a whole gang, for the gangs of one pass that ask the same.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Question {
-    roles: Vec<(RoleName, Arc<PodShape>, Arc<Labels>, usize)>,
+    roles: Vec<AskedRole>,
     placed: Vec<Standing>,
     avoid: BTreeSet<NodeName>,
     fixed: u32,
     minimum: u32,
+    topology: TopologyRequest,
+}
+
+/// One role of a question: which members they are makes no difference but for their segments.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct AskedRole {
+    role: RoleName,
+    shape: Arc<PodShape>,
+    labels: Arc<Labels>,
+    members: usize,
+    segments: Vec<u32>,
 }
 
 /// A seat that needs a place.
@@ -138,21 +150,25 @@ impl Engine {
     fn plan_whole(&mut self, gang: &mut Gang, needs: Needs, now: Timestamp) {
         let avoid: BTreeSet<_> = gang.refused_nodes.keys().cloned().collect();
         let fixed = u32::try_from(needs.fixed.len()).unwrap_or(u32::MAX);
-        let placed = self.standing(gang, &needs.fixed);
+        let placed = self.standing(gang, &needs.fixed, &needs.topology);
         // Within one pass room only shrinks: what found no place a moment ago finds none now.
         let question = Question {
             roles: needs
                 .roles
                 .iter()
-                .map(|role| {
-                    let (shape, labels) = (Arc::clone(&role.shape), Arc::clone(&role.labels));
-                    (role.role.clone(), shape, labels, role.indices.len())
+                .map(|role| AskedRole {
+                    role: role.role.clone(),
+                    shape: Arc::clone(&role.shape),
+                    labels: Arc::clone(&role.labels),
+                    members: role.indices.len(),
+                    segments: role.segments.clone(),
                 })
                 .collect(),
             placed,
             avoid,
             fixed,
             minimum: needs.minimum,
+            topology: needs.topology.clone(),
         };
         if let Some(why) = self.unplaceable.get(&question) {
             gang.reason = Some(Reason::Unplaceable(why.clone()));
@@ -190,6 +206,7 @@ impl Engine {
             roles: needs.roles.clone(),
             placed: question.placed.clone(),
             avoid: question.avoid.clone(),
+            topology: question.topology.clone(),
         };
         let spare = total.saturating_sub(needs.minimum);
         plan_part(&self.snapshot, &request, spare, &self.config).placement
@@ -314,14 +331,17 @@ impl Engine {
         let avoid: BTreeSet<_> = gang.refused_nodes.keys().cloned().collect();
         let (mut steps, mut found_any) = (0u64, false);
         // What found no place since a member last did finds none now.
-        let mut failed: BTreeSet<(Arc<PodShape>, Arc<Labels>)> = BTreeSet::new();
+        let mut failed: BTreeSet<(Arc<PodShape>, Arc<Labels>, Option<u32>)> = BTreeSet::new();
+        // What cannot be read any more binds nobody who runs already.
+        let topology = self.topology_of(gang).unwrap_or_default();
         for Vacancy {
             seat,
             shape,
             labels,
         } in self.missing_seats(gang, &plan_of)
         {
-            let asked = (Arc::clone(&shape), Arc::clone(&labels));
+            let segment = self.segment_of(gang, &seat, &shape, &topology);
+            let asked = (Arc::clone(&shape), Arc::clone(&labels), segment);
             if failed.contains(&asked) {
                 continue;
             }
@@ -335,9 +355,11 @@ impl Engine {
                     indices: vec![seat.1],
                     shape,
                     labels,
+                    segments: segment.into_iter().collect(),
                 }],
-                placed: self.standing(gang, &plan_of.slots),
+                placed: self.standing(gang, &plan_of.slots, &topology),
                 avoid: avoid.clone(),
+                topology: topology.clone(),
             };
             for role in &request.roles {
                 self.snapshot.learn(&role.shape);

@@ -300,6 +300,10 @@ impl Engine {
                         possible: Some(_),
                         ..
                     })
+                    | Reason::Unplaceable(crate::reason::Unplaceable::NotInOneDomain {
+                        possible: Some(_),
+                        ..
+                    })
             );
         self.actions.push_back(Action::Announce(Announcement {
             gang: gang.key.clone(),
@@ -341,8 +345,10 @@ fn has_unsaid_end(acked: &GangStatus, wanted: &GangStatus) -> bool {
     ended(wanted).any(|slot| slot.pod_name.is_none() && !is_said(slot))
 }
 
+type Promise = (PlanId, Epoch, Vec<(Seat, NodeName)>);
+
 /// Which place each seat is promised by which plan.
-fn promise(status: &GangStatus) -> Option<(PlanId, Epoch, Vec<(Seat, NodeName)>)> {
+fn promise(status: &GangStatus) -> Option<Promise> {
     status.plan.as_ref().map(|plan| {
         let slots = super::barrier::seats(plan).into_iter();
         let slots = slots.map(|(seat, slot)| (seat, slot.node.clone()));

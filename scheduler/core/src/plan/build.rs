@@ -2,45 +2,48 @@
 //! taken.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 use std::sync::Arc;
 
 use super::allot::{Cell, allot};
+use super::domains::{Member, blocks};
 use super::effort::{Effort, Miss};
 use super::exact::Ways;
 use super::fill::{Candidate, Run, Take, fill, fill_nodes, rank, room_of};
 use super::rules::Rules;
-use super::{Failure, Missed, Placed, Placement, RoleRequest, conflicts, devices_of, times};
+use super::runs::{Area, Nodes, Wanted};
+use super::{Failure, Missed, Placed, Placement, RoleRequest, Terms};
+use super::{conflicts, devices_of, times};
 use crate::config::Config;
 use crate::ids::{DeviceUuid, NodeName, ResourceName};
 use crate::inventory::Device;
 use crate::node::HostPort;
 use crate::pod::PodShape;
 use crate::resources::Resources;
-use crate::snapshot::{Eligibility, Fit, Group, Key, NodeCapacity, Snapshot};
+use crate::snapshot::{Key, NodeCapacity};
+use crate::topology::Path;
 
 /// What is left of a node while a placement is being built.
-struct Remaining {
-    capacity: Arc<NodeCapacity>,
-    free: Resources,
-    ports: BTreeSet<HostPort>,
+pub(super) struct Remaining {
+    pub capacity: Arc<NodeCapacity>,
+    pub free: Resources,
+    pub ports: BTreeSet<HostPort>,
     /// Positions of its devices that are left.
     devices: Vec<usize>,
 }
 
 /// A placement on its way.
 pub(super) struct Builder<'a, 'e> {
-    snapshot: &'a Snapshot,
-    config: &'a Config,
+    pub terms: Terms<'a>,
     /// Columns of devices.
-    devices: Vec<usize>,
-    avoid: &'a BTreeSet<NodeName>,
-    touched: BTreeMap<NodeName, Remaining>,
-    /// Nodes of each group that are avoided or touched.
-    apart: BTreeMap<&'a Key, u32>,
+    pub devices: Vec<usize>,
+    pub touched: BTreeMap<NodeName, Remaining>,
+    /// Nodes of each group that are avoided or touched; of each place, where it matters where nodes lie.
+    pub apart: BTreeMap<(&'a [Arc<str>], &'a Key), u32>,
+    /// Where members stand, as far as it matters.
+    pub used: BTreeSet<Path>,
     rules: Rules,
     pub home: Home,
-    effort: &'e mut Effort,
+    pub effort: &'e mut Effort,
 }
 
 /// The domain in which members come together, where affinity asks for that and leaves it open which:
@@ -53,50 +56,41 @@ pub(super) struct Home {
     pub of: Option<usize>,
 }
 
-/// What the nodes of a kind are to a role.
-#[derive(Clone, Copy)]
-struct OfKind {
-    fit: Fit,
-    /// They offer devices at all.
-    has_devices: bool,
-}
-
-/// Where the nodes of a run are.
-#[derive(Clone, Copy)]
-enum Nodes<'a> {
-    /// Those of a group that are not apart.
-    Group(&'a Key, &'a Group),
-    /// One of a group.
-    One(&'a Key, &'a Arc<NodeCapacity>),
-    /// One that was touched already.
-    Touched(&'a Arc<NodeCapacity>),
-}
-
 impl<'a, 'e> Builder<'a, 'e> {
-    pub fn new(
-        snapshot: &'a Snapshot,
-        avoid: &'a BTreeSet<NodeName>,
-        rules: Rules,
-        number: usize,
-        config: &'a Config,
-        effort: &'e mut Effort,
-    ) -> Self {
-        let mut apart: BTreeMap<&Key, u32> = BTreeMap::new();
-        for key in avoid.iter().filter_map(|name| snapshot.key_of(name)) {
-            let count = apart.entry(&**key).or_default();
-            *count = count.saturating_add(1);
-        }
-        Self {
-            snapshot,
-            config,
+    pub fn new(terms: Terms<'a>, rules: Rules, number: usize, effort: &'e mut Effort) -> Self {
+        let snapshot = terms.snapshot;
+        let config = terms.config;
+        let mut builder = Self {
+            terms,
             devices: snapshot.index().columns(|name| config.is_device(name)),
-            avoid,
             touched: BTreeMap::new(),
-            apart,
+            apart: BTreeMap::new(),
+            used: BTreeSet::new(),
             rules,
             home: Home { number, of: None },
             effort,
+        };
+        for name in terms.avoid {
+            if let (Some(capacity), Some(key)) = (snapshot.get(name), snapshot.key_of(name)) {
+                builder.set_apart(capacity, key);
+            }
         }
+        if terms.domain.is_some() {
+            let standing = terms.placed.iter();
+            let standing = standing.filter_map(|standing| snapshot.get(&standing.node));
+            builder.used = standing.filter_map(|node| node.path.clone()).collect();
+        }
+        builder
+    }
+
+    /// One more node of its group is avoided or touched.
+    fn set_apart(&mut self, capacity: &'a NodeCapacity, key: &'a Key) {
+        let place: &[Arc<str>] = match self.terms.domain {
+            Some(_) => capacity.place(),
+            None => &[],
+        };
+        let count = self.apart.entry((place, key)).or_default();
+        *count = count.saturating_add(1);
     }
 
     pub fn place_roles<'r>(
@@ -104,14 +98,20 @@ impl<'a, 'e> Builder<'a, 'e> {
         order: &[(usize, &'r RoleRequest)],
     ) -> Result<Placement, Failure<'r>> {
         let mut members = Vec::new();
-        for (position, role) in order {
-            let placed = self
-                .place_role(*position, role)
-                .map_err(|miss| match miss {
-                    Miss::Room(placed) => Failure::Room(Missed { role, placed }),
-                    Miss::Limit => Failure::Limit,
-                })?;
-            members.extend(placed);
+        let missed = |role, miss| match miss {
+            Miss::Room(placed) => Failure::Room(Missed { role, placed }),
+            Miss::Limit => Failure::Limit,
+        };
+        if self.terms.domain.is_some() && self.rules.is_empty() {
+            for block in blocks(order) {
+                let placed = self.place_block(&block);
+                members.extend(placed.map_err(|miss| missed(block.role, miss))?);
+            }
+        } else {
+            for (position, role) in order {
+                let placed = self.place_role(*position, role);
+                members.extend(placed.map_err(|miss| missed(role, miss))?);
+            }
         }
         members.sort_by(|a, b| (&a.role, a.index).cmp(&(&b.role, b.index)));
         Ok(Placement { members })
@@ -135,11 +135,16 @@ impl<'a, 'e> Builder<'a, 'e> {
 
     /// Places every member of the role; the number that found a place otherwise.
     fn place_role(&mut self, position: usize, role: &RoleRequest) -> Result<Vec<Placed>, Miss> {
-        let wants_devices = devices_of(&role.shape, self.config) > 0;
+        let wants_devices = devices_of(&role.shape, self.terms.config) > 0;
         if self.rules.is_empty() {
-            return self.place_by_groups(role, wants_devices);
+            let members: Vec<Member> = Member::all(role).collect();
+            return self.place_by_groups(Area::Anywhere, role, &members);
         }
-        let (nodes, rules) = (self.snapshot.nodes().len(), self.rules.len());
+        if self.terms.topology.segment.is_some() {
+            // Segments of members with rules between them are not looked for.
+            return Err(Miss::Limit);
+        }
+        let (nodes, rules) = (self.terms.snapshot.nodes().len(), self.rules.len());
         self.effort.nodes(nodes, rules)?;
         self.effort.nodes(role.indices.len(), rules)?;
         let total = role.indices.len();
@@ -154,7 +159,7 @@ impl<'a, 'e> Builder<'a, 'e> {
         let mut placed = Vec::with_capacity(total);
         for (index, at) in role.indices.iter().zip(nodes) {
             self.rules.add(position, at);
-            if let Some(capacity) = self.snapshot.nodes().get(at) {
+            if let Some(capacity) = self.terms.snapshot.nodes().get(at) {
                 placed.push(self.take(capacity, role, *index));
             }
         }
@@ -162,23 +167,22 @@ impl<'a, 'e> Builder<'a, 'e> {
     }
 
     /// The same where members have no rules between them: then nodes that are alike are looked at
-    /// together.
-    fn place_by_groups(
+    /// together. All members have the shape of the role.
+    pub(super) fn place_by_groups(
         &mut self,
+        area: Area<'_>,
         role: &RoleRequest,
-        wants_devices: bool,
+        members: &[Member],
     ) -> Result<Vec<Placed>, Miss> {
-        let total = role.indices.len();
-        let touched = self.touched.len();
-        let looks = self.snapshot.index().len().saturating_add(touched);
-        let looks = looks.saturating_add(total);
-        self.effort.nodes(looks, 0)?;
+        let wants_devices = devices_of(&role.shape, self.terms.config) > 0;
+        let total = members.len();
         // Nodes that are as good as each other are one run, whatever groups they are in: which groups
         // there are depends on what was asked for before, and the plan must not.
         let mut known: BTreeMap<(u32, u64, bool), usize> = BTreeMap::new();
         let mut runs: Vec<Run<&NodeName>> = Vec::new();
         let mut nodes: Vec<Vec<Nodes>> = Vec::new();
-        self.find_runs(role, wants_devices, |run, place| {
+        let wanted = Wanted { role, total };
+        let looks = self.find_runs(area, &wanted, |_, run, place| {
             let alike = (run.room, run.spare, run.has_devices);
             let at = *known.entry(alike).or_insert(runs.len());
             match (runs.get_mut(at), nodes.get_mut(at)) {
@@ -197,7 +201,9 @@ impl<'a, 'e> Builder<'a, 'e> {
         let first = |take: &Take| runs.get(take.run).map(|run| run.order.clone());
         let firsts: Vec<Option<NodeName>> = takes.iter().map(first).collect();
         drop(runs);
-        let mut indices = role.indices.iter();
+        // Counted afterwards: what it will be is known by then only.
+        self.effort.nodes(looks.saturating_add(total), 0)?;
+        let mut members = members.iter();
         let mut placed = Vec::with_capacity(total);
         let mut seen: BTreeMap<usize, NodeName> = BTreeMap::new();
         for (take, first) in takes.into_iter().zip(firsts) {
@@ -213,192 +219,23 @@ impl<'a, 'e> Builder<'a, 'e> {
             };
             for (capacity, key) in chosen {
                 seen.insert(run, capacity.node.name.clone());
-                for index in indices.by_ref().take(usize::try_from(each).unwrap_or(0)) {
-                    placed.push(self.take(&capacity, role, *index));
+                for member in members.by_ref().take(usize::try_from(each).unwrap_or(0)) {
+                    placed.push(self.take(capacity, member.role, member.index));
                 }
                 if let Some(key) = key {
-                    let count = self.apart.entry(key).or_default();
-                    *count = count.saturating_add(1);
+                    self.set_apart(capacity, key);
                 }
             }
         }
         Ok(placed)
     }
 
-    /// The node of this name, with its group when it was not touched before.
-    fn named(&self, name: &NodeName) -> Option<(Arc<NodeCapacity>, Option<&'a Key>)> {
-        let snapshot: &'a Snapshot = self.snapshot;
-        let capacity = Arc::clone(snapshot.get(name)?);
-        let key = snapshot.key_of(name).map(|key| &**key);
-        Some((capacity, key.filter(|_| !self.touched.contains_key(name))))
-    }
-
-    /// The next nodes of a run after the one named, in order of name; with the group of those that
-    /// were not touched before.
-    fn next_of(
-        &self,
-        places: &[Nodes<'a>],
-        after: Option<&NodeName>,
-        wanted: u32,
-    ) -> Vec<(Arc<NodeCapacity>, Option<&'a Key>)> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut heads = BTreeMap::new();
-        for place in places {
-            let (mut rest, key): (Box<dyn Iterator<Item = &'a Arc<NodeCapacity>>>, _) = match place
-            {
-                Nodes::Group(key, group) => {
-                    let rest = group.nodes.range::<NodeName, _>((from, Bound::Unbounded));
-                    let rest = rest.filter(|(name, _)| !self.is_apart(name));
-                    (Box::new(rest.map(|(_, capacity)| capacity)), Some(*key))
-                }
-                Nodes::One(key, capacity) => (Box::new(std::iter::once(*capacity)), Some(*key)),
-                Nodes::Touched(capacity) => (Box::new(std::iter::once(*capacity)), None),
-            };
-            let next = rest.find(|capacity| after.is_none_or(|after| capacity.node.name > *after));
-            if let Some(next) = next {
-                heads.insert(&next.node.name, (next, rest, key));
-            }
-        }
-        let mut found = Vec::new();
-        for _ in 0..wanted {
-            let Some((_, (capacity, mut rest, key))) = heads.pop_first() else {
-                break;
-            };
-            found.push((Arc::clone(capacity), key));
-            if let Some(next) = rest.next() {
-                heads.insert(&next.node.name, (next, rest, key));
-            }
-        }
-        found
-    }
-
-    fn is_apart(&self, name: &NodeName) -> bool {
-        self.touched.contains_key(name) || self.avoid.contains(name)
-    }
-
-    /// Every run of nodes with room for the role.
-    fn find_runs<'s>(
-        &'s self,
-        role: &RoleRequest,
-        wants_devices: bool,
-        mut found: impl FnMut(Run<&'s NodeName>, Nodes<'a>),
-    ) where
-        'a: 's,
-    {
-        let snapshot: &'a Snapshot = self.snapshot;
-        let index = snapshot.index();
-        let ask = index.ask(&role.shape);
-        let total = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
-        let mut last: Option<(u32, Option<OfKind>)> = None;
-        for (key, group) in index.groups() {
-            let of_kind = match last {
-                Some((kind, known)) if kind == key.kind => known,
-                _ => {
-                    let found = self.of_kind(key, &role.shape, wants_devices);
-                    last = Some((key.kind, found));
-                    found
-                }
-            };
-            let Some(OfKind { fit, has_devices }) = of_kind else {
-                continue;
-            };
-            let (least, most) = key.free.times(&ask);
-            if most == 0 {
-                continue;
-            }
-            let spare = self.spare_in(key);
-            let limit = |room: u64| u32::try_from(room).unwrap_or(total).min(total);
-            let ports = &role.shape.host_ports;
-            let alike =
-                fit == Fit::All && limit(least) == limit(most) && (ports.is_empty() || !key.ports);
-            if alike {
-                let apart = self.apart.get(key).copied().unwrap_or(0);
-                let nodes = u32::try_from(group.nodes.len()).unwrap_or(u32::MAX);
-                let count = nodes.saturating_sub(apart);
-                let mut names = group.nodes.keys();
-                let order = match apart {
-                    0 => names.next(),
-                    _ => names.find(|name| !self.is_apart(name)),
-                };
-                let room = limit(least).min(if ports.is_empty() { total } else { 1 });
-                if let Some(order) = order.filter(|_| count > 0) {
-                    let run = Run {
-                        room,
-                        count,
-                        spare,
-                        has_devices,
-                        order,
-                    };
-                    found(run, Nodes::Group(key, group));
-                }
-                continue;
-            }
-            for (name, capacity) in &group.nodes {
-                if self.is_apart(name) || role.shape.mismatch(&capacity.node).is_some() {
-                    continue;
-                }
-                let room = room(&capacity.free, &capacity.ports, &role.shape, total);
-                if room > 0 {
-                    let run = Run {
-                        room,
-                        count: 1,
-                        spare,
-                        has_devices,
-                        order: name,
-                    };
-                    found(run, Nodes::One(key, capacity));
-                }
-            }
-        }
-        for (name, remaining) in &self.touched {
-            let capacity = &remaining.capacity;
-            if !may_stand(capacity, &role.shape, self.avoid, self.config) {
-                continue;
-            }
-            let room = room(&remaining.free, &remaining.ports, &role.shape, total);
-            if room > 0 {
-                let run = Run {
-                    room,
-                    count: 1,
-                    spare: spare_of(&remaining.free, self.config),
-                    has_devices: offers_devices(capacity, self.config),
-                    order: name,
-                };
-                if let Some(capacity) = snapshot.get(name) {
-                    found(run, Nodes::Touched(capacity));
-                }
-            }
-        }
-    }
-
-    /// Free devices of every kind on each node of the group.
-    fn spare_in(&self, key: &Key) -> u64 {
-        let columns = self.devices.iter();
-        columns.fold(0, |sum, column| {
-            sum.saturating_add(key.free.column(*column))
-        })
-    }
-
-    /// What there is to know about the kind of a group; nothing when the shape may not go there.
-    fn of_kind(&self, key: &Key, shape: &PodShape, wants_devices: bool) -> Option<OfKind> {
-        let index = self.snapshot.index();
-        let kind = index.kind(key)?;
-        let usable = kind.eligibility == Eligibility::Eligible && (!wants_devices || kind.reported);
-        let fit = index.fit(key, shape);
-        (usable && !matches!(fit, Fit::Taint | Fit::Selector)).then(|| OfKind {
-            fit,
-            has_devices: self.devices.iter().any(|c| kind.offers.column(*c) > 0),
-        })
-    }
-
     /// The nodes that have room for members of the role, beside those that have a place.
     fn candidates(&self, position: usize, role: &RoleRequest) -> Vec<Candidate> {
         let total = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
         let mut rooms = Vec::new();
-        for (at, capacity) in self.snapshot.nodes().iter().enumerate() {
-            if !may_stand(capacity, &role.shape, self.avoid, self.config)
-                || !self.rules.admit(position, at)
-            {
+        for (at, capacity) in self.terms.snapshot.nodes().iter().enumerate() {
+            if !self.terms.admits(capacity, &role.shape) || !self.rules.admit(position, at) {
                 continue;
             }
             let (free, ports) = match self.touched.get(&capacity.node.name) {
@@ -413,8 +250,8 @@ impl<'a, 'e> Builder<'a, 'e> {
                 rooms.push(Candidate {
                     at,
                     room,
-                    spare: spare_of(free, self.config),
-                    has_devices: offers_devices(capacity, self.config),
+                    spare: spare_of(free, self.terms.config),
+                    has_devices: offers_devices(capacity, self.terms.config),
                 });
             }
         }
@@ -501,6 +338,12 @@ impl<'a, 'e> Builder<'a, 'e> {
     /// Puts one member on the node.
     fn take(&mut self, capacity: &Arc<NodeCapacity>, role: &RoleRequest, index: u32) -> Placed {
         let name = &capacity.node.name;
+        if self.terms.domain.is_some()
+            && let Some(path) = &capacity.path
+            && !self.used.contains(path)
+        {
+            self.used.insert(Arc::clone(path));
+        }
         if !self.touched.contains_key(name) {
             let remaining = Remaining {
                 free: capacity.free.clone(),
@@ -517,7 +360,7 @@ impl<'a, 'e> Builder<'a, 'e> {
                 .ports
                 .extend(role.shape.host_ports.iter().cloned());
             for (resource, amount) in &role.shape.requests.extended {
-                if self.config.is_device(resource) {
+                if self.terms.config.is_device(resource) {
                     let free = &mut remaining.devices;
                     devices.extend(predict(&capacity.devices, free, resource, *amount));
                 }
@@ -531,19 +374,6 @@ impl<'a, 'e> Builder<'a, 'e> {
             shape: Arc::clone(&role.shape),
         }
     }
-}
-
-/// Whether members of this shape may come to the node at all.
-pub(super) fn may_stand(
-    capacity: &NodeCapacity,
-    shape: &PodShape,
-    avoid: &BTreeSet<NodeName>,
-    config: &Config,
-) -> bool {
-    capacity.eligibility == Eligibility::Eligible
-        && (capacity.reported || devices_of(shape, config) == 0)
-        && !avoid.contains(&capacity.node.name)
-        && shape.mismatch(&capacity.node).is_none()
 }
 
 /// How many more members of this shape a node with this much left can take, at most `limit`.
@@ -566,14 +396,14 @@ pub(super) fn room(
 }
 
 /// Free devices of every kind.
-fn spare_of(free: &Resources, config: &Config) -> u64 {
+pub(super) fn spare_of(free: &Resources, config: &Config) -> u64 {
     free.extended
         .iter()
         .filter(|(name, _)| config.is_device(name))
         .fold(0, |sum, (_, amount)| sum.saturating_add(*amount))
 }
 
-fn offers_devices(capacity: &NodeCapacity, config: &Config) -> bool {
+pub(super) fn offers_devices(capacity: &NodeCapacity, config: &Config) -> bool {
     let mut offered = capacity.node.allocatable.extended.keys();
     offered.any(|name| config.is_device(name))
 }

@@ -9,14 +9,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::RoleRequest;
-use super::build::{may_stand, room};
+use super::build::room;
 use super::effort::{Effort, Miss};
-use crate::config::Config;
-use crate::ids::NodeName;
+use super::{RoleRequest, Terms};
 use crate::node::HostPort;
 use crate::resources::Resources;
-use crate::snapshot::{NodeCapacity, Snapshot};
+use crate::snapshot::NodeCapacity;
 
 /// Most nodes with room for somebody that are searched: the search is as deep on the stack.
 const NODES_MAX: usize = 2_048;
@@ -47,12 +45,11 @@ struct Search<'s, 'r> {
 
 /// A placement, by position in `roles`; `None` when there is none.
 pub(super) fn search<'s>(
-    snapshot: &'s Snapshot,
-    avoid: &BTreeSet<NodeName>,
+    terms: Terms<'s>,
     roles: &[(usize, &RoleRequest)],
-    config: &Config,
     effort: &mut Effort,
 ) -> Result<Option<Ways<'s>>, Miss> {
+    let snapshot = terms.snapshot;
     effort.nodes(snapshot.nodes().len(), roles.len())?;
     let needed: Way = roles
         .iter()
@@ -64,7 +61,7 @@ pub(super) fn search<'s>(
             .iter()
             .zip(&needed)
             .map(|((_, role), needed)| {
-                if may_stand(capacity, &role.shape, avoid, config) {
+                if terms.admits(capacity, &role.shape) {
                     room(&capacity.free, &capacity.ports, &role.shape, *needed)
                 } else {
                     0

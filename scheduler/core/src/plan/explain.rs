@@ -1,15 +1,19 @@
 //! Why there is no place: the dominant cause with numbers.
 
+use super::domains::{Member, best_domain, blocks};
 use super::effort::Effort;
 use super::parts::{KeptOff, Part, parts};
 use super::rules::Rules;
-use super::{Failure, GangRequest, Missed, RoleRequest, devices_of, place, ports_taken, times};
+use super::{Failure, GangRequest, Missed, RoleRequest, Terms};
+use super::{devices_of, place, ports_taken, times};
 use crate::config::Config;
 use crate::ids::ResourceName;
 use crate::reason::{NodeTally, Unplaceable};
 use crate::resources::{Resources, Shortage};
 use crate::snapshot::{Eligibility, NodeCapacity, Snapshot};
+use crate::topology::TopologyRequest;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A resource that somebody asks for and no node offers.
 pub(super) fn missing_resource(snapshot: &Snapshot, gang: &GangRequest) -> Option<Unplaceable> {
@@ -215,6 +219,82 @@ pub(super) fn explain_rules(
         kind: rule.kind,
         topology: rule.topology,
         tally: tally(&parts(snapshot, gang, role), gang, role, config),
+    }
+}
+
+/// Says why a gang that asks something of the topology has no place: what would be so without it, or
+/// which domains are too small.
+pub(super) fn explain_domains(
+    snapshot: &Snapshot,
+    gang: &GangRequest,
+    rules: &Rules,
+    missed: Missed,
+    config: &Config,
+    effort: &mut Effort,
+) -> Unplaceable {
+    let anyhow = GangRequest {
+        topology: TopologyRequest::default(),
+        ..gang.clone()
+    };
+    if let Err(Failure::Room(missed)) = place(snapshot, &anyhow, rules, config, effort) {
+        return if rules.is_empty() {
+            explain(snapshot, &anyhow, missed, config, effort)
+        } else {
+            explain_rules(snapshot, &anyhow, rules, missed, config, effort)
+        };
+    }
+    let asked = &gang.topology;
+    let unsegmented = GangRequest {
+        topology: TopologyRequest {
+            segment: None,
+            ..asked.clone()
+        },
+        ..gang.clone()
+    };
+    let segment = asked.segment.filter(|_| {
+        asked.required.is_none() || place(snapshot, &unsegmented, rules, config, effort).is_ok()
+    });
+    let level = segment.map_or(asked.required.unwrap_or(0), |segment| segment.level);
+    let all: Vec<(usize, &RoleRequest)> = gang.roles.iter().enumerate().collect();
+    let alike = |member: &Member| std::ptr::eq(member.role, missed.role);
+    let block = blocks(&all)
+        .into_iter()
+        .find(|block| block.members.iter().any(alike));
+    let (domains, best) = block.as_ref().map_or((0, None), |block| {
+        let terms = Terms::of(snapshot, gang, config);
+        best_domain(terms.anywhere(), block, level, effort)
+    });
+    let needed = block.map_or(missed.role.indices.len(), |block| block.members.len());
+    let empty = snapshot.emptied();
+    let unavoided = GangRequest {
+        avoid: BTreeSet::new(),
+        placed: Vec::new(),
+        ..gang.clone()
+    };
+    let ever = Rules::of(empty, &unavoided);
+    let possible = match place(empty, &unavoided, &ever, config, effort) {
+        Err(Failure::Room(never)) => Some(never.placed),
+        Ok(_) | Err(Failure::Limit) => None,
+    };
+    Unplaceable::NotInOneDomain {
+        role: missed.role.role.clone(),
+        needed: u32::try_from(needed).unwrap_or(u32::MAX),
+        placed: missed.placed,
+        possible,
+        level: config
+            .topology
+            .get(level)
+            .map_or_else(|| Arc::from("domain"), |level| Arc::clone(&level.name)),
+        segment: segment.map(|segment| segment.size),
+        domains,
+        // Who joins others has no choice.
+        best: best.filter(|_| gang.placed.is_empty()),
+        tally: tally(
+            &parts(snapshot, gang, missed.role),
+            gang,
+            missed.role,
+            config,
+        ),
     }
 }
 

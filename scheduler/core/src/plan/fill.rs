@@ -21,7 +21,7 @@ pub(super) struct Run<O> {
 }
 
 impl<O> Run<O> {
-    fn room_of_all(&self) -> u64 {
+    pub fn room_of_all(&self) -> u64 {
         u64::from(self.room).saturating_mul(u64::from(self.count))
     }
 }

@@ -1,6 +1,7 @@
 //! Groups of nodes that are alike.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use super::NodeCapacity;
@@ -8,6 +9,7 @@ use super::kind::{Fit, Keys, Kind, Kinds};
 use crate::ids::{NodeName, ResourceName};
 use crate::pod::PodShape;
 use crate::resources::Resources;
+use crate::topology::Path;
 
 /// Milli-CPU, bytes of memory, bytes of ephemeral storage, pods.
 const BASE: usize = 4;
@@ -103,6 +105,8 @@ pub struct Index {
     keys: Keys,
     kinds: Kinds,
     groups: BTreeMap<Arc<Key>, Group>,
+    /// The same by where nodes lie; empty where no topology is configured.
+    places: BTreeMap<Path, BTreeMap<Arc<Key>, Group>>,
 }
 
 impl Index {
@@ -151,17 +155,24 @@ impl Index {
     pub fn insert(&mut self, key: &Arc<Key>, capacity: &Arc<NodeCapacity>) {
         let group = self.groups.entry(Arc::clone(key)).or_default();
         let name = capacity.node.name.clone();
-        group.nodes.insert(name, Arc::clone(capacity));
+        group.nodes.insert(name.clone(), Arc::clone(capacity));
+        if let Some(path) = &capacity.path {
+            let place = self.places.entry(Arc::clone(path)).or_default();
+            let group = place.entry(Arc::clone(key)).or_default();
+            group.nodes.insert(name, Arc::clone(capacity));
+        }
     }
 
     pub fn remove(&mut self, key: &Key, capacity: &NodeCapacity) {
         self.kinds.drop_one(key.kind);
-        let Some(group) = self.groups.get_mut(key) else {
-            return;
-        };
-        group.nodes.remove(&capacity.node.name);
-        if group.nodes.is_empty() {
-            self.groups.remove(key);
+        drop_from(&mut self.groups, key, &capacity.node.name);
+        if let Some(path) = &capacity.path
+            && let Some(place) = self.places.get_mut(path)
+        {
+            drop_from(place, key, &capacity.node.name);
+            if place.is_empty() {
+                self.places.remove(path);
+            }
         }
     }
 
@@ -179,6 +190,7 @@ impl Index {
     pub fn forget(&mut self) {
         self.kinds = Kinds::default();
         self.groups.clear();
+        self.places.clear();
     }
 
     /// Columns of the resources for which this holds.
@@ -218,9 +230,16 @@ impl Index {
         self.groups.iter().map(|(key, group)| (&**key, group))
     }
 
-    /// How many groups there are.
-    pub fn len(&self) -> usize {
-        self.groups.len()
+    /// Groups by where their nodes lie, of those within a domain.
+    pub fn places(
+        &self,
+        domain: &[Arc<str>],
+    ) -> impl Iterator<Item = (&Path, impl Iterator<Item = (&Key, &Group)>)> {
+        let from = (Bound::Included(domain), Bound::Unbounded);
+        self.places
+            .range::<[Arc<str>], _>(from)
+            .take_while(move |(path, _)| path.starts_with(domain))
+            .map(|(path, groups)| (path, groups.iter().map(|(key, group)| (&**key, group))))
     }
 
     pub fn kind(&self, key: &Key) -> Option<&Kind> {
@@ -230,6 +249,16 @@ impl Index {
     pub fn fit(&self, key: &Key, shape: &PodShape) -> Fit {
         self.kind(key)
             .map_or(Fit::Each, |kind| kind.fit(shape, &self.keys))
+    }
+}
+
+fn drop_from(groups: &mut BTreeMap<Arc<Key>, Group>, key: &Key, name: &NodeName) {
+    let Some(group) = groups.get_mut(key) else {
+        return;
+    };
+    group.nodes.remove(name);
+    if group.nodes.is_empty() {
+        groups.remove(key);
     }
 }
 

@@ -22,8 +22,9 @@ use crate::inventory::Device;
 use crate::node::{HostPort, Node};
 use crate::pod::PodShape;
 use crate::resources::Resources;
+use crate::topology::Path;
 
-pub(crate) use self::index::{Group, Index, Key};
+pub(crate) use self::index::{Ask, Group, Index, Key};
 pub(crate) use self::kind::Fit;
 
 /// Whether new pods may come to a node at all.
@@ -57,9 +58,16 @@ pub struct NodeCapacity {
     pub ports: BTreeSet<HostPort>,
     /// Devices that are free and well, in order of NUMA node and index; empty without an agent.
     pub devices: Vec<Device>,
+    /// Where it lies in the network; `None` where no topology is configured.
+    pub path: Option<Path>,
 }
 
 impl NodeCapacity {
+    /// Where it lies in the network, as far as that is known.
+    pub fn place(&self) -> &[Arc<str>] {
+        self.path.as_deref().unwrap_or_default()
+    }
+
     /// The node with nothing on it, ready and vouched for.
     pub fn emptied(&self) -> Self {
         Self {
@@ -70,6 +78,7 @@ impl NodeCapacity {
             reported: true,
             ports: BTreeSet::new(),
             devices: Vec::new(),
+            path: self.path.clone(),
         }
     }
 }
@@ -143,7 +152,10 @@ impl Snapshot {
     pub fn set(&mut self, capacity: Arc<NodeCapacity>) {
         if let Some(emptied) = &mut self.emptied {
             let known = emptied.get(&capacity.node.name);
-            if !known.is_some_and(|known| Arc::ptr_eq(&known.node, &capacity.node)) {
+            let is_same = |known: &Arc<NodeCapacity>| {
+                Arc::ptr_eq(&known.node, &capacity.node) && known.path == capacity.path
+            };
+            if !known.is_some_and(is_same) {
                 emptied.set(Arc::new(capacity.emptied()));
             }
         }

@@ -5,9 +5,12 @@
 //!           [port=N] [numa=N,N..] [cordoned] [notready] [silent]
 //! role NAME COUNTxGPUS [cpu=N] [has=RESOURCE:N] [tolerate=KEY] [select=KEY:VALUE] [port=N]
 //!           [app=NAME] [apart=KEY[@APP]] [together=KEY[@APP]] [spread=KEY[@APP]:SKEW[:DOMAINS]]
-//! placed NODE [app=NAME] [apart=KEY[@APP]]
+//! placed NODE [segment=N] [app=NAME] [apart=KEY[@APP]]
 //! avoid NAME
+//! levels KEY..
+//! topology [required=KEY] [preferred=KEY] [segment=SIZE:KEY]
 //! ```
+//! `levels` are labels of nodes, the widest first.
 //! `apart`, `together` and `spread` are anti-affinity, affinity and topology spread among the pods with
 //! the label `app` of the role, or of another; `app` is the role's name where nothing is said, and the
 //! key `host` is the host name.
@@ -20,6 +23,7 @@ mod complete;
 mod effort;
 mod grouped;
 mod review;
+mod topology;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,6 +41,7 @@ use muster_core::pod::PodShape;
 use muster_core::reason::Unplaceable;
 use muster_core::resources::Resources;
 use muster_core::snapshot::{Eligibility, NodeCapacity, Snapshot};
+use muster_core::topology::{Level, Segment, Source, TopologyRequest, path_of};
 
 const GPU: &str = "nvidia.com/gpu";
 
@@ -129,6 +134,7 @@ fn node(words: &[&str]) -> NodeCapacity {
         reported,
         ports,
         devices,
+        path: None,
     }
 }
 
@@ -197,7 +203,13 @@ fn between<'a>(role: &'a str, words: &[&'a str]) -> (Labels, BTreeSet<InterPodRu
 
 fn standing(words: &[&str]) -> Standing {
     let (labels, between_pods, rest) = between("", &words[1..]);
-    assert!(rest.is_empty(), "unknown words {rest:?}");
+    let mut segment = None;
+    for word in rest {
+        match word.split_once('=') {
+            Some(("segment", number)) => segment = Some(number.parse().unwrap()),
+            _ => panic!("unknown word {word}"),
+        }
+    }
     Standing {
         node: words[0].into(),
         shape: Arc::new(PodShape {
@@ -205,6 +217,73 @@ fn standing(words: &[&str]) -> Standing {
             ..PodShape::default()
         }),
         labels: Arc::new(labels),
+        segment,
+    }
+}
+
+/// Levels by their labels, which are their names too.
+fn levels(text: &str) -> Vec<Level> {
+    let line = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("levels "));
+    let level = |word: &str| Level {
+        name: Arc::from(word),
+        source: Source::Label(Arc::from(word)),
+    };
+    line.unwrap_or_default()
+        .split_whitespace()
+        .map(level)
+        .collect()
+}
+
+fn config(text: &str) -> Config {
+    Config {
+        topology: levels(text),
+        ..Config::default()
+    }
+}
+
+fn topology(words: &[&str], levels: &[Level]) -> TopologyRequest {
+    let position = |key: &str| levels.iter().position(|level| *level.name == *key).unwrap();
+    let mut topology = TopologyRequest::default();
+    for word in words {
+        match word.split_once('=') {
+            Some(("required", key)) => topology.required = Some(position(key)),
+            Some(("preferred", key)) => topology.preferred = Some(position(key)),
+            Some(("segment", what)) => {
+                let (size, key) = pair(what);
+                topology.segment = Some(Segment {
+                    size: size.parse().unwrap(),
+                    level: position(key),
+                });
+            }
+            _ => panic!("unknown word {word}"),
+        }
+    }
+    topology
+}
+
+/// Members with GPUs are in segments, counted through those of one shape as they come.
+fn number_segments(gang: &mut GangRequest) {
+    let Some(segment) = gang.topology.segment else {
+        return;
+    };
+    let mut classes: Vec<(Arc<PodShape>, u32)> = Vec::new();
+    for role in &mut gang.roles {
+        if role.shape.requests.extended(GPU) == 0 {
+            continue;
+        }
+        let class = classes.iter().position(|(shape, _)| *shape == role.shape);
+        let class = class.unwrap_or_else(|| {
+            classes.push((Arc::clone(&role.shape), 0));
+            classes.len() - 1
+        });
+        for _ in &role.indices {
+            let rank = classes[class].1;
+            role.segments
+                .push(class as u32 * 100_000 + rank / segment.size);
+            classes[class].1 += 1;
+        }
     }
 }
 
@@ -250,16 +329,24 @@ fn role(words: &[&str]) -> RoleRequest {
         indices: (0..count).collect(),
         shape: Arc::new(shape),
         labels: Arc::new(labels),
+        segments: Vec::new(),
     }
 }
 
 fn read(text: &str) -> (Snapshot, GangRequest) {
     let (mut nodes, mut gang) = (Vec::new(), GangRequest::default());
+    let levels = levels(text);
     for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.first() {
             None => {}
-            Some(&"node") => nodes.push(Arc::new(node(&words[1..]))),
+            Some(&"node") => {
+                let mut node = node(&words[1..]);
+                node.path = (!levels.is_empty()).then(|| path_of(&node.node, None, &levels));
+                nodes.push(Arc::new(node));
+            }
+            Some(&"levels") => {}
+            Some(&"topology") => gang.topology = topology(&words[1..], &levels),
             Some(&"role") => gang.roles.push(role(&words[1..])),
             Some(&"placed") => gang.placed.push(standing(&words[1..])),
             Some(&"avoid") => {
@@ -268,6 +355,7 @@ fn read(text: &str) -> (Snapshot, GangRequest) {
             Some(word) => panic!("unknown line {word}"),
         }
     }
+    number_segments(&mut gang);
     let mut snapshot = Snapshot::of(nodes);
     for role in &gang.roles {
         snapshot.learn(&role.shape);
@@ -303,7 +391,7 @@ fn describe(answer: &Result<Placement, Unplaceable>, devices: bool) -> String {
 #[track_caller]
 fn check_plan(text: &str, expected: &str) {
     let (snapshot, gang) = read(text);
-    let answer = plan(&snapshot, &gang, &Config::default());
+    let answer = plan(&snapshot, &gang, &config(text));
     assert_eq!(describe(&answer, false), expected);
 }
 

@@ -40,6 +40,8 @@ pub struct World {
     pub unhealthy: BTreeSet<String>,
     /// UUIDs that are shown in place of a device's own.
     pub clones: BTreeMap<String, String>,
+    /// Clique of the NVLink fabric by node, where there is one.
+    pub cliques: BTreeMap<String, Arc<str>>,
     /// Agents report.
     pub reports: bool,
     pub pods: BTreeMap<PodUid, Pod>,
@@ -108,6 +110,7 @@ impl World {
             nodes: BTreeMap::new(),
             unhealthy: BTreeSet::new(),
             clones: BTreeMap::new(),
+            cliques: BTreeMap::new(),
             reports: true,
             pods: BTreeMap::new(),
             ended: BTreeSet::new(),
@@ -269,6 +272,7 @@ impl World {
                 },
                 sampler_ok: true,
                 holders_known: true,
+                fabric_clique: self.cliques.get(name).cloned(),
                 devices,
             }
         })
@@ -372,6 +376,7 @@ impl World {
             record: None,
             stamp: None,
             unschedulable: None,
+            settings: BTreeMap::new(),
             status_reason: None,
         };
         self.pods.insert(uid.clone(), pod.clone());

@@ -17,6 +17,7 @@ use muster_core::ids::{
     DeviceUuid, Epoch, GangKey, Namespace, NodeName, PlanId, PodUid, ResourceVersion, RoleName,
 };
 use muster_core::pod::{BindRecord, Membership, MembershipSource, Pod, PodPhase, PodShape};
+use muster_core::topology;
 use muster_core::workload::MEMBERS_MAX;
 
 use super::between::{self, Whose};
@@ -88,6 +89,10 @@ pub fn pod(pod: &LitePod, rules: &PodRules) -> Pod {
             .as_deref()
             .filter(|reason| !reason.is_empty())
             .map(Arc::from),
+        settings: topology::KEYS
+            .into_iter()
+            .filter_map(|key| Some((Arc::from(key), Arc::from(annotation(meta, key)?))))
+            .collect(),
         node,
     }
 }

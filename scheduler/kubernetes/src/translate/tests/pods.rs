@@ -11,6 +11,18 @@ fn pod_of(yaml: &str) -> Pod {
 }
 
 #[test]
+fn what_a_pod_asks_of_the_topology_is_read_and_nothing_else_of_its_annotations() {
+    let text = "
+metadata:
+  annotations: {muster.dev/required-topology: rack, muster.dev/plan: e1-1, other: x}
+spec: {schedulerName: muster}
+";
+    let pod = pod_of(text);
+    let settings: Vec<_> = pod.settings.iter().map(|(k, v)| (&**k, &**v)).collect();
+    assert_eq!(settings, [("muster.dev/required-topology", "rack")]);
+}
+
+#[test]
 fn t18_requests_are_counted_as_kubernetes_counts_them() {
     let cases = [
         (

@@ -1,0 +1,90 @@
+//! The levels of the network's topology.
+
+use std::sync::Arc;
+
+use muster_core::topology as core;
+use serde::Deserialize;
+
+use super::{InvalidConfig, count, text};
+
+/// The network, as far as gangs may ask something of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Topology {
+    /// Levels of domains, the widest first. At most 8.
+    pub levels: Vec<Level>,
+}
+
+/// One level of domains: either by a label or by another source.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Level {
+    /// What annotations and messages call it: `block`, `rack`.
+    pub name: String,
+    /// Label of nodes whose values are its domains.
+    pub label: Option<String>,
+    /// What else tells in which domain a node is.
+    pub source: Option<Source>,
+}
+
+/// What tells in which domain a node is, where no label does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Source {
+    /// The clique of the NVLink fabric that the node's agent reports.
+    FabricClique,
+}
+
+impl Level {
+    /// Its name, and its label if it has one.
+    fn words(&self) -> impl Iterator<Item = (&'static str, &String)> {
+        let label = self.label.iter();
+        std::iter::once(("topology.levels[].name", &self.name))
+            .chain(label.map(|label| ("topology.levels[].label", label)))
+    }
+}
+
+impl Topology {
+    pub(super) fn check(&self) -> Result<(), InvalidConfig> {
+        count(
+            "topology.levels (entries)",
+            self.levels.len(),
+            0,
+            core::LEVELS_MAX,
+        )?;
+        for (at, level) in self.levels.iter().enumerate() {
+            if level.label.is_some() == level.source.is_some() {
+                return Err(InvalidConfig::OutOfRange {
+                    key: "topology.levels[]",
+                    value: format!("\"{}\"", level.name),
+                    limit: "a level has either a label or a source".into(),
+                });
+            }
+            let others = || self.levels.iter().take(at).flat_map(Level::words);
+            for (key, value) in level.words() {
+                text(key, value)?;
+                if others().any(|(_, word)| word == value) {
+                    return Err(InvalidConfig::OutOfRange {
+                        key,
+                        value: format!("\"{value}\""),
+                        limit: "each level has a name and a label of its own".into(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn core(&self) -> Vec<core::Level> {
+        let levels = self.levels.iter();
+        levels
+            .map(|level| core::Level {
+                name: Arc::from(level.name.as_str()),
+                source: match &level.label {
+                    Some(label) => core::Source::Label(Arc::from(label.as_str())),
+                    None => core::Source::FabricClique,
+                },
+            })
+            .collect()
+    }
+}
