@@ -87,6 +87,18 @@ impl Gang {
         }
     }
 
+    /// With an annotation more on the job or PodGroup; on each pod where there is neither.
+    #[must_use]
+    pub fn annotated(self, key: &str, value: &str) -> Self {
+        match self {
+            Self::Job(job) => Self::Job(job.annotation(key, value)),
+            Self::Pods(mut pods) => {
+                pods.annotations.push((key.to_owned(), value.to_owned()));
+                Self::Pods(pods)
+            }
+        }
+    }
+
     /// Its name, and the start of its members' names.
     pub fn name(&self) -> &str {
         match self {

@@ -36,6 +36,8 @@ pub struct PodGang {
     pub gpus: u32,
     /// How long each pod runs, seconds; `None`: until it is deleted.
     pub run_seconds: Option<u32>,
+    /// Further annotations of the PodGroup; of each pod where there is none.
+    pub annotations: Vec<(String, String)>,
     /// Further lines of each pod's spec.
     pub extra_spec: String,
     /// A further line of the last pod's spec.
@@ -51,6 +53,7 @@ impl PodGang {
             count,
             gpus,
             run_seconds: None,
+            annotations: Vec::new(),
             extra_spec: String::new(),
             extra_spec_of_last: String::new(),
         }
@@ -98,10 +101,18 @@ impl PodGang {
         match self.by {
             By::Label => String::new(),
             By::PodGroup => format!(
-                "apiVersion: scheduling.x-k8s.io/v1alpha1\nkind: PodGroup\nmetadata: {{name: {}, namespace: default}}\nspec: {{minMember: {}}}\n",
-                self.name, self.count
+                "apiVersion: scheduling.x-k8s.io/v1alpha1\nkind: PodGroup\nmetadata: {{name: {}, namespace: default, annotations: {{{}}}}}\nspec: {{minMember: {}}}\n",
+                self.name,
+                self.annotated(),
+                self.count
             ),
         }
+    }
+
+    fn annotated(&self) -> String {
+        let all = self.annotations.iter();
+        all.map(|(key, value)| format!("{key}: \"{value}\", "))
+            .collect()
     }
 
     /// One pod as YAML.
@@ -109,6 +120,7 @@ impl PodGang {
         let mut annotations = String::new();
         if self.by == By::Label {
             let _ = write!(annotations, "muster.dev/gang-size: \"{}\", ", self.count);
+            annotations.push_str(&self.annotated());
         }
         if let Some(seconds) = self.run_seconds {
             let _ = write!(annotations, "muster.dev/run-seconds: \"{seconds}\"");

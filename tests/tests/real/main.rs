@@ -13,6 +13,7 @@ mod both_clusters;
 mod crashes;
 mod jobs;
 mod lifecycle;
+mod network;
 mod nodes;
 mod shapes;
 mod ways;
