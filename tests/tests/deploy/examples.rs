@@ -35,7 +35,7 @@ fn pods(object: &Value) -> Vec<(u64, u64)> {
 
 #[test]
 fn each_example_has_the_shape_of_its_name() {
-    let shapes: [(&str, &[(u64, u64)]); 9] = [
+    let shapes: [(&str, &[(u64, u64)]); 10] = [
         ("gpu-pod", &[(1, 1)]),
         ("labelled-pods", &[(1, 8), (1, 8)]),
         ("podgroup", &[(1, 4), (1, 4)]),
@@ -44,6 +44,7 @@ fn each_example_has_the_shape_of_its_name() {
         ("pytorchjob-cpu-master", &[(1, 0), (4, 8)]),
         ("pytorchjob-elastic", &[(8, 8)]),
         ("pytorchjob-impossible", &[(1, 64)]),
+        ("pytorchjob-one-rack", &[(4, 8)]),
         ("pytorchjob-too-big-for-now", &[(24, 8)]),
     ];
     let all = with_ending("yaml")
