@@ -1,6 +1,6 @@
 //! What the agents say: devices, their health, who holds them, and how old each belief is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::ids::{DeviceUuid, Namespace, NodeName, ResourceName};
@@ -106,8 +106,10 @@ const REPLACED_AFTER: Millis = Millis::from_secs(30);
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     beliefs: BTreeMap<NodeName, Belief>,
+    /// The node that reports a UUID, as long as it is the only one.
     owners: BTreeMap<DeviceUuid, NodeName>,
-    cloned: BTreeMap<DeviceUuid, Vec<NodeName>>,
+    /// All nodes that report a UUID, once they are two or more; it is then not among the owners.
+    cloned: BTreeMap<DeviceUuid, BTreeSet<NodeName>>,
 }
 
 impl Inventory {
@@ -132,23 +134,30 @@ impl Inventory {
         }
         self.forget_devices(&report.node);
         for device in &report.devices {
-            match self.owners.get(&device.uuid) {
-                Some(owner) if *owner != report.node => {
-                    let nodes = self.cloned.entry(device.uuid.clone()).or_default();
-                    for node in [owner, &report.node] {
-                        if !nodes.contains(node) {
-                            nodes.push(node.clone());
-                        }
-                    }
-                }
-                _ => {
-                    self.owners.insert(device.uuid.clone(), report.node.clone());
-                }
-            }
+            self.claim(&device.uuid, &report.node);
         }
         self.beliefs
             .insert(report.node.clone(), Belief { report, heard: now });
         Ok(true)
+    }
+
+    /// Notes that `node` reports `uuid`.
+    fn claim(&mut self, uuid: &DeviceUuid, node: &NodeName) {
+        if let Some(nodes) = self.cloned.get_mut(uuid) {
+            nodes.insert(node.clone());
+            return;
+        }
+        match self.owners.get(uuid) {
+            Some(owner) if owner != node => {
+                let nodes = BTreeSet::from([owner.clone(), node.clone()]);
+                self.owners.remove(uuid);
+                self.cloned.insert(uuid.clone(), nodes);
+            }
+            Some(_) => {}
+            None => {
+                self.owners.insert(uuid.clone(), node.clone());
+            }
+        }
     }
 
     fn forget_devices(&mut self, node: &NodeName) {
@@ -159,12 +168,18 @@ impl Inventory {
             if self.owners.get(&device.uuid) == Some(node) {
                 self.owners.remove(&device.uuid);
             }
-            if let Some(nodes) = self.cloned.get_mut(&device.uuid) {
-                nodes.retain(|other| other != node);
-                if let [only] = nodes.as_slice() {
-                    self.owners.insert(device.uuid.clone(), only.clone());
-                    self.cloned.remove(&device.uuid);
-                }
+            let Some(nodes) = self.cloned.get_mut(&device.uuid) else {
+                continue;
+            };
+            nodes.remove(node);
+            if nodes.len() > 1 {
+                continue;
+            }
+            // One is left: it is believed again.
+            let last = nodes.pop_first();
+            self.cloned.remove(&device.uuid);
+            if let Some(last) = last {
+                self.owners.insert(device.uuid.clone(), last);
             }
         }
     }
@@ -328,6 +343,31 @@ mod tests {
         assert!(!inventory.is_cloned(&"x".into()));
         inventory.remove(&"a".into());
         assert!(!inventory.is_cloned(&"x".into()));
+    }
+
+    #[test]
+    fn uuid_of_three_nodes_is_cloned_for_as_long_as_two_of_them_report_it() {
+        let mut inventory = Inventory::default();
+        for node in ["a", "b", "c"] {
+            inventory
+                .apply(report(node, 1, 1, &["x"]), Timestamp(0))
+                .unwrap();
+        }
+        // One that says it again is still one of them.
+        for node in ["a", "b", "c"] {
+            inventory
+                .apply(report(node, 1, 2, &["x"]), Timestamp(1))
+                .unwrap();
+            let mut sharing = inventory.sharing(&"a".into());
+            sharing.sort();
+            assert_eq!(sharing, ["a", "b", "c"].map(NodeName::from), "{node}");
+        }
+        inventory.remove(&"b".into());
+        assert!(inventory.is_cloned(&"x".into()), "a and c report it");
+        inventory
+            .apply(report("c", 1, 3, &[]), Timestamp(2))
+            .unwrap();
+        assert!(!inventory.is_cloned(&"x".into()), "only a reports it");
     }
 
     #[test]
