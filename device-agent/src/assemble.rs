@@ -21,6 +21,17 @@ pub const LEAK_BYTES_MIN: u64 = 1 << 30;
 /// Memory in use is told in steps of this size, rounded up, so that a job's small changes are no changes of the report.
 const MEMORY_STEP_BYTES: u64 = 1 << 30;
 
+/// Whether a device is used although no pod holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Suspicion {
+    /// It is not.
+    Not,
+    /// It was before, and nothing says that this has ended.
+    Kept,
+    /// It is.
+    Yes,
+}
+
 /// Tells for how long a device has been used although no pod holds it.
 #[derive(Debug, Clone)]
 pub struct LeakWatch {
@@ -38,19 +49,18 @@ impl LeakWatch {
         }
     }
 
-    fn leaked(&mut self, now: Duration, uuid: &str, suspicious: bool) -> bool {
-        if !suspicious {
-            self.since.remove(uuid);
-            return false;
-        }
-        let since = match self.since.get(uuid) {
-            Some(since) => *since,
-            None => {
-                self.since.insert(uuid.to_owned(), now);
-                now
+    fn leaked(&mut self, now: Duration, uuid: &str, suspicion: Suspicion) -> bool {
+        match suspicion {
+            Suspicion::Not => {
+                self.since.remove(uuid);
             }
-        };
-        now.saturating_sub(since) >= self.after
+            Suspicion::Kept => {}
+            Suspicion::Yes => {
+                self.since.entry(uuid.to_owned()).or_insert(now);
+            }
+        }
+        let since = self.since.get(uuid);
+        since.is_some_and(|since| now.saturating_sub(*since) >= self.after)
     }
 
     fn keep_only(&mut self, uuids: &BTreeSet<String>) {
@@ -85,8 +95,11 @@ pub fn assemble(
             // What was read of it before is not told as present.
             facts.memory_used_bytes = None;
         }
-        let busy =
-            !gpu.lost && gpu.slices.is_empty() && in_use(&facts, gpu.compute_pids.as_deref());
+        let busy = if gpu.lost || !gpu.slices.is_empty() {
+            Some(false)
+        } else {
+            in_use(&facts, gpu.compute_pids.as_deref())
+        };
         devices.push(finish(now, facts, verdict, busy, kubelet, leaks));
         for slice in &gpu.slices {
             let instance = slice
@@ -95,7 +108,11 @@ pub fn assemble(
                 .as_ref()
                 .map(|mig| (mig.gpu_instance_id, mig.compute_instance_id));
             let verdict = judge.verdict(now, gpu, position, instance).worse(&floor);
-            let busy = !gpu.lost && in_use(&slice.facts, slice.compute_pids.as_deref());
+            let busy = if gpu.lost {
+                Some(false)
+            } else {
+                in_use(&slice.facts, slice.compute_pids.as_deref())
+            };
             devices.push(finish(
                 now,
                 slice.facts.clone(),
@@ -128,18 +145,19 @@ fn sampler_verdict(sampler: Sampler) -> Verdict {
     }
 }
 
-fn in_use(facts: &Device, pids: Option<&[u32]>) -> bool {
-    pids.is_some_and(|pids| !pids.is_empty())
-        || facts
-            .memory_used_bytes
-            .is_some_and(|used| used >= LEAK_BYTES_MIN)
+/// Whether a device is used; `None` when nothing that tells could be read.
+fn in_use(facts: &Device, pids: Option<&[u32]>) -> Option<bool> {
+    let by_process = pids.map(|pids| !pids.is_empty());
+    let by_memory = facts.memory_used_bytes.map(|used| used >= LEAK_BYTES_MIN);
+    // `None` is less than either answer.
+    by_process.max(by_memory)
 }
 
 fn finish(
     now: Duration,
     mut device: Device,
     verdict: Verdict,
-    busy: bool,
+    busy: Option<bool>,
     kubelet: &KubeletState,
     leaks: &mut LeakWatch,
 ) -> Device {
@@ -154,11 +172,15 @@ fn finish(
     if let Some(resource) = kubelet.resource_of(&device) {
         device.resource_name = resource.to_owned();
     }
-    // Without the kubelet nobody knows who holds what, and a claim that does not tell its GPU may be for
-    // this one: then nothing is called leaked.
-    let known = kubelet.known && !kubelet.claims_unmatched;
-    let suspicious = busy && known && device.holders.is_empty();
-    device.leaked = leaks.leaked(now, &device.uuid, suspicious);
+    // A claim that does not tell its GPU may be for this one: then nothing is called leaked. While the kubelet does
+    // not answer nobody new is suspected, for a pod may have come; but whoever was suspected has not become free by that.
+    let ownerless = device.holders.is_empty() && !kubelet.claims_unmatched;
+    let suspicion = match busy {
+        Some(true) if ownerless && kubelet.known => Suspicion::Yes,
+        Some(true) | None if ownerless => Suspicion::Kept,
+        _ => Suspicion::Not,
+    };
+    device.leaked = leaks.leaked(now, &device.uuid, suspicion);
     device
 }
 
@@ -241,6 +263,61 @@ mod tests {
             !bench.at(90, Sampler::Ok)[5].leaked,
             "unknown holders are no leak"
         );
+    }
+
+    #[test]
+    fn a_kubelet_that_does_not_answer_makes_no_gpu_free() {
+        let mut bench = Bench::new("h100-8");
+        for gpu in [4, 5, 6] {
+            bench.node.apply(&FaultEvent::Leak { gpu });
+        }
+        let uuid = bench.node.gpus[4].uuid.clone();
+        let holder = Holder {
+            pod: "p".into(),
+            ..Holder::default()
+        };
+        bench
+            .kubelet
+            .holders
+            .insert(DeviceId::Uuid(uuid), vec![holder]);
+        assert!(!bench.at(10, Sampler::Ok)[5].leaked);
+        bench.kubelet.known = false;
+        let devices = bench.at(20, Sampler::Ok);
+        assert!(devices[4].holders.len() == 1 && !devices[4].leaked);
+        // The clock goes on, and what has leaked stays so.
+        assert!(bench.at(25, Sampler::Ok)[5].leaked);
+        assert!(bench.at(90, Sampler::Ok)[5].leaked);
+        // Whoever comes meanwhile may be a pod.
+        bench.node.apply(&FaultEvent::Leak { gpu: 7 });
+        bench.at(91, Sampler::Ok);
+        assert!(!bench.at(190, Sampler::Ok)[7].leaked);
+        // A GPU that is seen unused is free whoever is away.
+        bench.node.apply(&FaultEvent::Back { gpu: Some(5) });
+        let devices = bench.at(200, Sampler::Ok);
+        assert!(!devices[5].leaked && devices[6].leaked);
+        bench.kubelet.known = true;
+        bench.at(201, Sampler::Ok);
+        assert!(bench.at(216, Sampler::Ok)[7].leaked);
+    }
+
+    #[test]
+    fn a_leak_is_not_over_because_neither_memory_nor_processes_can_be_read() {
+        let mut bench = Bench::new("h100-8");
+        bench.node.apply(&FaultEvent::Leak { gpu: 5 });
+        bench.at(10, Sampler::Ok);
+        assert!(bench.at(25, Sampler::Ok)[5].leaked);
+        let mut reading = bench.node.reading();
+        reading.gpus[5].facts.memory_used_bytes = None;
+        reading.gpus[5].compute_pids = None;
+        let devices = assemble(
+            Duration::from_secs(30),
+            &reading,
+            Sampler::Ok,
+            &bench.kubelet,
+            &mut bench.judge,
+            &mut bench.leaks,
+        );
+        assert!(devices[5].leaked);
     }
 
     #[test]

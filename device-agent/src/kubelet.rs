@@ -66,10 +66,10 @@ impl DeviceId {
     }
 }
 
-/// What the kubelet says at one moment.
+/// What the kubelet said when it last answered.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct KubeletState {
-    /// False when the kubelet could not be asked; the rest is then empty.
+    /// False while the kubelet cannot be asked; the rest is then its last answer, or empty.
     pub known: bool,
     /// Device ids that can be handed out, as the plugin spells them, by resource name.
     pub allocatable: BTreeMap<String, Vec<String>>,

@@ -104,28 +104,27 @@ async fn connect(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
         .await
 }
 
-/// Asks again and again and publishes the answer, until nobody listens. After a failure the state is unknown:
-/// an old list of holders may name pods that have ended.
+/// Asks again and again and publishes the answer, until nobody listens. After a failure the last answer stays, marked
+/// as not known: it may name pods that have ended, but to forget it would make free what is in use.
 pub async fn poll(socket: PathBuf, interval: Duration, publish: watch::Sender<KubeletState>) {
     let mut failing = false;
     loop {
-        let state = match ask(&socket).await {
+        match ask(&socket).await {
             Ok(state) => {
                 failing = false;
-                state
+                publish.send_if_modified(|known| {
+                    let differs = *known != state;
+                    *known = state;
+                    differs
+                });
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(%error, "cannot ask the kubelet who holds which device");
                 }
-                KubeletState::default()
+                publish.send_if_modified(|state| std::mem::replace(&mut state.known, false));
             }
-        };
-        publish.send_if_modified(|known| {
-            let differs = *known != state;
-            *known = state;
-            differs
-        });
+        }
         tokio::select! {
             biased;
             () = publish.closed() => return,
@@ -264,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_socket_is_asked_and_a_failure_makes_the_state_unknown() {
+    async fn a_failure_makes_the_state_unknown_and_forgets_no_holder() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("kubelet.sock");
         assert!(
@@ -285,7 +284,12 @@ mod tests {
         assert_eq!(state.holders_of(&device)[0].pod, "train-0");
         assert_eq!(state.allocatable["nvidia.com/gpu"].len(), 2);
         kubelet.change(|state| state.failing = Some(tonic::Code::ResourceExhausted));
-        seen.wait_for(|state| !state.known).await.unwrap();
+        let state = seen.wait_for(|state| !state.known).await.unwrap().clone();
+        assert_eq!(state.holders_of(&device)[0].pod, "train-0");
+        assert_eq!(state.allocatable["nvidia.com/gpu"].len(), 2);
+        kubelet.change(|state| *state = FakeKubeletState::default());
+        let state = seen.wait_for(|state| state.known).await.unwrap().clone();
+        assert_eq!(state.holders_of(&device), []);
         drop(seen);
         polling.await.unwrap();
     }

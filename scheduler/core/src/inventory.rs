@@ -72,7 +72,8 @@ pub struct NodeReport {
     pub order: ReportOrder,
     /// The part of the agent that talks to NVML answers.
     pub sampler_ok: bool,
-    /// The kubelet could be asked: `holders` are to be believed.
+    /// The kubelet could be asked: `holders` and `leaked` are to be believed. Else they are what the
+    /// agent remembers, which is nothing after its start.
     pub holders_known: bool,
     /// Every device.
     pub devices: Vec<Device>,
@@ -92,10 +93,53 @@ pub enum ReportRefused {
 /// What is believed about one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Belief {
-    /// The last report taken.
+    /// The last report taken. While the kubelet cannot be asked, its devices are held and leaked as
+    /// the kubelet said last.
     pub report: NodeReport,
     /// When anything was last heard, a heartbeat included.
     pub heard: Timestamp,
+    /// Devices that were held or leaked when the kubelet was last asked, while it cannot be. A device
+    /// may leave the reports meanwhile and come back.
+    remembered: BTreeMap<DeviceUuid, InUse>,
+}
+
+/// How a device is in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct InUse {
+    leaked: bool,
+    holders: Vec<(Namespace, Arc<str>)>,
+}
+
+impl Belief {
+    /// What is known of devices in use.
+    fn in_use(&self) -> BTreeMap<DeviceUuid, InUse> {
+        let mut found = self.remembered.clone();
+        for device in &self.report.devices {
+            if device.leaked || !device.holders.is_empty() {
+                let in_use = InUse {
+                    leaked: device.leaked,
+                    holders: device.holders.clone(),
+                };
+                found.insert(device.uuid.clone(), in_use);
+            }
+        }
+        found
+    }
+}
+
+impl NodeReport {
+    /// Keeps what was known to be in use so. That nobody says it now is no sign that it is free.
+    fn remember(&mut self, known: &BTreeMap<DeviceUuid, InUse>) {
+        for device in &mut self.devices {
+            let Some(before) = known.get(&device.uuid) else {
+                continue;
+            };
+            device.leaked |= before.leaked;
+            if device.holders.is_empty() {
+                device.holders.clone_from(&before.holders);
+            }
+        }
+    }
 }
 
 /// Silence after which a report is taken although its instance is lower: the node's clock was set
@@ -114,30 +158,41 @@ pub struct Inventory {
 
 impl Inventory {
     /// Takes a report if it is newer than what is held. The same generation again counts as heard
-    /// and changes nothing.
-    pub fn apply(&mut self, report: NodeReport, now: Timestamp) -> Result<bool, ReportRefused> {
+    /// and changes nothing. While the node's kubelet cannot be asked, devices stay held and leaked as
+    /// they were.
+    pub fn apply(&mut self, mut report: NodeReport, now: Timestamp) -> Result<bool, ReportRefused> {
+        let mut remembered = BTreeMap::new();
         if let Some(belief) = self.beliefs.get_mut(&report.node) {
             let held = &belief.report.order;
             let silent = now.since(belief.heard) > REPLACED_AFTER;
             if report.order.instance < held.instance && !silent {
                 return Err(ReportRefused::Replaced);
             }
-            if report.order.instance == held.instance && report.order.boot == held.boot {
-                if report.order.generation < held.generation {
-                    return Err(ReportRefused::Old);
-                }
-                if belief.report == report {
-                    belief.heard = belief.heard.max(now);
-                    return Ok(false);
-                }
+            let same = report.order.instance == held.instance && report.order.boot == held.boot;
+            if same && report.order.generation < held.generation {
+                return Err(ReportRefused::Old);
+            }
+            if !report.holders_known {
+                remembered = belief.in_use();
+                report.remember(&remembered);
+            }
+            if same && belief.report == report {
+                belief.heard = belief.heard.max(now);
+                return Ok(false);
             }
         }
         self.forget_devices(&report.node);
         for device in &report.devices {
             self.claim(&device.uuid, &report.node);
         }
-        self.beliefs
-            .insert(report.node.clone(), Belief { report, heard: now });
+        self.beliefs.insert(
+            report.node.clone(),
+            Belief {
+                report,
+                heard: now,
+                remembered,
+            },
+        );
         Ok(true)
     }
 
@@ -368,6 +423,60 @@ mod tests {
             .apply(report("c", 1, 3, &[]), Timestamp(2))
             .unwrap();
         assert!(!inventory.is_cloned(&"x".into()), "only a reports it");
+    }
+
+    /// A report of device x, as in use or not, by an agent whose kubelet answers or does not.
+    fn used(instance: u64, known: bool, leaked: bool, holder: Option<&str>) -> NodeReport {
+        let mut report = report("a", instance, 1, &["x", "y"]);
+        report.holders_known = known;
+        report.devices[0].leaked = leaked;
+        report.devices[0].holders = holder
+            .map(|pod| ("team".into(), Arc::from(pod)))
+            .into_iter()
+            .collect();
+        report
+    }
+
+    fn use_of(inventory: &Inventory) -> (bool, Vec<&str>) {
+        let belief = inventory.get(&"a".into()).unwrap();
+        let device = &belief.report.devices[0];
+        assert!(!belief.report.devices[1].leaked && belief.report.devices[1].holders.is_empty());
+        let pods = device.holders.iter().map(|(_, pod)| &**pod).collect();
+        (device.leaked, pods)
+    }
+
+    #[test]
+    fn devices_stay_held_and_leaked_while_the_kubelet_does_not_answer() {
+        let mut inventory = Inventory::default();
+        inventory
+            .apply(used(1, true, false, Some("notebook")), Timestamp(0))
+            .unwrap();
+        // The agent has been started anew while the kubelet is away: it knows nothing.
+        for instance in 2..4 {
+            inventory
+                .apply(used(instance, false, false, None), Timestamp(1))
+                .unwrap();
+            assert_eq!(use_of(&inventory), (false, vec!["notebook"]));
+        }
+        // The same state again changes nothing.
+        let again = used(3, false, false, None);
+        assert_eq!(inventory.apply(again, Timestamp(2)), Ok(false));
+        inventory
+            .apply(used(4, true, true, None), Timestamp(3))
+            .unwrap();
+        assert_eq!(use_of(&inventory), (true, vec![]));
+        // The driver is away as well, and so are the devices for a while.
+        let mut empty = used(5, false, false, None);
+        empty.devices.clear();
+        inventory.apply(empty, Timestamp(4)).unwrap();
+        inventory
+            .apply(used(6, false, false, None), Timestamp(5))
+            .unwrap();
+        assert_eq!(use_of(&inventory), (true, vec![]));
+        inventory
+            .apply(used(7, true, false, None), Timestamp(6))
+            .unwrap();
+        assert_eq!(use_of(&inventory), (false, vec![]));
     }
 
     #[test]

@@ -71,6 +71,23 @@ fn broken_gpu_under_a_claim_makes_no_room_beside_pods_that_are_charged() {
     assert_eq!(free(&world), 5);
 }
 
+#[test]
+fn gpus_in_use_stay_so_while_no_kubelet_answers() {
+    let mut world = World::new(1, 8);
+    world.leaked.insert("GPU-n0-5".into());
+    runs(&mut world, "notebook", 0, &["GPU-n0-3"]);
+    assert_eq!(free(&world), 6);
+    world.kubelets_away = true;
+    world.report_all();
+    world.settle();
+    assert_eq!(free(&world), 6, "nobody says that they are free");
+    world.kubelets_away = false;
+    world.leaked.clear();
+    world.report_all();
+    world.settle();
+    assert_eq!(free(&world), 7);
+}
+
 /// Kubelets name the devices of pods that have ended until somebody else needs them.
 #[test]
 fn gpu_of_a_pod_that_has_ended_is_free_while_the_kubelet_still_names_it() {

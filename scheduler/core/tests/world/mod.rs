@@ -73,6 +73,10 @@ pub struct World {
     pub silent: bool,
     /// Pods by the device that the kubelet says they hold.
     pub holders: BTreeMap<String, String>,
+    /// Devices that are in use although no pod holds them.
+    pub leaked: BTreeSet<String>,
+    /// Agents that have just begun cannot ask their kubelets: nobody knows who holds what.
+    pub kubelets_away: bool,
 }
 
 pub fn gpus(count: u64) -> Arc<PodShape> {
@@ -132,6 +136,8 @@ impl World {
             named: true,
             silent: false,
             holders: BTreeMap::new(),
+            leaked: BTreeSet::new(),
+            kubelets_away: false,
         };
         for index in 0..nodes {
             world.add_node(&format!("n{index}"), gpus_each);
@@ -248,10 +254,11 @@ impl World {
                         } else {
                             DeviceHealth::Healthy
                         },
-                        leaked: false,
+                        leaked: self.leaked.contains(&uuid) && !self.kubelets_away,
                         holders: self
                             .holders
                             .get(&uuid)
+                            .filter(|_| !self.kubelets_away)
                             .map(|pod| ("default".into(), Arc::from(pod.as_str())))
                             .into_iter()
                             .collect(),
@@ -271,7 +278,7 @@ impl World {
                     generation: self.generation,
                 },
                 sampler_ok: true,
-                holders_known: true,
+                holders_known: !self.kubelets_away,
                 fabric_clique: self.cliques.get(name).cloned(),
                 devices,
             }
