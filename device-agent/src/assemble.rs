@@ -88,8 +88,8 @@ pub fn assemble(
 ) -> Vec<Device> {
     let floor = sampler_verdict(sampler);
     let mut devices = Vec::new();
-    for (position, gpu) in reading.gpus.iter().enumerate() {
-        let verdict = judge.verdict(now, gpu, position, None).worse(&floor);
+    for gpu in &reading.gpus {
+        let verdict = judge.verdict(now, gpu, None).worse(&floor);
         let mut facts = gpu.facts.clone();
         if gpu.lost {
             // What was read of it before is not told as present.
@@ -107,7 +107,7 @@ pub fn assemble(
                 .mig
                 .as_ref()
                 .map(|mig| (mig.gpu_instance_id, mig.compute_instance_id));
-            let verdict = judge.verdict(now, gpu, position, instance).worse(&floor);
+            let verdict = judge.verdict(now, gpu, instance).worse(&floor);
             let busy = if gpu.lost {
                 Some(false)
             } else {

@@ -43,6 +43,11 @@ pub enum FaultEvent {
         /// GPU index.
         gpu: u32,
     },
+    /// The driver was loaded anew and does not count the GPU any more: those behind it move up by one index.
+    Uncounted {
+        /// GPU index, as it was at the beginning.
+        gpu: u32,
+    },
     /// The GPU (or all, when absent) is as new: after a reset or a repair.
     Back {
         /// GPU index, or all.
@@ -211,6 +216,9 @@ impl RawEvent {
             "lost" => FaultEvent::Lost {
                 gpu: gpu.ok_or_else(|| missing("gpu"))?,
             },
+            "uncounted" => FaultEvent::Uncounted {
+                gpu: gpu.ok_or_else(|| missing("gpu"))?,
+            },
             "back" => FaultEvent::Back { gpu },
             "silent" => FaultEvent::Silent,
             "resume" => FaultEvent::Resume,
@@ -274,7 +282,7 @@ impl RawEvent {
     }
 }
 
-const FAULT_NAMES: &str = "one of xid, lost, back, silent, resume, replay, clone_uuid, remap_pending, remap_failure, recovery, leak, hang, driver_version";
+const FAULT_NAMES: &str = "one of xid, lost, uncounted, back, silent, resume, replay, clone_uuid, remap_pending, remap_failure, recovery, leak, hang, driver_version";
 const RECOVERY_NAMES: &str =
     "one of none, gpu-reset, node-reboot, drain-p2p, drain-and-reset, recover-imex";
 

@@ -367,6 +367,37 @@ async fn an_xid_is_reported_within_a_second_and_the_way_back_too() {
 }
 
 #[tokio::test]
+async fn a_gpu_that_is_not_counted_any_more_is_lost_and_those_behind_it_are_not() {
+    let scenario =
+        "name='x'\n[[events]]\nat_s=2\nfault='uncounted'\ngpu=1\n[[events]]\nat_s=12\nfault='back'";
+    let (server, _agent, _directory) = reporting(scenario, &[]).await;
+    let before = server.node("a", "node-0").devices;
+    let missed = server.node("a", "node-0").by_index(1).uuid.clone();
+    until("the loss", || server.node("a", "node-0").lost() > 0).await;
+    let node = server.node("a", "node-0");
+    assert!(node.devices.keys().eq(before.keys()), "one lost, none gone");
+    for (uuid, device) in &node.devices {
+        let expected = if *uuid == missed {
+            Health::Lost
+        } else {
+            Health::Healthy
+        };
+        assert_eq!(device.health(), expected, "{uuid}");
+        let place = &before[uuid].pci_address;
+        assert_eq!(device.pci_address, *place, "{uuid} is where it was");
+    }
+    let second = before.values().find(|device| device.index == Some(2));
+    assert_eq!(node.by_index(1).uuid, second.unwrap().uuid);
+    assert_eq!(node.devices[&missed].index, None, "its index is another's");
+    until("all again", || {
+        let node = server.node("a", "node-0");
+        node.lost() == 0 && node.devices.len() == 8
+    })
+    .await;
+    assert_eq!(server.node("a", "node-0").by_index(1).uuid, missed);
+}
+
+#[tokio::test]
 async fn a_hanging_driver_is_told_while_heartbeats_go_on() {
     let scenario = "name='x'\n[[events]]\nat_s=1\nfault='hang'\n[[events]]\nat_s=9\nfault='resume'";
     let (server, _agent, _directory) = reporting(scenario, &["--watchdog", "2"]).await;

@@ -16,7 +16,7 @@
 //! | `MUSTER_FAKE_NVML_STARTED_FILE` | file into which the beginning of the scenario's time is written, ms since the Unix epoch |
 //! | `MUSTER_FAKE_NVML_INIT_ERROR` | NVML code that init answers, e.g. 9 (driver not loaded) or 18 (version mismatch) |
 //!
-//! A GPU handle is its index plus one; a slice's handle carries the GPU and the slice's position.
+//! A GPU handle is its index at the beginning plus one; a slice's handle carries the GPU and the slice's position.
 //! Pointers of callers are trusted as NVML trusts them, null pointers are refused.
 #![allow(
     unsafe_code,

@@ -7,7 +7,7 @@ use muster_agent::profile::parse_pci;
 use nvml_wrapper_sys::bindings as sys;
 
 use crate::world::{
-    Code, INVALID_ARGUMENT, NOT_FOUND, call, gpu_handle, init, shutdown, slice_handle,
+    Code, INVALID_ARGUMENT, NOT_FOUND, World, call, gpu_handle, init, shutdown, slice_handle,
 };
 use crate::{put, write_text};
 
@@ -66,10 +66,18 @@ pub unsafe extern "C" fn nvmlSystemGetCudaDriverVersion_v2(version: *mut c_int) 
     })
 }
 
+/// The GPUs that the driver counts, in order: their places among all.
+fn counted(world: &World) -> impl Iterator<Item = usize> {
+    let gpus = world.node.gpus.iter().enumerate();
+    gpus.filter(|(_, gpu)| !gpu.uncounted)
+        .map(|(place, _)| place)
+}
+
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> Code {
-    call("nvmlDeviceGetCount_v2", |world| unsafe {
-        put(count, world.node.shape.count)
+    call("nvmlDeviceGetCount_v2", |world| {
+        let counted = c_uint::try_from(counted(world).count()).map_err(|_| INVALID_ARGUMENT)?;
+        unsafe { put(count, counted) }
     })
 }
 
@@ -79,9 +87,8 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
     device: *mut sys::nvmlDevice_t,
 ) -> Code {
     call("nvmlDeviceGetHandleByIndex_v2", |world| {
-        let index = index as usize;
-        world.node.gpus.get(index).ok_or(INVALID_ARGUMENT)?;
-        unsafe { put(device, gpu_handle(index)) }
+        let gpu = counted(world).nth(index as usize).ok_or(INVALID_ARGUMENT)?;
+        unsafe { put(device, gpu_handle(gpu)) }
     })
 }
 

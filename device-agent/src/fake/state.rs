@@ -97,6 +97,8 @@ pub struct FakeGpu {
     pub serial: String,
     /// Off the bus.
     pub lost: bool,
+    /// The driver does not count it; a reader says that it is lost.
+    pub uncounted: bool,
     /// Row remap waits for a reset.
     pub remap_pending: bool,
     /// A row could not be remapped.
@@ -158,6 +160,7 @@ impl FakeNode {
         match fault {
             FaultEvent::Xid { gpu, code } => return self.xid(*gpu, *code),
             FaultEvent::Lost { gpu } => self.with(*gpu, |gpu| gpu.lost = true),
+            FaultEvent::Uncounted { gpu } => self.with(*gpu, |gpu| gpu.uncounted = true),
             FaultEvent::Back { gpu: Some(gpu) } => self.with(*gpu, FakeGpu::repair),
             FaultEvent::Back { gpu: None } => self.gpus.iter_mut().for_each(FakeGpu::repair),
             FaultEvent::CloneUuid { gpu, uuid } => self.with(*gpu, |gpu| gpu.uuid.clone_from(uuid)),
@@ -260,7 +263,7 @@ impl FakeNode {
             (None, _) => FabricReading::None,
         };
         Some(GpuReading {
-            lost: gpu.lost,
+            lost: gpu.lost || gpu.uncounted,
             fabric,
             sram_threshold_exceeded: Some(false),
             compute_pids: Some(if gpu.leaking {
@@ -416,6 +419,7 @@ impl FakeGpu {
 
     fn repair(&mut self) {
         self.lost = false;
+        self.uncounted = false;
         self.remap_pending = false;
         self.remap_failure = false;
         self.action = RecoveryAction::None;

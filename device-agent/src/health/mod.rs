@@ -117,12 +117,12 @@ struct GpuMemory {
     has_action: bool,
 }
 
-/// Remembers what happened to each GPU, by index, and judges.
+/// Remembers what happened to each GPU, by UUID, and judges. (One whose UUID was never read has a name made of its
+/// PCI address.) The index of a GPU is no name: it may be another one's once the driver is loaded anew.
 #[derive(Debug, Clone)]
 pub struct Judge {
     table: Table,
-    gpus: BTreeMap<u32, GpuMemory>,
-    uuids: BTreeMap<String, u32>,
+    gpus: BTreeMap<String, GpuMemory>,
 }
 
 impl Judge {
@@ -131,29 +131,24 @@ impl Judge {
         Self {
             table,
             gpus: BTreeMap::new(),
-            uuids: BTreeMap::new(),
         }
     }
 
     /// Takes in a reading. Returns what changed against the one before.
     pub fn reading(&mut self, now: Duration, reading: &Reading) -> Vec<Note> {
         let mut notes = Vec::new();
-        self.uuids.clear();
-        for (position, gpu) in reading.gpus.iter().enumerate() {
-            let index = index_of(gpu, position);
-            self.uuids.insert(gpu.facts.uuid.clone(), index);
-            let memory = self.gpus.entry(index).or_default();
+        for gpu in &reading.gpus {
+            let memory = self.gpus.entry(gpu.facts.uuid.clone()).or_default();
             memory.take(now, gpu, &self.table, &mut notes);
         }
+        // A reading has every GPU that the node should have: the others have been replaced.
+        let there: BTreeSet<&String> = reading.gpus.iter().map(|gpu| &gpu.facts.uuid).collect();
+        self.gpus.retain(|uuid, _| there.contains(uuid));
         notes
     }
 
     /// Takes in an event. Returns what to tell of it; nothing for a repeat within a short time.
     pub fn event(&mut self, now: Duration, event: &DeviceEvent) -> Option<Note> {
-        let index = event
-            .gpu_uuid
-            .as_ref()
-            .and_then(|uuid| self.uuids.get(uuid).copied());
         let device_uuid = event.gpu_uuid.clone().unwrap_or_default();
         let (cause, source, code, state, fatal) = match event.kind {
             DeviceEventKind::Xid(code) => {
@@ -192,7 +187,8 @@ impl Judge {
             state,
             fatal,
         };
-        let Some(memory) = index.and_then(|index| self.gpus.get_mut(&index)) else {
+        let named = event.gpu_uuid.as_ref();
+        let Some(memory) = named.and_then(|uuid| self.gpus.get_mut(uuid)) else {
             return Some(note);
         };
         memory.well_since = memory.well_since.map(|_| now);
@@ -245,7 +241,6 @@ impl Judge {
         &mut self,
         now: Duration,
         gpu: &GpuReading,
-        position: usize,
         instance: Option<(u32, u32)>,
     ) -> Verdict {
         let mut verdict = Verdict::healthy();
@@ -257,7 +252,7 @@ impl Judge {
             );
         }
         let Self { table, gpus, .. } = self;
-        let Some(memory) = gpus.get_mut(&index_of(gpu, position)) else {
+        let Some(memory) = gpus.get_mut(&gpu.facts.uuid) else {
             return verdict;
         };
         memory.forget(now, table);
@@ -330,12 +325,6 @@ fn describe(cause: EventCause, table: &Table) -> Option<(State, Scope, &str)> {
         EventCause::DoubleBitEcc => condition("double-bit-ecc"),
         EventCause::Unavailable => condition("unavailable"),
     }
-}
-
-fn index_of(gpu: &GpuReading, position: usize) -> u32 {
-    gpu.facts
-        .index
-        .unwrap_or_else(|| u32::try_from(position).unwrap_or(u32::MAX))
 }
 
 impl GpuMemory {

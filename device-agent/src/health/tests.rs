@@ -51,7 +51,7 @@ impl Bench {
     fn state(&mut self, at_s: u64) -> (State, String) {
         let mut reading = self.node.reading();
         let gpu = reading.gpus.remove(3);
-        let verdict = self.judge.verdict(Duration::from_secs(at_s), &gpu, 3, None);
+        let verdict = self.judge.verdict(Duration::from_secs(at_s), &gpu, None);
         (verdict.state, verdict.reason)
     }
 }
@@ -165,7 +165,7 @@ fn an_event_of_one_slice_leaves_its_siblings_alone() {
     let mut of = |instance| {
         bench
             .judge
-            .verdict(Duration::from_secs(2), &gpu, 3, instance)
+            .verdict(Duration::from_secs(2), &gpu, instance)
             .state
     };
     assert_eq!(
@@ -195,4 +195,35 @@ fn an_event_of_an_unnamed_device_is_told_for_the_node() {
     let note = bench.judge.event(Duration::from_secs(1), &event).unwrap();
     assert_eq!((note.device_uuid.as_str(), note.fatal), ("", true));
     assert_eq!(bench.state(2).0, State::Healthy);
+}
+
+/// A driver that is loaded anew and does not count the first GPU: those behind it move up.
+#[test]
+fn causes_stay_with_their_gpu_when_indexes_shift() {
+    let mut bench = Bench::new();
+    let uuid = bench.node.gpus[3].uuid.clone();
+    let event = DeviceEvent {
+        gpu_uuid: Some(uuid.clone()),
+        instance: None,
+        kind: DeviceEventKind::Xid(64),
+    };
+    assert!(bench.judge.event(Duration::from_secs(1), &event).is_some());
+    let mut reading = bench.node.reading();
+    let mut lost = reading.gpus.remove(0);
+    (lost.lost, lost.facts.index) = (true, None);
+    for (gpu, index) in reading.gpus.iter_mut().zip(0..) {
+        gpu.facts.index = Some(index);
+    }
+    reading.gpus.push(lost);
+    let notes = bench.judge.reading(Duration::from_secs(2), &reading);
+    assert_eq!(notes.len(), 1, "one GPU is lost, and nothing else happened");
+    for gpu in &reading.gpus {
+        let verdict = bench.judge.verdict(Duration::from_secs(100), gpu, None);
+        let expected = match (gpu.lost, gpu.facts.uuid == uuid) {
+            (true, _) => (State::Lost, "lost"),
+            (false, true) => (State::Unhealthy, "xid-64"),
+            (false, false) => (State::Healthy, ""),
+        };
+        assert_eq!((verdict.state, verdict.reason.as_str()), expected);
+    }
 }

@@ -4,7 +4,7 @@
 //! `FailedToLoadSymbol`, never a panic. (The bindings' methods would panic.)
 #![allow(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::mem::size_of;
 use std::os::raw::c_uint;
 use std::time::Duration;
@@ -240,7 +240,8 @@ pub fn link(nvml: &Nvml, device: &Device<'_>, link: u32) -> Result<LinkEnd, Nvml
 pub struct Events<'nvml> {
     nvml: &'nvml Nvml,
     set: Option<sys::nvmlEventSet_t>,
-    registered: BTreeSet<u32>,
+    /// UUIDs by index.
+    registered: BTreeMap<u32, String>,
     /// UUIDs by handle: a GPU that has just fallen off the bus cannot be asked for its name any more.
     names: BTreeMap<usize, String>,
 }
@@ -260,30 +261,29 @@ impl<'nvml> Events<'nvml> {
         Self {
             nvml,
             set: set.ok(),
-            registered: BTreeSet::new(),
+            registered: BTreeMap::new(),
             names: BTreeMap::new(),
         }
     }
 
-    /// Registers the GPUs of these indexes that are not registered yet, and forgets the others.
-    pub fn register(&mut self, nvml: &Nvml, reachable: &BTreeSet<u32>) {
-        self.registered.retain(|index| reachable.contains(index));
+    /// Registers the GPUs of these indexes and UUIDs that are not registered yet, and forgets the others.
+    pub fn register(&mut self, nvml: &Nvml, reachable: &BTreeMap<u32, String>) {
+        self.registered
+            .retain(|index, uuid| reachable.get(index) == Some(uuid));
         let Some(set) = self.set else { return };
-        for index in reachable {
-            if self.registered.contains(index) {
+        for (index, uuid) in reachable {
+            if self.registered.contains_key(index) {
                 continue;
             }
             let Ok(device) = nvml.device_by_index(*index) else {
                 continue;
             };
-            if let Ok(uuid) = device.uuid() {
-                self.names.insert(handle(&device).addr(), uuid);
-            }
+            self.names.insert(handle(&device).addr(), uuid.clone());
             if let Err(error) = register(nvml, &device, set) {
                 tracing::warn!(index, %error, "the driver sends no events for this GPU");
             }
             // Tried once per appearance: what is not supported stays so.
-            self.registered.insert(*index);
+            self.registered.insert(*index, uuid.clone());
         }
     }
 

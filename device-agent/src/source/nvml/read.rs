@@ -8,6 +8,7 @@ use muster_proto::inventory::{
 };
 use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TopologyLevel};
 use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::struct_wrappers::device::PciInfo;
 use nvml_wrapper::{Device, Nvml};
 
 use super::NvmlConfig;
@@ -24,12 +25,32 @@ const GPUS_MAX: u32 = 256;
 /// MIG slices asked for per GPU.
 const SLICES_MAX: u32 = 64;
 
+/// Begins the name of a GPU whose UUID was never read; its PCI address follows, or its index.
+const UNREADABLE: &str = "GPU-unreadable-";
+
 /// Reads, and remembers each GPU's last good reading, so that one that falls off the bus is still named.
 pub struct Reader {
     sysfs: PathBuf,
     expected: Option<u32>,
-    known: BTreeMap<u32, GpuReading>,
-    reachable: BTreeSet<u32>,
+    /// Last readings by UUID. An index is no name: once the driver is loaded anew it may stand for another GPU.
+    known: BTreeMap<String, GpuReading>,
+    reachable: BTreeMap<u32, String>,
+}
+
+/// What the library has at one index.
+struct Seen<'nvml> {
+    index: u32,
+    device: Result<Device<'nvml>, NvmlError>,
+    /// Its UUID, as far as it tells it.
+    uuid: Option<String>,
+}
+
+impl Seen<'_> {
+    /// Where it is on the PCI bus, as far as it tells it.
+    fn address(&self) -> Option<String> {
+        let pci = self.device.as_ref().ok()?.pci_info().ok()?;
+        Some(address(&pci))
+    }
 }
 
 /// Collects getters of one GPU and notices that it is lost.
@@ -52,45 +73,53 @@ impl Reader {
             sysfs,
             expected,
             known: BTreeMap::new(),
-            reachable: BTreeSet::new(),
+            reachable: BTreeMap::new(),
         }
     }
 
-    /// Indexes of the GPUs that answered at the last reading.
-    pub fn reachable(&self) -> &BTreeSet<u32> {
+    /// The GPUs that answered at the last reading: UUIDs by index.
+    pub fn reachable(&self) -> &BTreeMap<u32, String> {
         &self.reachable
     }
 
     /// Reads everything. `alive` is called between GPUs. Fails only when the library as a whole cannot be used.
     pub fn read(&mut self, nvml: &Nvml, alive: &dyn Fn()) -> Result<Reading, NvmlError> {
         let count = nvml.device_count()?.min(GPUS_MAX);
-        self.reachable.clear();
-        let mut links = BTreeMap::new();
+        // Who is where comes first: whoever does not tell its name must not get that of another one.
+        let mut seen = Vec::new();
         for index in 0..count {
-            match nvml.device_by_index(index) {
-                Ok(device) => {
-                    let reading = self.gpu(nvml, &device, index);
-                    if !reading.lost {
-                        self.reachable.insert(index);
-                        links.insert(index, link_ends(nvml, &device));
-                    }
-                    self.known.insert(index, reading);
-                }
-                Err(error) => {
-                    tracing::debug!(index, %error, "no handle");
-                    self.lose(index);
-                }
-            }
+            let device = nvml.device_by_index(index);
+            let uuid = device.as_ref().ok().and_then(|device| device.uuid().ok());
+            seen.push(Seen {
+                index,
+                device,
+                uuid,
+            });
             alive();
         }
-        // A GPU that is not even counted any more was there before: it is lost, not absent.
-        let missing: Vec<u32> = self
-            .known
-            .keys()
-            .copied()
-            .filter(|index| *index >= count)
-            .collect();
-        missing.into_iter().for_each(|index| self.lose(index));
+        let mut taken: BTreeSet<String> =
+            seen.iter().filter_map(|seen| seen.uuid.clone()).collect();
+        self.reachable.clear();
+        let mut links = BTreeMap::new();
+        let mut now = BTreeMap::new();
+        for seen in &seen {
+            let name = match &seen.uuid {
+                Some(uuid) => uuid.clone(),
+                None => self.name(seen, &taken),
+            };
+            taken.insert(name.clone());
+            let reading = self.gpu(nvml, seen, &name);
+            if let Ok(device) = &seen.device
+                && !reading.lost
+            {
+                self.reachable.insert(seen.index, name.clone());
+                links.insert(seen.index, link_ends(nvml, device));
+            }
+            now.insert(name, reading);
+            alive();
+        }
+        self.keep_missing(&mut now);
+        self.known = now;
         let on_bus = pci::gpus(&self.sysfs);
         let absent = self.absent(&on_bus);
         self.connect(nvml, &links);
@@ -107,10 +136,67 @@ impl Reader {
             nvml_version: nvml.sys_nvml_version().ok(),
             devices_expected: Some(self.expected.unwrap_or(on_bus).max(seen)),
         };
-        Ok(Reading {
-            node,
-            gpus: self.known.values().cloned().chain(absent).collect(),
-        })
+        let mut gpus: Vec<GpuReading> = self.known.values().cloned().collect();
+        gpus.sort_by_key(|reading| reading.facts.index.unwrap_or(u32::MAX));
+        gpus.extend(absent);
+        Ok(Reading { node, gpus })
+    }
+
+    /// The name of a GPU that does not tell its UUID: that of the one that was at its place, unless that one is
+    /// among `taken`; else a made-up one.
+    fn name(&self, seen: &Seen<'_>, taken: &BTreeSet<String>) -> String {
+        let address = seen.address();
+        let mut free = self.known.values().filter(|reading| {
+            let facts = &reading.facts;
+            let elsewhere =
+                address.is_some() && facts.pci_address.is_some() && facts.pci_address != address;
+            !taken.contains(&facts.uuid)
+                && !elsewhere
+                && (facts.index == Some(seen.index)
+                    || (address.is_some() && facts.pci_address == address))
+        });
+        match free.next() {
+            Some(reading) => reading.facts.uuid.clone(),
+            None => match address {
+                Some(address) => format!("{UNREADABLE}{address}"),
+                None => format!("{UNREADABLE}{}", seen.index),
+            },
+        }
+    }
+
+    /// Takes over into `now` what was known and is not there any more, as lost: a GPU that is not even counted was
+    /// there before. It is dropped where another one has come to its place.
+    fn keep_missing(&self, now: &mut BTreeMap<String, GpuReading>) {
+        let missing: Vec<&GpuReading> = self
+            .known
+            .values()
+            .filter(|reading| !now.contains_key(&reading.facts.uuid))
+            .filter(|reading| {
+                let mut new = now
+                    .values()
+                    .filter(|new| !self.known.contains_key(&new.facts.uuid));
+                !new.any(|new| is_same_place(&reading.facts, &new.facts))
+            })
+            .collect();
+        let mut lost: Vec<GpuReading> = missing.into_iter().cloned().collect();
+        for reading in &mut lost {
+            reading.lost = true;
+            // Its numbers may have gone to another one.
+            let facts = &mut reading.facts;
+            if now.values().any(|other| other.facts.index == facts.index) {
+                facts.index = None;
+            }
+            if now
+                .values()
+                .any(|other| other.facts.minor_number == facts.minor_number)
+            {
+                facts.minor_number = None;
+            }
+        }
+        now.extend(
+            lost.into_iter()
+                .map(|reading| (reading.facts.uuid.clone(), reading)),
+        );
     }
 
     /// GPUs on the PCI bus that the library has not counted since this process began: lost, by their
@@ -122,7 +208,9 @@ impl Reader {
             .filter_map(|reading| reading.facts.pci_address.clone())
             .collect();
         let mut left = on_bus.iter().filter(|address| !told.contains(*address));
-        for reading in self.known.values_mut() {
+        let mut known: Vec<&mut GpuReading> = self.known.values_mut().collect();
+        known.sort_by_key(|reading| reading.facts.index);
+        for reading in known {
             if reading.facts.pci_address.is_none() {
                 let Some(address) = left.next() else { break };
                 reading.facts.pci_address = reading.lost.then(|| address.clone());
@@ -136,7 +224,7 @@ impl Reader {
         left.take(room)
             .map(|address| GpuReading {
                 facts: Facts {
-                    uuid: format!("GPU-unreadable-{address}"),
+                    uuid: format!("{UNREADABLE}{address}"),
                     pci_address: Some(address.clone()),
                     numa_node: numa_node(&self.sysfs, address),
                     resource_name: "nvidia.com/gpu".into(),
@@ -148,39 +236,37 @@ impl Reader {
             .collect()
     }
 
-    fn lose(&mut self, index: u32) {
-        let reading = self.known.entry(index).or_insert_with(|| {
-            let facts = Facts {
-                uuid: format!("GPU-unreadable-{index}"),
-                index: Some(index),
-                resource_name: "nvidia.com/gpu".into(),
-                ..Facts::default()
-            };
-            GpuReading {
-                facts,
+    /// One GPU, by the name that was found for it.
+    fn gpu(&self, nvml: &Nvml, seen: &Seen<'_>, name: &str) -> GpuReading {
+        let index = seen.index;
+        let previous = self.known.get(name);
+        // What was known of a lost one stays known.
+        let lost = |facts: Facts| {
+            let mut kept = previous.cloned().unwrap_or_else(|| GpuReading {
+                facts: Facts {
+                    uuid: name.to_owned(),
+                    resource_name: "nvidia.com/gpu".into(),
+                    ..facts
+                },
                 ..GpuReading::default()
-            }
-        });
-        reading.lost = true;
-    }
-
-    fn gpu(&self, nvml: &Nvml, device: &Device<'_>, index: u32) -> GpuReading {
-        let mut getter = Getter { lost: false };
-        let uuid = getter.get(device.uuid());
-        let previous = self.known.get(&index);
-        let mut facts = self.facts(nvml, device, &mut getter);
-        if getter.lost || uuid.is_none() {
-            // What was known of it stays known.
-            let mut kept = previous.cloned().unwrap_or_default();
-            if kept.facts.uuid.is_empty() {
-                facts.uuid = uuid.unwrap_or_else(|| format!("GPU-unreadable-{index}"));
-                facts.index = Some(index);
-                kept.facts = facts;
-            }
+            });
+            kept.facts.index = Some(index);
             kept.lost = true;
-            return kept;
+            kept
+        };
+        let device = match &seen.device {
+            Ok(device) => device,
+            Err(error) => {
+                tracing::debug!(index, %error, "no handle");
+                return lost(Facts::default());
+            }
+        };
+        let mut getter = Getter { lost: false };
+        let mut facts = self.facts(nvml, device, &mut getter);
+        if getter.lost || seen.uuid.is_none() {
+            return lost(facts);
         }
-        facts.uuid = uuid.unwrap_or_default();
+        facts.uuid = name.to_owned();
         facts.index = Some(index);
         let fabric = raw::fabric(nvml, device).unwrap_or_default();
         facts.fabric = match &fabric {
@@ -219,9 +305,7 @@ impl Reader {
     }
 
     fn facts(&self, nvml: &Nvml, device: &Device<'_>, getter: &mut Getter) -> Facts {
-        let pci = getter.get(device.pci_info());
-        let address =
-            pci.map(|pci| format!("{:04x}:{:02x}:{:02x}.0", pci.domain, pci.bus, pci.device));
+        let address = getter.get(device.pci_info()).map(|pci| address(&pci));
         let compute = getter.get(device.cuda_compute_capability());
         let (major, minor) = compute
             .map(|compute| {
@@ -272,29 +356,41 @@ impl Reader {
 
     /// Fills in the links between the GPUs that answered.
     fn connect(&mut self, nvml: &Nvml, links: &BTreeMap<u32, Vec<LinkEnd>>) {
-        let reachable: Vec<u32> = self.reachable.iter().copied().collect();
-        for index in &reachable {
-            let peers = reachable
-                .iter()
-                .filter(|other| *other != index)
-                .filter_map(|other| {
-                    let facts = &self.known.get(other)?.facts;
-                    Some(PeerLink {
-                        uuid: facts.uuid.clone(),
-                        nvlinks: nvlinks(
-                            links.get(index)?,
-                            links.get(other)?,
-                            facts.pci_address.as_deref(),
-                        ),
-                        ancestor: ancestor(nvml, *index, *other).into(),
-                    })
-                });
+        for (index, name) in &self.reachable {
+            let others = self.reachable.iter().filter(|(other, _)| *other != index);
+            let peers = others.filter_map(|(other, name)| {
+                let facts = &self.known.get(name)?.facts;
+                Some(PeerLink {
+                    uuid: facts.uuid.clone(),
+                    nvlinks: nvlinks(
+                        links.get(index)?,
+                        links.get(other)?,
+                        facts.pci_address.as_deref(),
+                    ),
+                    ancestor: ancestor(nvml, *index, *other).into(),
+                })
+            });
             let peers: Vec<PeerLink> = peers.collect();
-            if let Some(reading) = self.known.get_mut(index) {
+            if let Some(reading) = self.known.get_mut(name) {
                 reading.facts.peers = peers;
             }
         }
     }
+}
+
+/// Whether a GPU that has just come is where another one was.
+fn is_same_place(old: &Facts, new: &Facts) -> bool {
+    let same_index = old.index.is_some() && old.index == new.index;
+    match (&old.pci_address, &new.pci_address) {
+        (Some(old), Some(new)) if old == new => true,
+        // The address of one that was never named is a guess.
+        (Some(_), Some(_)) => old.uuid.starts_with(UNREADABLE) && same_index,
+        _ => same_index,
+    }
+}
+
+fn address(pci: &PciInfo) -> String {
+    format!("{:04x}:{:02x}:{:02x}.0", pci.domain, pci.bus, pci.device)
 }
 
 fn link_ends(nvml: &Nvml, device: &Device<'_>) -> Vec<LinkEnd> {

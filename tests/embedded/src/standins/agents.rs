@@ -111,7 +111,9 @@ impl Agents {
     /// When the fleet has no such node, or too many faults wait there.
     pub fn inject(&self, node: &str, fault: FaultEvent) -> Result<(), FleetError> {
         let change = match &fault {
-            FaultEvent::Xid { gpu, .. } | FaultEvent::Lost { gpu } => Some((Some(*gpu), false)),
+            FaultEvent::Xid { gpu, .. }
+            | FaultEvent::Lost { gpu }
+            | FaultEvent::Uncounted { gpu } => Some((Some(*gpu), false)),
             FaultEvent::Back { gpu } => Some((*gpu, true)),
             _ => None,
         };
