@@ -97,6 +97,8 @@ pub fn assemble(
         }
         let busy = if gpu.lost || !gpu.slices.is_empty() {
             Some(false)
+        } else if gpu.unreadable {
+            None
         } else {
             in_use(&facts, gpu.compute_pids.as_deref())
         };
@@ -110,6 +112,8 @@ pub fn assemble(
             let verdict = judge.verdict(now, gpu, instance).worse(&floor);
             let busy = if gpu.lost {
                 Some(false)
+            } else if gpu.unreadable {
+                None
             } else {
                 in_use(&slice.facts, slice.compute_pids.as_deref())
             };

@@ -26,6 +26,9 @@ pub struct GpuReading {
     pub facts: Device,
     /// The driver no longer reaches it. The facts are then those of the last good reading, as far as there was one.
     pub lost: bool,
+    /// The driver has it and does not let it be read for now, or does not tell whether it is cut into slices. The
+    /// facts are then those of the last good reading.
+    pub unreadable: bool,
     /// Health of the fabric registration.
     pub fabric: FabricReading,
     /// Whether the SRAM error threshold is exceeded; absent where not supported.

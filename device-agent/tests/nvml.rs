@@ -293,6 +293,15 @@ impl Drop for Running {
 
 /// A server on a real socket, and an agent that reports to it through NVML with this scenario.
 async fn reporting(scenario: &str, extra: &[&str]) -> (Server, Running, tempfile::TempDir) {
+    reporting_of(None, scenario, extra).await
+}
+
+/// The same for a node of another profile than the default.
+async fn reporting_of(
+    profile: Option<&str>,
+    scenario: &str,
+    extra: &[&str],
+) -> (Server, Running, tempfile::TempDir) {
     let library = tokio::task::spawn_blocking(library).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("scenario.toml");
@@ -328,8 +337,15 @@ async fn reporting(scenario: &str, extra: &[&str]) -> (Server, Running, tempfile
             "MUSTER_FAKE_NVML_STARTED_FILE",
             directory.path().join("started"),
         )
+        .env(
+            "MUSTER_FAKE_NVML_FAILING_FILE",
+            directory.path().join("failing"),
+        )
         .env("MUSTER_FAKE_NVML_SCENARIO", path)
         .env("MUSTER_FAKE_NVML_NODE", "node-0");
+    if let Some(profile) = profile {
+        agent.env("MUSTER_FAKE_NVML_PROFILE", profile);
+    }
     agent.stdin(Stdio::null()).stdout(Stdio::null());
     let agent = Running(agent.spawn().unwrap());
     until("the first report", || !server.nodes("a").is_empty()).await;
@@ -395,6 +411,90 @@ async fn a_gpu_that_is_not_counted_any_more_is_lost_and_those_behind_it_are_not(
     })
     .await;
     assert_eq!(server.node("a", "node-0").by_index(1).uuid, missed);
+}
+
+/// Waits until a whole reading was made while these functions failed with these codes.
+async fn failing(server: &Server, directory: &Path, functions: &[(&str, u32)]) {
+    let file = directory.join("failing");
+    // The versions are read last: the first that is missing ends a reading, the second the one after it.
+    for marker in ["nvmlSystemGetDriverVersion", "nvmlSystemGetNVMLVersion"] {
+        let lines = functions.iter().copied().chain([(marker, 999)]);
+        let text: Vec<String> = lines.map(|(name, code)| format!("{name} {code}")).collect();
+        let new = directory.join("failing.new");
+        std::fs::write(&new, text.join("\n")).unwrap();
+        std::fs::rename(&new, &file).unwrap();
+        until("a reading", || {
+            let facts = server.node("a", "node-0").facts.unwrap();
+            match marker {
+                "nvmlSystemGetDriverVersion" => facts.driver_version.is_none(),
+                _ => facts.nvml_version.is_none(),
+            }
+        })
+        .await;
+    }
+}
+
+/// Questions by whose answers a GPU, its slices and its state are known.
+const NAMES: &[(&str, u32)] = &[
+    ("nvmlDeviceGetUUID", 999),
+    ("nvmlDeviceGetPciInfo_v3", 999),
+    ("nvmlDeviceGetMinorNumber", 999),
+    ("nvmlDeviceGetMigMode", 999),
+    ("nvmlDeviceGetGpuInstanceId", 999),
+    ("nvmlDeviceGetComputeInstanceId", 999),
+    ("nvmlDeviceGetFieldValues", 999),
+    ("nvmlDeviceGetRemappedRows", 999),
+];
+
+#[tokio::test]
+async fn a_getter_that_begins_to_fail_loses_no_gpu_no_slice_and_no_name() {
+    let quiet = "name='x'";
+    let (server, _agent, directory) = reporting_of(Some("a100-8-mig"), quiet, &[]).await;
+    let before = server.node("a", "node-0").devices;
+    assert_eq!(before.len(), 8 + 48);
+    let no_slices = [
+        ("nvmlDeviceGetMaxMigDeviceCount", 999),
+        ("nvmlDeviceGetMigMode", 3),
+    ];
+    let no_handles = [("nvmlDeviceGetMigDeviceHandleByIndex", 999)];
+    for functions in [NAMES, &no_slices, &no_handles] {
+        failing(&server, directory.path(), functions).await;
+        let node = server.node("a", "node-0");
+        assert!(node.devices.keys().eq(before.keys()), "{functions:?}");
+        for (uuid, device) in &node.devices {
+            let was = &before[uuid];
+            assert_eq!(device.health(), Health::Healthy, "{functions:?}");
+            assert_eq!(
+                (device.partitioned, &device.mig, &device.pci_address),
+                (was.partitioned, &was.mig, &was.pci_address),
+                "{functions:?}"
+            );
+            assert_eq!(device.minor_number, was.minor_number, "{functions:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_gpu_is_lost_by_the_errors_that_say_so_and_suspect_by_others() {
+    let (server, _agent, directory) = reporting("name='x'", &[]).await;
+    let before = server.node("a", "node-0").devices;
+    let handle = "nvmlDeviceGetHandleByIndex_v2";
+    for (function, code, health) in [
+        ("nvmlDeviceGetUUID", 2, Health::Healthy),
+        (handle, 999, Health::Suspect),
+        // GPU not found.
+        (handle, 28, Health::Lost),
+        ("nvmlDeviceGetUUID", 10, Health::Healthy),
+        // Reset required.
+        ("nvmlDeviceGetMemoryInfo_v2", 16, Health::Lost),
+    ] {
+        failing(&server, directory.path(), &[(function, code)]).await;
+        let node = server.node("a", "node-0");
+        assert!(node.devices.keys().eq(before.keys()), "{function} {code}");
+        for device in node.devices.values() {
+            assert_eq!(device.health(), health, "{function} {code}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@
 //! | `MUSTER_FAKE_NVML_NODE` | node name, which decides UUIDs; `node-0` when absent |
 //! | `MUSTER_FAKE_NVML_NOT_SUPPORTED` | names of functions that answer "not supported", by comma |
 //! | `MUSTER_FAKE_NVML_MISSING` | names of functions that answer "function not found", by comma |
+//! | `MUSTER_FAKE_NVML_FAILING_FILE` | file with functions that fail, one a line: name and NVML code; read at each call, so it can change |
 //! | `MUSTER_FAKE_NVML_STARTED_FILE` | file into which the beginning of the scenario's time is written, ms since the Unix epoch |
 //! | `MUSTER_FAKE_NVML_INIT_ERROR` | NVML code that init answers, e.g. 9 (driver not loaded) or 18 (version mismatch) |
 //!

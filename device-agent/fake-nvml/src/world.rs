@@ -1,6 +1,7 @@
 //! The state behind the functions: one node, its timeline, and the event sets.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -45,6 +46,7 @@ pub struct World {
     timeline: VecDeque<(Duration, FaultEvent)>,
     not_supported: BTreeSet<String>,
     missing: BTreeSet<String>,
+    failing: Option<PathBuf>,
     pub sets: BTreeMap<usize, EventSet>,
     pub next_set: usize,
 }
@@ -119,6 +121,9 @@ pub fn call(name: &str, body: impl FnOnce(&mut World) -> Result<(), Code>) -> Co
         }
         if world.not_supported.contains(name) {
             return NOT_SUPPORTED;
+        }
+        if let Some(code) = world.fails(name) {
+            return code;
         }
         return body(world).err().unwrap_or(0);
     }
@@ -198,8 +203,18 @@ impl World {
             timeline: timeline.into(),
             not_supported: names("MUSTER_FAKE_NVML_NOT_SUPPORTED"),
             missing: names("MUSTER_FAKE_NVML_MISSING"),
+            failing: variable("MUSTER_FAKE_NVML_FAILING_FILE").map(PathBuf::from),
             sets: BTreeMap::new(),
             next_set: 1,
+        })
+    }
+
+    /// The code with which the file of failing functions has this one fail, at this moment.
+    fn fails(&self, name: &str) -> Option<Code> {
+        let text = std::fs::read_to_string(self.failing.as_ref()?).ok()?;
+        text.lines().find_map(|line| {
+            let (function, code) = line.split_once(' ')?;
+            (function == name).then_some(code.trim().parse().ok()?)
         })
     }
 

@@ -264,6 +264,7 @@ impl FakeNode {
         };
         Some(GpuReading {
             lost: gpu.lost || gpu.uncounted,
+            unreadable: false,
             fabric,
             sram_threshold_exceeded: Some(false),
             compute_pids: Some(if gpu.leaking {

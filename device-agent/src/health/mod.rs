@@ -250,6 +250,12 @@ impl Judge {
                 || "lost".into(),
                 "the driver no longer reaches the GPU",
             );
+        } else if gpu.unreadable {
+            verdict.worsen(
+                State::Suspect,
+                || "unreadable".into(),
+                "the driver does not let the GPU be read: its state is that of an earlier reading",
+            );
         }
         let Self { table, gpus, .. } = self;
         let Some(memory) = gpus.get_mut(&gpu.facts.uuid) else {
@@ -340,6 +346,12 @@ impl GpuMemory {
                 fatal,
             });
         };
+        if gpu.unreadable && !gpu.lost {
+            // Nothing was read: it is no sign of a loss, and none of a repair.
+            self.well_since = None;
+            return;
+        }
+        let back = self.lost && !gpu.lost;
         if gpu.lost != self.lost {
             self.lost = gpu.lost;
             let state = if gpu.lost {
@@ -357,7 +369,13 @@ impl GpuMemory {
             self.well_since = None;
             return;
         }
-        let action = gpu.facts.recovery_action.unwrap_or_default();
+        // What is not told is as it was before, unless there was a reset: a getter that fails repairs nothing.
+        let (kept_action, kept_levels) = if back {
+            (i32::default(), BTreeSet::new())
+        } else {
+            (self.action, self.levels.clone())
+        };
+        let action = gpu.facts.recovery_action.unwrap_or(kept_action);
         self.has_action = gpu.facts.recovery_action.is_some();
         if action != self.action {
             let row = table.action(action);
@@ -375,7 +393,7 @@ impl GpuMemory {
             }
             self.action = action;
         }
-        let levels: BTreeSet<&'static str> = levels(gpu).into_iter().collect();
+        let levels = levels(gpu, &kept_levels);
         for name in levels.difference(&self.levels) {
             let state = table
                 .condition(name)
@@ -433,31 +451,40 @@ impl GpuMemory {
     }
 }
 
-fn levels(gpu: &GpuReading) -> Vec<&'static str> {
-    let mut found = Vec::new();
-    if let Some(ecc) = &gpu.facts.ecc {
-        if ecc.remap_pending == Some(true) {
-            found.push("remap-pending");
+/// The conditions of a GPU. One that cannot be read is as it was `before`.
+fn levels(gpu: &GpuReading, before: &BTreeSet<&'static str>) -> BTreeSet<&'static str> {
+    let mut found = BTreeSet::new();
+    let ecc = gpu.facts.ecc.as_ref();
+    let told = [
+        ("remap-pending", ecc.and_then(|ecc| ecc.remap_pending)),
+        ("remap-failure", ecc.and_then(|ecc| ecc.remap_failure)),
+        ("sram-threshold", gpu.sram_threshold_exceeded),
+    ];
+    for (name, holds) in told {
+        if holds.unwrap_or_else(|| before.contains(name)) {
+            found.insert(name);
         }
-        if ecc.remap_failure == Some(true) {
-            found.push("remap-failure");
-        }
-    }
-    if gpu.sram_threshold_exceeded == Some(true) {
-        found.push("sram-threshold");
     }
     match &gpu.fabric {
         FabricReading::None => {}
-        FabricReading::Pending(_) => found.push("fabric-pending"),
-        FabricReading::Failed { .. } => found.push("fabric-failed"),
+        FabricReading::Pending(_) => {
+            found.insert("fabric-pending");
+        }
+        FabricReading::Failed { .. } => {
+            found.insert("fabric-failed");
+        }
         FabricReading::Completed {
             health: FabricHealth::Unhealthy,
             ..
-        } => found.push("fabric-unhealthy"),
+        } => {
+            found.insert("fabric-unhealthy");
+        }
         FabricReading::Completed {
             health: FabricHealth::LimitedCapacity,
             ..
-        } => found.push("fabric-limited"),
+        } => {
+            found.insert("fabric-limited");
+        }
         FabricReading::Completed { .. } => {}
     }
     found

@@ -227,3 +227,55 @@ fn causes_stay_with_their_gpu_when_indexes_shift() {
         assert_eq!((verdict.state, verdict.reason.as_str()), expected);
     }
 }
+
+#[test]
+fn a_gpu_that_could_not_be_read_for_a_while_has_not_been_reset() {
+    let mut bench = Bench::new();
+    bench.has_action = false;
+    let uuid = bench.node.gpus[3].uuid.clone();
+    let event = DeviceEvent {
+        gpu_uuid: Some(uuid),
+        instance: None,
+        kind: DeviceEventKind::Xid(64),
+    };
+    bench.judge.event(Duration::from_secs(1), &event);
+    let mut reading = bench.node.reading();
+    for gpu in [3, 4] {
+        reading.gpus[gpu].unreadable = true;
+    }
+    assert_eq!(bench.judge.reading(Duration::from_secs(2), &reading), []);
+    let other = bench
+        .judge
+        .verdict(Duration::from_secs(2), &reading.gpus[4], None);
+    assert_eq!(
+        (other.state, other.reason.as_str()),
+        (State::Suspect, "unreadable")
+    );
+    bench.read(3);
+    assert_eq!(bench.state(100), is(State::Unhealthy, "xid-64"));
+    // A loss is another thing.
+    bench.fault(200, &FaultEvent::Lost { gpu: 3 });
+    bench.fault(210, &FaultEvent::Back { gpu: Some(3) });
+    assert_eq!(bench.state(215), is(State::Healthy, ""));
+}
+
+#[test]
+fn a_demand_or_condition_that_cannot_be_read_is_not_over() {
+    let mut bench = Bench::new();
+    bench.fault(10, &FaultEvent::RemapFailure { gpu: 3 });
+    bench.xid(11, 95);
+    let mut reading = bench.node.reading();
+    reading.gpus[3].facts.recovery_action = None;
+    reading.gpus[3].facts.ecc = None;
+    reading.gpus[3].sram_threshold_exceeded = None;
+    assert_eq!(bench.judge.reading(Duration::from_secs(20), &reading), []);
+    let verdict = bench
+        .judge
+        .verdict(Duration::from_secs(90), &reading.gpus[3], None);
+    assert_eq!(
+        (verdict.state, verdict.reason.as_str()),
+        (State::Unhealthy, "recovery-gpu-reset")
+    );
+    bench.fault(100, &FaultEvent::Back { gpu: Some(3) });
+    assert_eq!(bench.state(105), is(State::Healthy, ""));
+}

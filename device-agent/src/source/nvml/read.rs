@@ -8,7 +8,7 @@ use muster_proto::inventory::{
 };
 use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TopologyLevel};
 use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::struct_wrappers::device::PciInfo;
+use nvml_wrapper::struct_wrappers::device::{PciInfo, ProcessInfo};
 use nvml_wrapper::{Device, Nvml};
 
 use super::NvmlConfig;
@@ -25,6 +25,8 @@ const GPUS_MAX: u32 = 256;
 /// MIG slices asked for per GPU.
 const SLICES_MAX: u32 = 64;
 
+/// NVML's code for a GPU that is not there; the wrapper does not know it.
+const GPU_NOT_FOUND: u32 = 28;
 /// Begins the name of a GPU whose UUID was never read; its PCI address follows, or its index.
 const UNREADABLE: &str = "GPU-unreadable-";
 
@@ -41,8 +43,8 @@ pub struct Reader {
 struct Seen<'nvml> {
     index: u32,
     device: Result<Device<'nvml>, NvmlError>,
-    /// Its UUID, as far as it tells it.
-    uuid: Option<String>,
+    /// Its UUID, as far as it tells it. Not asked for without a handle.
+    uuid: Option<Result<String, NvmlError>>,
 }
 
 impl Seen<'_> {
@@ -50,6 +52,10 @@ impl Seen<'_> {
     fn address(&self) -> Option<String> {
         let pci = self.device.as_ref().ok()?.pci_info().ok()?;
         Some(address(&pci))
+    }
+
+    fn uuid(&self) -> Option<&String> {
+        self.uuid.as_ref()?.as_ref().ok()
     }
 }
 
@@ -60,9 +66,35 @@ struct Getter {
 
 impl Getter {
     fn get<T>(&mut self, result: Result<T, NvmlError>) -> Option<T> {
-        self.lost |= matches!(result, Err(NvmlError::GpuLost));
-        result.ok()
+        result.inspect_err(|error| self.failed(error)).ok()
     }
+
+    fn failed(&mut self, error: &NvmlError) {
+        self.lost |= is_loss(error);
+    }
+}
+
+/// Whether an error says that the GPU cannot be used until it is reset. Every other one says only that
+/// this question was not answered.
+fn is_loss(error: &NvmlError) -> bool {
+    matches!(error, NvmlError::GpuLost | NvmlError::ResetRequired)
+}
+
+/// Whether an error to the question for a GPU itself (its handle, its UUID) says that the driver does not have it.
+fn is_gone(error: &NvmlError) -> bool {
+    is_loss(error)
+        || matches!(
+            error,
+            NvmlError::NotFound | NvmlError::UnexpectedVariant(GPU_NOT_FOUND)
+        )
+}
+
+/// Whether an error says that there is no such question, so that waiting for an answer is in vain.
+fn is_unknown_here(error: &NvmlError) -> bool {
+    matches!(
+        error,
+        NvmlError::NotSupported | NvmlError::FunctionNotFound | NvmlError::FailedToLoadSymbol(_)
+    )
 }
 
 impl Reader {
@@ -89,7 +121,7 @@ impl Reader {
         let mut seen = Vec::new();
         for index in 0..count {
             let device = nvml.device_by_index(index);
-            let uuid = device.as_ref().ok().and_then(|device| device.uuid().ok());
+            let uuid = device.as_ref().ok().map(Device::uuid);
             seen.push(Seen {
                 index,
                 device,
@@ -97,13 +129,12 @@ impl Reader {
             });
             alive();
         }
-        let mut taken: BTreeSet<String> =
-            seen.iter().filter_map(|seen| seen.uuid.clone()).collect();
+        let mut taken: BTreeSet<String> = seen.iter().filter_map(Seen::uuid).cloned().collect();
         self.reachable.clear();
         let mut links = BTreeMap::new();
         let mut now = BTreeMap::new();
         for seen in &seen {
-            let name = match &seen.uuid {
+            let name = match seen.uuid() {
                 Some(uuid) => uuid.clone(),
                 None => self.name(seen, &taken),
             };
@@ -146,16 +177,21 @@ impl Reader {
     /// among `taken`; else a made-up one.
     fn name(&self, seen: &Seen<'_>, taken: &BTreeSet<String>) -> String {
         let address = seen.address();
-        let mut free = self.known.values().filter(|reading| {
-            let facts = &reading.facts;
-            let elsewhere =
-                address.is_some() && facts.pci_address.is_some() && facts.pci_address != address;
-            !taken.contains(&facts.uuid)
-                && !elsewhere
-                && (facts.index == Some(seen.index)
-                    || (address.is_some() && facts.pci_address == address))
+        let free = || {
+            let known = self.known.values();
+            known.filter(|reading| !taken.contains(&reading.facts.uuid))
+        };
+        let at_address = address.as_ref().and_then(|address| {
+            free().find(|reading| reading.facts.pci_address.as_ref() == Some(address))
         });
-        match free.next() {
+        let at_index = || {
+            free().find(|reading| {
+                let facts = &reading.facts;
+                facts.index == Some(seen.index)
+                    && (address.is_none() || facts.pci_address.is_none())
+            })
+        };
+        match at_address.or_else(at_index) {
             Some(reading) => reading.facts.uuid.clone(),
             None => match address {
                 Some(address) => format!("{UNREADABLE}{address}"),
@@ -254,21 +290,37 @@ impl Reader {
             kept.lost = true;
             kept
         };
-        let device = match &seen.device {
-            Ok(device) => device,
-            Err(error) => {
+        let named = previous.filter(|reading| !reading.facts.uuid.starts_with(UNREADABLE));
+        let device = match (&seen.device, named) {
+            (Ok(device), _) => device,
+            (Err(error), Some(named)) if !is_gone(error) && !named.lost => {
+                tracing::debug!(index, %error, "no handle for now");
+                let mut kept = named.clone();
+                kept.facts.index = Some(index);
+                kept.unreadable = true;
+                return kept;
+            }
+            (Err(error), _) => {
                 tracing::debug!(index, %error, "no handle");
                 return lost(Facts::default());
             }
         };
         let mut getter = Getter { lost: false };
-        let mut facts = self.facts(nvml, device, &mut getter);
-        if getter.lost || seen.uuid.is_none() {
-            return lost(facts);
+        let mut facts = self.facts(nvml, device, previous, &mut getter);
+        match &seen.uuid {
+            Some(Err(error)) if is_gone(error) || named.is_none() => return lost(facts),
+            _ => {}
         }
         facts.uuid = name.to_owned();
         facts.index = Some(index);
-        let fabric = raw::fabric(nvml, device).unwrap_or_default();
+        let fabric = raw::fabric(nvml, device).unwrap_or_else(|error| {
+            getter.failed(&error);
+            if is_unknown_here(&error) {
+                FabricReading::None
+            } else {
+                named.map(|named| named.fabric.clone()).unwrap_or_default()
+            }
+        });
         facts.fabric = match &fabric {
             FabricReading::None => None,
             FabricReading::Pending(fabric)
@@ -282,30 +334,64 @@ impl Reader {
         {
             platform.module_id = module;
         }
-        let partitioned = device.mig_mode().is_ok_and(|mode| mode.current == 1);
-        let processes = device.running_compute_processes().ok();
+        let (partitioned, unreadable) = match device.mig_mode() {
+            Ok(mode) => (mode.current == 1, false),
+            Err(error) => {
+                getter.failed(&error);
+                match named {
+                    Some(named) => (named.facts.partitioned, named.unreadable),
+                    // Is it whole? It is not offered as such before that is known.
+                    None => (false, !is_unknown_here(&error)),
+                }
+            }
+        };
+        let processes = getter.get(device.running_compute_processes());
         let pids = processes
             .as_ref()
             .map(|list| list.iter().map(|process| process.pid).collect());
         let slices = if partitioned {
-            slices(nvml, device, &facts, processes.as_deref())
+            let before = named.map_or(&[][..], |named| &named.slices);
+            slices(
+                nvml,
+                device,
+                &facts,
+                processes.as_deref(),
+                before,
+                &mut getter,
+            )
         } else {
             Vec::new()
         };
+        let sram_threshold_exceeded = getter.get(raw::sram_threshold_exceeded(nvml, device));
+        if getter.lost {
+            return lost(facts);
+        }
         // MIG mode without slices: nothing to hand out, and the GPU itself cannot be handed out either.
         facts.partitioned = partitioned;
         GpuReading {
             facts,
             lost: false,
+            unreadable,
             fabric,
-            sram_threshold_exceeded: raw::sram_threshold_exceeded(nvml, device).ok(),
+            sram_threshold_exceeded,
             compute_pids: pids,
             slices,
         }
     }
 
-    fn facts(&self, nvml: &Nvml, device: &Device<'_>, getter: &mut Getter) -> Facts {
-        let address = getter.get(device.pci_info()).map(|pci| address(&pci));
+    /// The facts of a GPU. Those by which others find it are as before where they cannot be read.
+    fn facts(
+        &self,
+        nvml: &Nvml,
+        device: &Device<'_>,
+        previous: Option<&GpuReading>,
+        getter: &mut Getter,
+    ) -> Facts {
+        let before = previous.map(|previous| &previous.facts);
+        let address = getter
+            .get(device.pci_info())
+            .map(|pci| address(&pci))
+            .or_else(|| before?.pci_address.clone());
         let compute = getter.get(device.cuda_compute_capability());
         let (major, minor) = compute
             .map(|compute| {
@@ -329,7 +415,9 @@ impl Reader {
             remapped_uncorrectable: rows.map(|rows| rows.1),
         };
         Facts {
-            minor_number: getter.get(device.minor_number()),
+            minor_number: getter
+                .get(device.minor_number())
+                .or_else(|| before?.minor_number),
             numa_node: address
                 .as_deref()
                 .and_then(|address| numa_node(&self.sysfs, address)),
@@ -438,29 +526,71 @@ fn ancestor(nvml: &Nvml, left: u32, right: u32) -> PcieAncestor {
     }
 }
 
+/// The slices of a GPU. One that was there before stays while not everything that tells that it is gone could be read.
 fn slices(
     nvml: &Nvml,
     device: &Device<'_>,
     parent: &Facts,
-    processes: Option<&[nvml_wrapper::struct_wrappers::device::ProcessInfo]>,
+    processes: Option<&[ProcessInfo]>,
+    before: &[SliceReading],
+    getter: &mut Getter,
 ) -> Vec<SliceReading> {
+    let mut unsure = false;
     // The count is the most there can be; holes are normal.
-    let most = device.mig_device_count().unwrap_or(0).min(SLICES_MAX);
-    let handles = (0..most).filter_map(|position| device.mig_device_by_index(position).ok());
-    handles
-        .filter_map(|slice| read_slice(nvml, &slice, parent, processes))
-        .collect()
+    let most = getter.get(device.mig_device_count());
+    unsure |= most.is_none();
+    let mut found: Vec<SliceReading> = Vec::new();
+    for position in 0..most.unwrap_or(0).min(SLICES_MAX) {
+        match device.mig_device_by_index(position) {
+            Ok(slice) => match read_slice(nvml, &slice, parent, processes, before, getter) {
+                Some(reading) => found.push(reading),
+                None => unsure = true,
+            },
+            Err(NvmlError::NotFound | NvmlError::InvalidArg) => {}
+            Err(error) => {
+                getter.failed(&error);
+                unsure = true;
+            }
+        }
+    }
+    if unsure {
+        for slice in before {
+            let is_it = |other: &SliceReading| {
+                other.facts.uuid == slice.facts.uuid || ids(other) == ids(slice)
+            };
+            if !found.iter().any(is_it) {
+                found.push(slice.clone());
+            }
+        }
+        found.sort_by_key(ids);
+    }
+    found
+}
+
+/// GPU instance and compute instance of a slice.
+fn ids(slice: &SliceReading) -> Option<(u32, u32)> {
+    let mig = slice.facts.mig.as_ref()?;
+    Some((mig.gpu_instance_id, mig.compute_instance_id))
 }
 
 fn read_slice(
     nvml: &Nvml,
     slice: &Device<'_>,
     parent: &Facts,
-    processes: Option<&[nvml_wrapper::struct_wrappers::device::ProcessInfo]>,
+    processes: Option<&[ProcessInfo]>,
+    before: &[SliceReading],
+    getter: &mut Getter,
 ) -> Option<SliceReading> {
+    let uuid = getter.get(slice.uuid());
+    let instance = getter.get(raw::instance_ids(nvml, slice));
+    // Either name finds what was known of it.
+    let known = before.iter().find(|known| match &uuid {
+        Some(uuid) => known.facts.uuid == *uuid,
+        None => instance.is_some() && ids(known) == instance,
+    });
     // Without a UUID nobody could ask for the slice.
-    let uuid = slice.uuid().ok()?;
-    let (gpu_instance_id, compute_instance_id) = raw::instance_ids(nvml, slice).ok()?;
+    let uuid = uuid.or_else(|| Some(known?.facts.uuid.clone()))?;
+    let (gpu_instance_id, compute_instance_id) = instance.or_else(|| ids(known?))?;
     let memory = slice.memory_info().ok();
     // The name ends in the profile: "NVIDIA A100-SXM4-40GB MIG 1g.5gb".
     let name = slice.name().unwrap_or_default();
@@ -476,7 +606,8 @@ fn read_slice(
                 "{}g.{gigabytes}gb",
                 attributes.gpu_instance_slice_count
             ))
-        })?;
+        })
+        .or_else(|| Some(known?.facts.mig.as_ref()?.profile.clone()))?;
     let pids = processes.map(|list| {
         let mine = list.iter().filter(|process| {
             process.gpu_instance_id == Some(gpu_instance_id)
