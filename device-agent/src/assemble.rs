@@ -77,6 +77,18 @@ impl LeakWatch {
     }
 }
 
+/// The default resource names of which the kubelet offers some device of this node. What it lists under a
+/// name is known to be all of that name only where it lists any that we know.
+fn offered<'a>(reading: &'a Reading, kubelet: &KubeletState) -> BTreeSet<&'a str> {
+    let gpus = reading.gpus.iter().filter(|gpu| !gpu.facts.partitioned);
+    let slices = reading.gpus.iter().flat_map(|gpu| &gpu.slices);
+    gpus.map(|gpu| &gpu.facts)
+        .chain(slices.map(|slice| &slice.facts))
+        .filter(|facts| kubelet.resource_of(facts).is_some())
+        .map(|facts| facts.resource_name.as_str())
+        .collect()
+}
+
 /// The devices to report, in the order of the reading.
 pub fn assemble(
     now: Duration,
@@ -87,6 +99,7 @@ pub fn assemble(
     leaks: &mut LeakWatch,
 ) -> Vec<Device> {
     let floor = sampler_verdict(sampler);
+    let offered = offered(reading, kubelet);
     let mut devices = Vec::new();
     for gpu in &reading.gpus {
         let verdict = judge.verdict(now, gpu, None).worse(&floor);
@@ -102,7 +115,7 @@ pub fn assemble(
         } else {
             in_use(&facts, gpu.compute_pids.as_deref())
         };
-        devices.push(finish(now, facts, verdict, busy, kubelet, leaks));
+        devices.push(finish(now, facts, verdict, busy, kubelet, &offered, leaks));
         for slice in &gpu.slices {
             let instance = slice
                 .facts
@@ -123,6 +136,7 @@ pub fn assemble(
                 verdict,
                 busy,
                 kubelet,
+                &offered,
                 leaks,
             ));
         }
@@ -149,6 +163,15 @@ fn sampler_verdict(sampler: Sampler) -> Verdict {
     }
 }
 
+/// The device plugin may know better, or may not have seen yet that a repaired GPU is well.
+fn not_offered() -> Verdict {
+    Verdict {
+        state: State::Suspect,
+        reason: "kubelet-not-offered".into(),
+        detail: "the kubelet offers others of this kind and not this one: its device plugin calls it unhealthy".into(),
+    }
+}
+
 /// Whether a device is used; `None` when nothing that tells could be read.
 fn in_use(facts: &Device, pids: Option<&[u32]>) -> Option<bool> {
     let by_process = pids.map(|pids| !pids.is_empty());
@@ -163,8 +186,18 @@ fn finish(
     verdict: Verdict,
     busy: Option<bool>,
     kubelet: &KubeletState,
+    offered: &BTreeSet<&str>,
     leaks: &mut LeakWatch,
 ) -> Device {
+    let resource = kubelet.resource_of(&device);
+    let left_out = resource.is_none()
+        && !device.partitioned
+        && offered.contains(device.resource_name.as_str());
+    let verdict = if left_out {
+        verdict.worse(&not_offered())
+    } else {
+        verdict
+    };
     device.health = Health::from(verdict.state).into();
     device.health_reason = verdict.reason;
     device.health_detail = verdict.detail;
@@ -173,7 +206,7 @@ fn finish(
             .unwrap_or(used)
     });
     device.holders = kubelet.holders_of(&device);
-    if let Some(resource) = kubelet.resource_of(&device) {
+    if let Some(resource) = resource {
         device.resource_name = resource.to_owned();
     }
     // A claim that does not tell its GPU may be for this one: then nothing is called leaked. While the kubelet does
@@ -389,6 +422,73 @@ mod tests {
                 .count()
                 == 7
         );
+    }
+
+    /// A kubelet that offers these devices, all under one name.
+    fn offers<'a>(resource: &str, uuids: impl Iterator<Item = &'a String>) -> KubeletState {
+        let devices = ContainerDevices {
+            resource_name: resource.into(),
+            device_ids: uuids.cloned().collect(),
+            topology: None,
+        };
+        let allocatable = AllocatableResourcesResponse {
+            devices: vec![devices],
+            ..AllocatableResourcesResponse::default()
+        };
+        KubeletState::from_answers(ListPodResourcesResponse::default(), allocatable)
+    }
+
+    fn suspects(devices: &[Device]) -> Vec<(u32, &str)> {
+        let suspect = i32::from(Health::Suspect);
+        let found = devices.iter().filter(|device| device.health == suspect);
+        found
+            .map(|device| (device.index.unwrap(), device.health_reason.as_str()))
+            .collect()
+    }
+
+    #[test]
+    fn a_gpu_that_the_kubelet_leaves_out_is_suspect_until_it_is_offered() {
+        let mut bench = Bench::new("h100-8");
+        bench.node.apply(&FaultEvent::Lost { gpu: 6 });
+        let uuids: Vec<String> = bench.node.gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
+        let but = |left_out: &'static [usize]| {
+            let all = uuids.iter().enumerate();
+            all.filter(move |(at, _)| !left_out.contains(at))
+                .map(|(_, uuid)| uuid)
+        };
+        // Nothing is listed: nothing is known.
+        assert_eq!(suspects(&bench.at(1, Sampler::Ok)), []);
+        bench.kubelet = offers("nvidia.com/gpu", but(&[3, 6]));
+        let devices = bench.at(2, Sampler::Ok);
+        assert_eq!(suspects(&devices), [(3, "kubelet-not-offered")]);
+        assert_eq!(devices[6].health_reason, "lost", "the worse one is told");
+        // An answer that is missing changes nothing, and another name of the resource neither.
+        bench.kubelet.known = false;
+        assert_eq!(suspects(&bench.at(3, Sampler::Ok)).len(), 1);
+        bench.kubelet = offers("nvidia.com/gpu.shared", but(&[3, 6]));
+        assert_eq!(suspects(&bench.at(4, Sampler::Ok)).len(), 1);
+        bench.kubelet = offers("nvidia.com/gpu", but(&[6]));
+        assert_eq!(suspects(&bench.at(5, Sampler::Ok)), []);
+    }
+
+    #[test]
+    fn slices_that_the_kubelet_leaves_out_are_told_by_their_own_kind() {
+        let mut bench = Bench::new("a100-8-mig");
+        let slices: Vec<_> = bench.node.gpus.iter().flat_map(|gpu| &gpu.slices).collect();
+        let of = |profile: &str| {
+            let all = slices.iter().filter(|slice| slice.profile == profile);
+            all.map(|slice| slice.uuid.clone()).collect::<Vec<_>>()
+        };
+        let small = of("1g.5gb");
+        let others = slices.len() - small.len();
+        bench.kubelet = offers("nvidia.com/mig-1g.5gb", small.iter().skip(1));
+        let devices = bench.at(1, Sampler::Ok);
+        // Of the other kinds none is offered, so nothing is known of them; the cut GPUs are never offered.
+        assert!(others > 0);
+        let left_out = suspects(&devices);
+        assert_eq!(left_out.len(), 1);
+        let told = devices.iter().find(|device| device.uuid == small[0]);
+        assert_eq!(told.unwrap().health_reason, "kubelet-not-offered");
     }
 
     #[test]
