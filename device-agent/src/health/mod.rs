@@ -93,8 +93,19 @@ struct Cause {
     uncounted: u32,
 }
 
-/// XID (or condition told by an event) and the slice it is attributed to.
-type CauseKey = (EventCause, Option<(u32, u32)>);
+/// XID (or condition told by an event) and what it is attributed to.
+type CauseKey = (EventCause, Part);
+
+/// What the driver attributes an event to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    /// The GPU.
+    Gpu,
+    /// A MIG slice: GPU instance and compute instance.
+    Slice(u32, u32),
+    /// Some GPU of the node that it did not name.
+    Node,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum EventCause {
@@ -187,47 +198,25 @@ impl Judge {
             state,
             fatal,
         };
-        let named = event.gpu_uuid.as_ref();
-        let Some(memory) = named.and_then(|uuid| self.gpus.get_mut(uuid)) else {
-            return Some(note);
+        let part = match event.instance {
+            Some((gpu, compute)) => Part::Slice(gpu, compute),
+            None => Part::Gpu,
         };
-        memory.well_since = memory.well_since.map(|_| now);
-        let key = (cause, event.instance);
-        if memory.causes.len() >= CAUSES_MAX
-            && !memory.causes.contains_key(&key)
-            && let Some(oldest) = memory
-                .causes
-                .iter()
-                .min_by_key(|(_, cause)| cause.last)
-                .map(|(key, _)| *key)
-        {
-            memory.causes.remove(&oldest);
-        }
-        match memory.causes.get_mut(&key) {
-            Some(cause) => {
-                cause.last = now;
-                cause.uncounted = cause.uncounted.saturating_add(1);
-                if now.saturating_sub(cause.noted) < REPEAT_WINDOW {
-                    return None;
-                }
-                cause.noted = now;
-                Some(Note {
-                    count: std::mem::take(&mut cause.uncounted),
-                    ..note
-                })
-            }
-            None => {
-                memory.causes.insert(
-                    key,
-                    Cause {
-                        last: now,
-                        noted: now,
-                        uncounted: 0,
-                    },
-                );
-                Some(note)
-            }
-        }
+        let named = event.gpu_uuid.as_ref();
+        let named = named.filter(|uuid| self.gpus.contains_key(*uuid));
+        // An event without a name may be of any of them.
+        let counts: Vec<Option<u32>> = self
+            .gpus
+            .iter_mut()
+            .filter(|(uuid, _)| named.is_none_or(|named| *uuid == named))
+            .map(|(_, memory)| {
+                let part = if named.is_some() { part } else { Part::Node };
+                memory.note(now, (cause, part))
+            })
+            .collect();
+        // Without any GPU it is told at least.
+        let count = counts.into_iter().max().unwrap_or(Some(1));
+        count.map(|count| Note { count, ..note })
     }
 
     fn condition_state(&self, name: &str) -> State {
@@ -272,19 +261,31 @@ impl Judge {
                 verdict.worsen(row.state, || (*name).into(), &row.text);
             }
         }
-        for (cause, at) in memory.causes.keys() {
+        for (cause, part) in memory.causes.keys() {
             let Some((state, scope, text)) = describe(*cause, table) else {
                 continue;
             };
+            let word = match cause {
+                EventCause::Xid(code) => format!("xid-{code}"),
+                EventCause::DoubleBitEcc => "double-bit-ecc".into(),
+                EventCause::Unavailable => "unavailable".into(),
+            };
+            if *part == Part::Node {
+                // One of the node's GPUs has it, and the others have nothing.
+                let detail = format!("{text}, on a GPU that the driver did not name");
+                verdict.worsen(
+                    state.min(State::Suspect),
+                    || format!("node-{word}"),
+                    &detail,
+                );
+                continue;
+            }
             // A slice takes what concerns the GPU and what concerns itself; the GPU as a whole takes
             // what no slice was named for.
-            let concerns = scope == Scope::Gpu || at.is_none() || *at == instance;
+            let this = instance.map(|(gpu, compute)| Part::Slice(gpu, compute));
+            let concerns = scope == Scope::Gpu || *part == Part::Gpu || Some(*part) == this;
             if concerns {
-                let reason = || match cause {
-                    EventCause::Xid(code) => format!("xid-{code}"),
-                    EventCause::DoubleBitEcc => "double-bit-ecc".into(),
-                    EventCause::Unavailable => "unavailable".into(),
-                };
+                let reason = || word;
                 // A GPU that fell off the bus and is back is not lost any more, and not trusted yet either.
                 let state = if state == State::Lost && !gpu.lost {
                     State::Unhealthy
@@ -311,7 +312,7 @@ impl Judge {
             memory
                 .causes
                 .iter()
-                .filter_map(|((cause, _), at)| memory.ends(*cause, at, &self.table))
+                .filter_map(|(key, at)| memory.ends(*key, at, &self.table))
         });
         ends.min()
     }
@@ -411,11 +412,46 @@ impl GpuMemory {
         }
     }
 
+    /// Remembers that something happened. Returns how often, if that is to be told now.
+    fn note(&mut self, now: Duration, key: CauseKey) -> Option<u32> {
+        self.well_since = self.well_since.map(|_| now);
+        if self.causes.len() >= CAUSES_MAX
+            && !self.causes.contains_key(&key)
+            && let Some(oldest) = self
+                .causes
+                .iter()
+                .min_by_key(|(_, cause)| cause.last)
+                .map(|(key, _)| *key)
+        {
+            self.causes.remove(&oldest);
+        }
+        match self.causes.get_mut(&key) {
+            Some(cause) => {
+                cause.last = now;
+                cause.uncounted = cause.uncounted.saturating_add(1);
+                if now.saturating_sub(cause.noted) < REPEAT_WINDOW {
+                    return None;
+                }
+                cause.noted = now;
+                Some(std::mem::take(&mut cause.uncounted))
+            }
+            None => {
+                let cause = Cause {
+                    last: now,
+                    noted: now,
+                    uncounted: 0,
+                };
+                self.causes.insert(key, cause);
+                Some(1)
+            }
+        }
+    }
+
     fn forget(&mut self, now: Duration, table: &Table) {
         let ended: Vec<CauseKey> = self
             .causes
             .iter()
-            .filter(|((cause, _), at)| self.ends(*cause, at, table).is_some_and(|end| end <= now))
+            .filter(|(key, at)| self.ends(**key, at, table).is_some_and(|end| end <= now))
             .map(|(key, _)| *key)
             .collect();
         for key in ended {
@@ -424,7 +460,13 @@ impl GpuMemory {
     }
 
     /// When the cause ends if nothing further happens; `None` when only a reading can end it.
-    fn ends(&self, cause: EventCause, at: &Cause, table: &Table) -> Option<Duration> {
+    fn ends(&self, key: CauseKey, at: &Cause, table: &Table) -> Option<Duration> {
+        let (cause, part) = key;
+        if part == Part::Node {
+            // Who has it shows by then in what the driver asks for. Nobody else will ever be reset for it.
+            let well = self.well_since?.max(at.last);
+            return well.checked_add(table.driver_quiet);
+        }
         let (clear, quiet) = match cause {
             EventCause::Xid(code) => (table.xid(code).clear, table.xid(code).quiet),
             EventCause::DoubleBitEcc | EventCause::Unavailable => {

@@ -185,16 +185,49 @@ fn an_unknown_demand_of_a_newer_driver_is_never_good_news() {
 }
 
 #[test]
-fn an_event_of_an_unnamed_device_is_told_for_the_node() {
-    let mut bench = Bench::new();
-    let event = DeviceEvent {
+fn an_xid_of_an_unnamed_gpu_makes_all_suspect_until_each_is_found_well() {
+    let unnamed = |code| DeviceEvent {
         gpu_uuid: None,
         instance: None,
-        kind: DeviceEventKind::Xid(79),
+        kind: DeviceEventKind::Xid(code),
     };
-    let note = bench.judge.event(Duration::from_secs(1), &event).unwrap();
+    let mut bench = Bench::new();
+    let second = Duration::from_secs;
+    // The failure of an application changes nothing, whoever had it.
+    assert!(bench.judge.event(second(1), &unnamed(31)).is_some());
+    assert_eq!(bench.state(1), is(State::Healthy, ""));
+    let note = bench.judge.event(second(2), &unnamed(79)).unwrap();
     assert_eq!((note.device_uuid.as_str(), note.fatal), ("", true));
-    assert_eq!(bench.state(2).0, State::Healthy);
+    assert_eq!(bench.judge.event(second(3), &unnamed(79)), None, "a storm");
+    assert_eq!(bench.state(3), is(State::Suspect, "node-xid-79"));
+    // It was GPU 1; the others are found well again and again.
+    bench.node.apply(&FaultEvent::Lost { gpu: 1 });
+    bench.read(4);
+    assert_eq!(bench.state(62), is(State::Suspect, "node-xid-79"));
+    assert_eq!(bench.judge.next_deadline(), Some(second(63)));
+    assert_eq!(bench.state(63), is(State::Healthy, ""));
+    let lost = bench.node.reading().gpus.remove(1);
+    let verdict = bench.judge.verdict(second(63), &lost, None);
+    assert_eq!(verdict.state, State::Lost);
+}
+
+/// The name may be that of a GPU that no reading has had.
+#[test]
+fn an_xid_of_an_unknown_gpu_concerns_all_until_they_can_be_read_again() {
+    let mut bench = Bench::new();
+    let event = DeviceEvent {
+        gpu_uuid: Some("GPU-of-nobody".into()),
+        instance: None,
+        kind: DeviceEventKind::Xid(119),
+    };
+    bench.judge.event(Duration::from_secs(1), &event);
+    let mut reading = bench.node.reading();
+    reading.gpus[3].unreadable = true;
+    bench.judge.reading(Duration::from_secs(2), &reading);
+    assert_eq!(bench.state(500), is(State::Suspect, "node-xid-119"));
+    bench.read(600);
+    assert_eq!(bench.state(659), is(State::Suspect, "node-xid-119"));
+    assert_eq!(bench.state(660), is(State::Healthy, ""));
 }
 
 /// A driver that is loaded anew and does not count the first GPU: those behind it move up.
