@@ -61,6 +61,7 @@ fn job(key: &GangKey, members: u32, shape: &Arc<PodShape>, hold: Hold, version: 
         key: key.clone(),
         kind: WorkloadKind::PyTorchJob,
         name: Arc::from("train"),
+        uid: Arc::clone(&key.uid),
         resource_version: version.into(),
         generation: 1,
         created_seconds: 0,

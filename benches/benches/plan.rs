@@ -423,6 +423,7 @@ fn job(number: u64) -> Workload {
         key: GangKey::new("default", &format!("job-{number}")),
         kind: WorkloadKind::PyTorchJob,
         name: Arc::from(format!("job-{number}")),
+        uid: Arc::from(format!("job-{number}")),
         resource_version: "1".into(),
         generation: 1,
         created_seconds: 0,

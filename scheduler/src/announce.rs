@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::Method;
-use muster_core::action::Announcement;
+use muster_core::action::{Announcement, Subject};
 use muster_core::workload::WorkloadKind;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -78,7 +78,10 @@ impl Announcer {
         let now = Instant::now();
         let key = format!(
             "{} {} {} {}",
-            announcement.gang, announcement.name, announcement.reason, announcement.message
+            announcement.gang,
+            named(&announcement.subject),
+            announcement.reason,
+            announcement.message
         );
         let deadline = now + Duration::from_secs(10);
         let events = format!("/api/v1/namespaces/{}/events", announcement.gang.namespace);
@@ -132,6 +135,10 @@ impl Announcer {
                 );
                 "published"
             }
+            Answer::Refused(said) => {
+                tracing::warn!(gang = %announcement.gang, said, "an event was refused");
+                "failed"
+            }
             other => {
                 tracing::debug!(gang = %announcement.gang, ?other, "an event was not published");
                 "failed"
@@ -141,20 +148,23 @@ impl Announcer {
 
     fn event(&self, announcement: &Announcement, number: u64) -> Value {
         let now = self.wall.now();
-        let uid: &str = &announcement.gang.uid;
-        // A labelled gang has no object but its Gang.
-        let name = match announcement.kind {
-            WorkloadKind::Label => format!("label-{}", announcement.name),
-            _ => announcement.name.to_string(),
+        let (api_version, kind) = match &announcement.subject {
+            Subject::Gang { .. } => ("muster.dev/v1alpha1", "Gang"),
+            Subject::Workload { kind, .. } => match kind {
+                WorkloadKind::PyTorchJob => ("kubeflow.org/v1", "PyTorchJob"),
+                WorkloadKind::PodGroup => ("scheduling.x-k8s.io/v1alpha1", "PodGroup"),
+                WorkloadKind::Pod => ("v1", "Pod"),
+                WorkloadKind::Label => ("muster.dev/v1alpha1", "Gang"),
+            },
         };
-        let (api_version, kind, uid) = match announcement.kind {
-            WorkloadKind::PyTorchJob => ("kubeflow.org/v1", "PyTorchJob", Some(uid)),
-            WorkloadKind::PodGroup => ("scheduling.x-k8s.io/v1alpha1", "PodGroup", None),
-            WorkloadKind::Pod => ("v1", "Pod", Some(uid)),
-            WorkloadKind::Label => ("muster.dev/v1alpha1", "Gang", None),
+        let name = named(&announcement.subject);
+        let uid = match &announcement.subject {
+            Subject::Workload { uid, .. } => Some(uid),
+            Subject::Gang { uid, .. } => uid.as_ref(),
         };
         let message: String = shorten_to(&announcement.message);
-        let stem: String = announcement.name.chars().take(200).collect();
+        let stem: String = name.chars().take(200).collect();
+        let stem = stem.trim_end_matches(['-', '.']);
         let time = now.to_string();
         let stamp = now.as_nanosecond();
         json!({
@@ -169,7 +179,7 @@ impl Announcer {
                 "kind": kind,
                 "namespace": announcement.gang.namespace.as_str(),
                 "name": name,
-                "uid": uid,
+                "uid": uid.map(|uid| uid.as_ref()),
             },
             "type": if announcement.warning { "Warning" } else { "Normal" },
             "reason": announcement.reason,
@@ -181,6 +191,13 @@ impl Announcer {
             "reportingComponent": self.component,
             "reportingInstance": self.identity,
         })
+    }
+}
+
+/// Name of the object that an Event is about.
+fn named(subject: &Subject) -> &str {
+    match subject {
+        Subject::Workload { name, .. } | Subject::Gang { name, .. } => name,
     }
 }
 

@@ -32,15 +32,34 @@ pub enum Action {
     Relist,
 }
 
+/// The object that a Kubernetes Event is about. `kubectl describe` finds Events by its UID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The object that defines the gang: a job, a PodGroup, or the one pod.
+    Workload {
+        /// Its kind.
+        kind: WorkloadKind,
+        /// Its name.
+        name: Arc<str>,
+        /// Its UID.
+        uid: Arc<str>,
+    },
+    /// The Gang object, where nothing else defines the gang.
+    Gang {
+        /// Its name.
+        name: Arc<str>,
+        /// Its UID; `None` when it could not be made.
+        uid: Option<Arc<str>>,
+    },
+}
+
 /// A Kubernetes Event about a gang.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
     /// The gang.
     pub gang: GangKey,
-    /// Kind of the object that the Event is about.
-    pub kind: WorkloadKind,
-    /// Name of the object that the Event is about.
-    pub name: Arc<str>,
+    /// The object that the Event is about.
+    pub subject: Subject,
     /// Something the user should look at.
     pub warning: bool,
     /// CamelCase word.

@@ -123,6 +123,8 @@ pub struct Workload {
     pub kind: WorkloadKind,
     /// `metadata.name` of the object, or the label's value.
     pub name: Arc<str>,
+    /// `metadata.uid` of the object. The gang's key has it for a job only.
+    pub uid: Arc<str>,
     /// `metadata.resourceVersion`; empty for a gang without an object.
     pub resource_version: ResourceVersion,
     /// `metadata.generation`.

@@ -5,7 +5,7 @@ mod world;
 
 use std::sync::Arc;
 
-use muster_core::action::{JobChange, WriteKind};
+use muster_core::action::{JobChange, Subject, WriteKind};
 use muster_core::event::{Event, WriteOutcome};
 use muster_core::node::{Taint, TaintEffect, Toleration, TolerationOperator};
 use muster_core::pod::PodPhase;
@@ -499,6 +499,44 @@ fn f07_gang_that_stays_partial_is_released_whole() {
     world.change_node(node.as_str(), |node| node.unschedulable = false);
     world.pass(Millis::from_secs(60));
     assert_eq!(world.bound(&train), 2);
+}
+
+/// The label's value is no name of an object: the Event is about the Gang as it was made, once it is.
+#[test]
+fn an_event_about_a_labelled_gang_names_its_gang_object() {
+    let mut world = World::new(1, 8);
+    for name in ["a", "b"] {
+        world.labelled(name, "Train_A", 2, 8, true);
+    }
+    world.settle();
+    let objects: Vec<&Arc<str>> = world
+        .writes
+        .iter()
+        .filter_map(|write| match &write.what {
+            WriteKind::CreateRecord { object, .. } => Some(object),
+            _ => None,
+        })
+        .collect();
+    let [object] = objects.as_slice() else {
+        panic!("one Gang is made: {objects:?}");
+    };
+    assert!(object.starts_with("label-train-a-"), "{object}");
+    let [
+        Subject::Gang {
+            name,
+            uid: Some(uid),
+        },
+    ] = world.subjects.as_slice()
+    else {
+        panic!("one Event about a Gang: {:?}", world.subjects);
+    };
+    assert_eq!(name, *object);
+    assert!(!uid.is_empty());
+    assert!(
+        world.announced[0].starts_with("NeverFits"),
+        "{:?}",
+        world.announced
+    );
 }
 
 #[test]

@@ -71,11 +71,30 @@ async fn one_then_the_other(stack: &Stack, by: By, prefix: &str) -> anyhow::Resu
         "{}",
         says.message
     );
+    described(stack, waits).await?;
     assert_eq!(stack.ever_bound(&waits.name), 0, "the other holds nothing");
     wait_whole(stack, runs).await?;
     stack.end_pods(runs).await?;
     wait_whole(stack, waits).await?;
     stack.end_pods(waits).await
+}
+
+/// `kubectl describe` of what the user has made shows the Event that says why the gang waits.
+async fn described(stack: &Stack, gang: &PodGang) -> anyhow::Result<()> {
+    let (kind, name) = match gang.by {
+        By::Label => ("gangs.muster.dev", gang.object()),
+        By::PodGroup => ("podgroups.scheduling.x-k8s.io", gang.name.clone()),
+    };
+    let describe = ["describe", kind, &name];
+    stack
+        .wait_until(PATIENCE, "an Event of the gang that waits", async || {
+            let found = stack.cluster.kubectl(&describe).await;
+            found.is_ok_and(|found| {
+                let events = found.stdout.split_once("\nEvents:");
+                events.is_some_and(|(_, events)| events.contains("NotEnoughFree"))
+            })
+        })
+        .await
 }
 
 /// 30 gangs at one and a half of the pool, pods of all gangs by turns: as many whole ones as fit, and

@@ -278,6 +278,8 @@ pub(crate) struct Gang {
     pub last_pod_at: Timestamp,
     /// Phase and reason last announced.
     pub announced: Option<(crate::record::Phase, &'static str)>,
+    /// Something was to be announced before the Gang object, which it is about, was made.
+    pub unannounced: bool,
     pub deadline: Option<Timestamp>,
     /// Until when the job and its pods are not written to, after a write failed.
     pub blocked_until: Timestamp,
@@ -339,6 +341,7 @@ impl Gang {
             tried_at: None,
             last_pod_at: now,
             announced: None,
+            unannounced: false,
             deadline: None,
             blocked_until: Timestamp(0),
             status_after: Timestamp(0),

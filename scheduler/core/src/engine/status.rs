@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::gang::{Gang, Record, Seat};
 use super::intake::take_record;
 use super::{Engine, Purpose};
-use crate::action::{Action, Announcement, WriteKind};
+use crate::action::{Action, Announcement, Subject, WriteKind};
 use crate::event::{WriteId, WriteOutcome};
 use crate::ids::{Epoch, GangKey, NodeName, PlanId};
 use crate::reason::Reason;
@@ -268,14 +268,21 @@ impl Engine {
     }
 
     /// One Event per change of phase or reason. Starting is not told: it is over in a moment, or
-    /// ends in something that is.
+    /// ends in something that is. An Event about a Gang object waits until that is made.
     fn announce(&mut self, gang: &mut Gang, status: &GangStatus) {
         let Some(reason) = &status.reason else { return };
         let state = (status.phase, reason.code());
         if gang.announced == Some(state) || status.phase == Phase::Starting {
             return;
         }
+        let subject = subject(gang);
+        let is_to_come = matches!(subject, Subject::Gang { uid: None, .. });
+        if is_to_come && gang.status_failures == 0 && self.is_worth_an_object(gang, status) {
+            gang.unannounced = true;
+            return;
+        }
         let first_sight = gang.announced.is_none()
+            && !gang.unannounced
             && gang
                 .acked
                 .as_ref()
@@ -307,12 +314,34 @@ impl Engine {
             );
         self.actions.push_back(Action::Announce(Announcement {
             gang: gang.key.clone(),
-            kind: gang.kind,
-            name: Arc::clone(&gang.name),
+            subject,
             warning,
             reason: reason.code(),
             message: Arc::from(reason.to_string()),
         }));
+    }
+}
+
+/// What an Event about the gang is about.
+fn subject(gang: &Gang) -> Subject {
+    let uid = match gang.kind {
+        WorkloadKind::PyTorchJob | WorkloadKind::Pod => Some(&gang.key.uid),
+        WorkloadKind::PodGroup => gang.workload.as_ref().map(|group| &group.uid),
+        WorkloadKind::Label => None,
+    };
+    match uid.filter(|uid| !uid.is_empty()) {
+        Some(uid) => Subject::Workload {
+            kind: gang.kind,
+            name: Arc::clone(&gang.name),
+            uid: Arc::clone(uid),
+        },
+        None => Subject::Gang {
+            name: gang.object_name(),
+            uid: match &gang.record {
+                Record::Known { uid, .. } => Some(Arc::clone(uid)),
+                _ => None,
+            },
+        },
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use muster_core::action::{Action, JobChange, Write, WriteKind};
+use muster_core::action::{Action, JobChange, Subject, Write, WriteKind};
 use muster_core::config::Config;
 use muster_core::engine::Engine;
 use muster_core::event::{BindAsked, Event, Ticket, WriteOutcome};
@@ -54,6 +54,8 @@ pub struct World {
     pub answers: BTreeMap<Ticket, Result<(), Arc<str>>>,
     pub held: BTreeMap<Ticket, PodUid>,
     pub announced: Vec<String>,
+    /// What each of them is about.
+    pub subjects: Vec<Subject>,
     pub writes: Vec<Write>,
     /// Returns the outcome with which to fail a write instead of doing it.
     pub fail: Option<Box<dyn FnMut(&Write) -> Option<WriteOutcome>>>,
@@ -124,6 +126,7 @@ impl World {
             answers: BTreeMap::new(),
             held: BTreeMap::new(),
             announced: Vec::new(),
+            subjects: Vec::new(),
             writes: Vec::new(),
             fail: None,
             watch: VecDeque::new(),
@@ -316,6 +319,7 @@ impl World {
             key: key.clone(),
             kind: WorkloadKind::PyTorchJob,
             name: Arc::from(name),
+            uid: Arc::clone(&key.uid),
             resource_version: version,
             generation: 1,
             created_seconds: i64::try_from(self.next).unwrap(),
@@ -514,9 +518,11 @@ impl World {
                 self.held.remove(&ticket);
                 self.answers.insert(ticket, answer);
             }
-            Action::Announce(said) => self
-                .announced
-                .push(format!("{} {}", said.reason, said.message)),
+            Action::Announce(said) => {
+                self.announced
+                    .push(format!("{} {}", said.reason, said.message));
+                self.subjects.push(said.subject);
+            }
             Action::Relist => {
                 for pod in self.pods.values().cloned().collect::<Vec<_>>() {
                     self.engine.handle(Event::PodApplied(pod), self.now);

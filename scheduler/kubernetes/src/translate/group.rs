@@ -41,6 +41,7 @@ pub fn pod_group(group: &LitePodGroup) -> Option<Workload> {
         key: key(text(meta.namespace.as_ref()), name),
         kind: WorkloadKind::PodGroup,
         name: Arc::from(name),
+        uid: Arc::from(text(meta.uid.as_ref())),
         resource_version: ResourceVersion::from(text(meta.resource_version.as_ref())),
         generation: meta.generation.unwrap_or(0),
         created_seconds: created_seconds(meta),

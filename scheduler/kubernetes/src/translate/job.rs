@@ -76,6 +76,7 @@ pub fn pytorchjob(job: &LitePyTorchJob, rules: &PodRules) -> Option<Workload> {
         key: GangKey::new(text(meta.namespace.as_ref()), text(meta.uid.as_ref())),
         kind: WorkloadKind::PyTorchJob,
         name: Arc::from(name),
+        uid: Arc::from(text(meta.uid.as_ref())),
         resource_version: ResourceVersion::from(text(meta.resource_version.as_ref())),
         generation: meta.generation.unwrap_or(0),
         created_seconds: created_seconds(meta),
