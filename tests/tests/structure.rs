@@ -1,5 +1,8 @@
 //! The repository itself is tested: who may depend on whom, and that the code is formatted.
 
+// A test that cannot go on stops with the place and the value.
+#![allow(clippy::expect_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
@@ -457,6 +460,24 @@ fn every_trap_of_the_extender_protocol_has_a_test() {
         Vec::<&usize>::new(),
         "traps that have a test after all"
     );
+}
+
+/// Invariants that only a history or two engines could tell: the engine's audit leaves them to tests.
+#[test]
+fn every_invariant_that_is_not_audited_has_a_test_of_its_name() {
+    for name in ["lead_1_", "que_1_", "det_1_", "text_1_"] {
+        let carries = |line: &str| {
+            let function = line.trim().trim_start_matches("async ");
+            let name_at = function
+                .strip_prefix("fn ")
+                .and_then(|rest| rest.find(name));
+            name_at.is_some_and(|at| at == 0 || function.starts_with("fn t"))
+        };
+        let found = sources(&root().join("scheduler"))
+            .iter()
+            .any(|(_, text)| text.lines().any(carries));
+        assert!(found, "no test is named {name}...");
+    }
 }
 
 #[test]

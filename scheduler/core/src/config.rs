@@ -44,8 +44,9 @@ pub struct Config {
     /// How long a gang known by its pods alone, with no stated size, must be quiet before the pods
     /// that exist are taken for all of it.
     pub settle: Millis,
-    /// Most writes that may be on their way at once. Further ones wait in the engine, one per
-    /// object, the latest state winning.
+    /// Writes that may wait for the writer. Further ones wait in the cycle, in order. The engine has
+    /// one write under way for each place of a plan, Gang object and job, and decides what the next
+    /// one says when that has ended.
     pub writes_in_flight_max: usize,
     /// Levels of the network's topology, the widest first; at most [`crate::topology::LEVELS_MAX`].
     pub topology: Vec<Level>,

@@ -161,7 +161,7 @@ fn gang_found_bound_in_part_without_a_plan_is_released_in_time() {
 }
 
 #[test]
-fn leadership_that_comes_back_finds_what_another_leader_has_promised() {
+fn lead_1_leadership_that_comes_back_finds_what_another_leader_has_promised() {
     let mut world = World::new(4, 8);
     world.scheduler = false;
     let key = world.submit("train", &[("Worker", 1, gpus(8))], Hold::Held);
@@ -204,7 +204,7 @@ fn writes_that_nobody_has_fetched_are_taken_back_with_the_leadership() {
 }
 
 #[test]
-fn stamp_that_is_lost_is_repeated_before_anything_is_planned() {
+fn lead_1_stamp_that_is_lost_is_repeated_before_anything_is_planned() {
     let mut world = World::new(1, 8);
     world.scheduler = false;
     world.submit("train", &[("Worker", 1, gpus(8))], Hold::Free);

@@ -100,7 +100,7 @@ fn second_of_two_large_gangs_waits_with_nothing_and_starts_when_the_first_ends()
 }
 
 #[test]
-fn impossible_gang_says_never_and_blocks_nobody() {
+fn que_1_impossible_gang_says_never_and_blocks_nobody() {
     let mut world = World::new(2, 8);
     let never = world.submit("never", &[("Worker", 1, gpus(64))], Hold::Held);
     let small = world.submit("small", &[("Worker", 2, gpus(1))], Hold::Held);
@@ -759,7 +759,7 @@ fn gang_object_deleted_by_hand_is_made_again_with_the_plan() {
 }
 
 #[test]
-fn same_events_give_the_same_actions() {
+fn det_1_same_events_give_the_same_actions() {
     let run = || {
         let mut world = World::new(6, 8);
         for index in 0..6 {

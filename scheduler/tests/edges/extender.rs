@@ -297,7 +297,7 @@ async fn t10_body_over_the_limit_is_413() {
 }
 
 #[tokio::test]
-async fn t12_same_state_same_bytes() {
+async fn t12_text_1_same_state_same_bytes() {
     let bench = bench();
     let body = json!({"Pod": member("unplanned"), "NodeNames": ["n1", "n2", "n3"]}).to_string();
     let first = raw(&bench.router, FILTER, body.clone().into_bytes()).await;

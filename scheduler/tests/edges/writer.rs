@@ -286,7 +286,7 @@ async fn t39_throttled_and_unreachable_servers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn t34_nothing_is_sent_for_a_leadership_that_is_over() {
+async fn t34_lead_1_nothing_is_sent_for_a_leadership_that_is_over() {
     let standin = Standin::new(|call| panic!("sent {}", call.line()));
     assert!(matches!(
         outcome_with(&standin, bind(), 6).await,

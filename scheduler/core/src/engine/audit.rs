@@ -2,8 +2,9 @@
 //! step, and for production now and then.
 //!
 //! Each check counts for itself, from pods, nodes and reports, and does not ask the code that it
-//! judges. What only a history or two engines could tell (LEAD-1, QUE-1, DET-1, TEXT-1) is not
-//! here but in the tests that carry those names.
+//! judges. What only a history or two engines could tell is not here but in tests that carry its
+//! name (`lead_1_...`, `que_1_...`, `det_1_...`, `text_1_...`). One part of QUE-1 nobody holds yet:
+//! a large gang may be starved by small ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
