@@ -44,6 +44,7 @@ fn node(index: usize) -> Node {
     Node {
         name: name.as_str().into(),
         uid: Arc::from(name.as_str()),
+        boot_id: None,
         labels: BTreeMap::from([(
             Arc::from("kubernetes.io/hostname"),
             Arc::from(name.as_str()),

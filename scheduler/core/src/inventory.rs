@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::ids::{DeviceUuid, Namespace, NodeName, ResourceName};
+use crate::node::Node;
 use crate::time::{Millis, Timestamp};
 
 /// Health of a device, as the agent's table judges it.
@@ -101,6 +102,15 @@ pub struct Belief {
     /// Devices that were held or leaked when the kubelet was last asked, while it cannot be. A device
     /// may leave the reports meanwhile and come back.
     remembered: BTreeMap<DeviceUuid, InUse>,
+    /// `metadata.uid` of the Node that stood behind the name when it was last heard; `None` when none has yet.
+    node_uid: Option<Arc<str>>,
+}
+
+/// What a Node object says of who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct NodeIdentity {
+    uid: Arc<str>,
+    boot_id: Option<Arc<str>>,
 }
 
 /// How a device is in use.
@@ -111,6 +121,21 @@ struct InUse {
 }
 
 impl Belief {
+    /// Its agent is there, and speaks for the Node that stands behind the name now.
+    fn hear(&mut self, node: Option<&NodeIdentity>, now: Timestamp) {
+        self.heard = self.heard.max(now);
+        if let Some(node) = node {
+            self.node_uid = Some(Arc::clone(&node.uid));
+        }
+    }
+
+    /// Whether it is about this Node, and about its present boot.
+    fn is_of(&self, node: &NodeIdentity) -> bool {
+        let boot = &self.report.order.boot;
+        self.node_uid.as_ref().is_none_or(|uid| *uid == node.uid)
+            && node.boot_id.as_ref().is_none_or(|now| now == boot)
+    }
+
     /// What is known of devices in use.
     fn in_use(&self) -> BTreeMap<DeviceUuid, InUse> {
         let mut found = self.remembered.clone();
@@ -150,6 +175,8 @@ const REPLACED_AFTER: Millis = Millis::from_secs(30);
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     beliefs: BTreeMap<NodeName, Belief>,
+    /// Nodes that exist.
+    nodes: BTreeMap<NodeName, NodeIdentity>,
     /// The node that reports a UUID, as long as it is the only one.
     owners: BTreeMap<DeviceUuid, NodeName>,
     /// All nodes that report a UUID, once they are two or more; it is then not among the owners.
@@ -177,7 +204,7 @@ impl Inventory {
                 report.remember(&remembered);
             }
             if same && belief.report == report {
-                belief.heard = belief.heard.max(now);
+                belief.hear(self.nodes.get(&report.node), now);
                 return Ok(false);
             }
         }
@@ -185,14 +212,16 @@ impl Inventory {
         for device in &report.devices {
             self.claim(&device.uuid, &report.node);
         }
-        self.beliefs.insert(
-            report.node.clone(),
-            Belief {
-                report,
-                heard: now,
-                remembered,
-            },
-        );
+        let before = self.beliefs.get(&report.node);
+        let mut belief = Belief {
+            heard: now,
+            remembered,
+            // Between two Nodes of a name an agent speaks for the one that was.
+            node_uid: before.and_then(|belief| belief.node_uid.clone()),
+            report,
+        };
+        belief.hear(self.nodes.get(&belief.report.node), now);
+        self.beliefs.insert(belief.report.node.clone(), belief);
         Ok(true)
     }
 
@@ -249,7 +278,7 @@ impl Inventory {
     ) -> bool {
         match self.beliefs.get_mut(node) {
             Some(belief) if belief.report.order == *order => {
-                belief.heard = belief.heard.max(now);
+                belief.hear(self.nodes.get(node), now);
                 belief.report.sampler_ok = sampler_ok;
                 true
             }
@@ -257,7 +286,29 @@ impl Inventory {
         }
     }
 
-    /// Forgets a node.
+    /// Takes in which Node stands behind a name. What the agent of an earlier Node of that name said
+    /// counts again only once an agent has spoken for this one: a report, or a sign of life at the
+    /// same state, which says the same. A report of another boot does not count until they agree.
+    pub fn set_node(&mut self, node: &Node) {
+        let identity = NodeIdentity {
+            uid: Arc::clone(&node.uid),
+            boot_id: node.boot_id.clone(),
+        };
+        if let Some(belief) = self.beliefs.get_mut(&node.name) {
+            // An agent may have been heard before its Node was seen.
+            belief
+                .node_uid
+                .get_or_insert_with(|| Arc::clone(&identity.uid));
+        }
+        self.nodes.insert(node.name.clone(), identity);
+    }
+
+    /// A Node is gone. What is believed stays, for the Node that it was.
+    pub fn remove_node(&mut self, name: &NodeName) {
+        self.nodes.remove(name);
+    }
+
+    /// Forgets what is believed about a node.
     pub fn remove(&mut self, node: &NodeName) {
         self.forget_devices(node);
         self.beliefs.remove(node);
@@ -288,11 +339,17 @@ impl Inventory {
         self.cloned.contains_key(uuid)
     }
 
-    /// Whether `node` was heard within `limit` before `now`.
+    /// What is believed about `node`, if it was heard within `limit` before `now` and speaks for the
+    /// Node that is there now.
+    pub fn trusted(&self, node: &NodeName, now: Timestamp, limit: Millis) -> Option<&Belief> {
+        let belief = self.beliefs.get(node)?;
+        let is_of_it = self.nodes.get(node).is_none_or(|node| belief.is_of(node));
+        (now.since(belief.heard) <= limit && is_of_it).then_some(belief)
+    }
+
+    /// Whether there is something to trust about `node`.
     pub fn is_fresh(&self, node: &NodeName, now: Timestamp, limit: Millis) -> bool {
-        self.beliefs
-            .get(node)
-            .is_some_and(|belief| now.since(belief.heard) <= limit)
+        self.trusted(node, now, limit).is_some()
     }
 }
 
@@ -398,6 +455,65 @@ mod tests {
         assert!(!inventory.is_cloned(&"x".into()));
         inventory.remove(&"a".into());
         assert!(!inventory.is_cloned(&"x".into()));
+    }
+
+    fn node(uid: &str, boot_id: Option<&str>) -> Node {
+        Node {
+            name: "a".into(),
+            uid: Arc::from(uid),
+            boot_id: boot_id.map(Arc::from),
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            unschedulable: false,
+            ready: true,
+            terminating: false,
+            allocatable: crate::resources::Resources::default(),
+        }
+    }
+
+    #[test]
+    fn belief_of_a_node_is_not_inherited_by_the_next_one_of_its_name() {
+        let mut inventory = Inventory::default();
+        let (now, limit) = (Timestamp(1), Millis::from_secs(30));
+        let is_fresh = |inventory: &Inventory| inventory.is_fresh(&"a".into(), now, limit);
+        // Heard before its Node is seen, and again after.
+        inventory.apply(report("a", 1, 1, &["x"]), now).unwrap();
+        inventory.set_node(&node("first", None));
+        assert!(is_fresh(&inventory));
+        inventory.set_node(&node("first", Some("boot")));
+        assert!(is_fresh(&inventory));
+        inventory.set_node(&node("second", None));
+        assert!(!is_fresh(&inventory), "made again under its name");
+        inventory.apply(report("a", 1, 2, &["x"]), now).unwrap();
+        assert!(is_fresh(&inventory), "a report that comes afterwards");
+        // The same with a time in which there is no Node, and an agent that only shows that it lives.
+        inventory.remove_node(&"a".into());
+        let (order, later) = (report("a", 1, 2, &[]).order, report("a", 1, 3, &[]).order);
+        assert!(inventory.hear(&"a".into(), &order, true, now));
+        inventory.apply(report("a", 1, 3, &["x"]), now).unwrap();
+        inventory.set_node(&node("third", None));
+        assert!(!is_fresh(&inventory));
+        assert!(inventory.hear(&"a".into(), &later, true, now));
+        assert!(is_fresh(&inventory));
+    }
+
+    #[test]
+    fn report_of_another_boot_than_the_nodes_does_not_count() {
+        let mut inventory = Inventory::default();
+        let (now, limit) = (Timestamp(1), Millis::from_secs(30));
+        let is_fresh = |inventory: &Inventory| inventory.is_fresh(&"a".into(), now, limit);
+        inventory.set_node(&node("uid", Some("boot")));
+        inventory.apply(report("a", 1, 1, &["x"]), now).unwrap();
+        assert!(is_fresh(&inventory));
+        inventory.set_node(&node("uid", Some("next boot")));
+        assert!(!is_fresh(&inventory));
+        let mut next = report("a", 2, 1, &["x"]);
+        assert_eq!(inventory.apply(next.clone(), now), Ok(true));
+        assert!(!is_fresh(&inventory), "still of the boot before");
+        next.order.boot = Arc::from("next boot");
+        next.order.instance = 3;
+        inventory.apply(next, now).unwrap();
+        assert!(is_fresh(&inventory));
     }
 
     #[test]

@@ -251,9 +251,9 @@ impl Ledger {
     ) -> Option<NodeCapacity> {
         let account = self.accounts.get(name)?;
         let node = Arc::clone(account.node.as_ref()?);
-        let fresh = inventory.get(name).filter(|belief| {
-            now.since(belief.heard) <= config.report_age_max && belief.report.sampler_ok
-        });
+        let fresh = inventory
+            .trusted(name, now, config.report_age_max)
+            .filter(|belief| belief.report.sampler_ok);
         let mut free = node.allocatable.clone();
         free.subtract(&account.used);
         let mut well = free.clone();
@@ -331,9 +331,7 @@ impl Ledger {
         {
             return true;
         }
-        let belief = inventory
-            .get(name)
-            .filter(|belief| now.since(belief.heard) <= config.report_age_max);
+        let belief = inventory.trusted(name, now, config.report_age_max);
         shape.requests.extended.keys().any(|resource| {
             let wanted = sum.extended(resource.as_str());
             let offered = node.allocatable.extended(resource.as_str());

@@ -13,6 +13,8 @@ pub struct Node {
     pub name: NodeName,
     /// `metadata.uid`: a node deleted and added again under its name is another node.
     pub uid: Arc<str>,
+    /// `status.nodeInfo.bootID`; `None` when not known.
+    pub boot_id: Option<Arc<str>>,
     /// `metadata.labels`.
     pub labels: BTreeMap<Arc<str>, Arc<str>>,
     /// `spec.taints`.

@@ -522,3 +522,41 @@ fn podgroup_whose_pods_go_before_its_plan_is_written_holds_no_room() {
     world.settle();
     assert_eq!(world.bound(&other), 1, "{}", world.reason(&other));
 }
+
+/// Whether a job of eight GPUs, a whole node, is bound within two seconds.
+fn is_planned(world: &mut World, name: &str) -> bool {
+    let key = world.submit(name, &[("Worker", 1, gpus(8))], Hold::Held);
+    world.pass(Millis::from_secs(2));
+    world.bound(&key) > 0
+}
+
+#[test]
+fn node_made_again_under_its_name_is_not_planned_on_what_the_one_before_reported() {
+    let mut world = World::new(1, 8);
+    world.silent = true;
+    world.change_node("n0", |node| node.uid = Arc::from("another"));
+    assert!(!is_planned(&mut world, "train"));
+    world.silent = false;
+    world.report_all();
+    world.pass(Millis::from_secs(2));
+    assert_eq!(
+        world.pods.values().filter(|pod| pod.node.is_some()).count(),
+        1
+    );
+}
+
+#[test]
+fn node_that_has_booted_again_is_not_planned_on_what_was_reported_before() {
+    let mut world = World::new(1, 8);
+    world.change_node("n0", |node| node.boot_id = Some(Arc::from("next boot")));
+    assert!(
+        !is_planned(&mut world, "train"),
+        "the agent is of the last boot"
+    );
+    world.change_node("n0", |node| node.boot_id = None);
+    world.pass(Millis::from_secs(2));
+    assert_eq!(
+        world.pods.values().filter(|pod| pod.node.is_some()).count(),
+        1
+    );
+}

@@ -150,7 +150,8 @@ impl NodeTemplate {
                     architecture: "amd64".into(),
                     operating_system: "linux".into(),
                     kubelet_version: "v1.37.2".into(),
-                    boot_id: format!("boot-{name}"),
+                    // Not told: the fake agents' depend on the Node's UID, which is not known yet.
+                    boot_id: String::new(),
                     ..NodeSystemInfo::default()
                 }),
                 ..NodeStatus::default()

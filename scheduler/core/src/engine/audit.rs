@@ -16,6 +16,7 @@ use crate::ids::{DeviceUuid, GangKey, NodeName, PodUid};
 use crate::ledger::SlotKey;
 use crate::node::untolerated;
 use crate::pod::{Pod, PodPhase};
+use crate::time::Millis;
 
 /// The invariants that [`Engine::audit`] checks.
 pub const AUDITED: [&str; 6] = ["GANG-1", "GANG-2", "DEV-1", "RES-1", "INV-1", "PLACE-1"];
@@ -352,11 +353,12 @@ impl Engine {
             return true;
         }
         let limit = self.config.report_age_max;
+        let age = Millis(limit.0.saturating_add(AGE_CHECK.0));
         match self.inventory.get(node) {
-            Some(belief) => {
-                belief.report.sampler_ok
-                    && self.decided_at.since(belief.heard).0 <= limit.0.saturating_add(AGE_CHECK.0)
-            }
+            Some(_) => self
+                .inventory
+                .trusted(node, self.decided_at, age)
+                .is_some_and(|belief| belief.report.sampler_ok),
             // Nothing was heard of it in this leadership yet: what was planned before is carried on.
             None => {
                 self.config.nodes_without_agent == NodesWithoutAgent::UseAllocatable

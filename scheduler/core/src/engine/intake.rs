@@ -21,12 +21,14 @@ impl Engine {
         match event {
             Event::NodeApplied(node) => {
                 let name = node.name.clone();
+                self.inventory.set_node(&node);
                 if self.ledger.set_node(node) {
                     self.touch_node(&name);
                 }
             }
             Event::NodeRemoved(name) => {
                 self.touch_node(&name);
+                self.inventory.remove_node(&name);
                 self.ledger.remove_node(&name);
             }
             Event::PodApplied(pod) => self.pod_applied(pod, now),
@@ -70,7 +72,7 @@ impl Engine {
                 let was_fresh = self.was_fresh(&node, now);
                 let heard = self.inventory.hear(&node, &order, sampler_ok, now);
                 if heard && (before != Some(sampler_ok) || !was_fresh) {
-                    self.fresh.insert(node.clone(), true);
+                    self.note_fresh(&node, now);
                     self.touch_node(&node);
                 }
             }
@@ -152,6 +154,13 @@ impl Engine {
             && self
                 .inventory
                 .is_fresh(node, now, self.config.report_age_max)
+    }
+
+    /// Notes whether what a node's agent has just said counts: it may be of another boot.
+    fn note_fresh(&mut self, node: &NodeName, now: Timestamp) {
+        let limit = self.config.report_age_max;
+        let is = self.inventory.is_fresh(node, now, limit);
+        self.fresh.insert(node.clone(), is);
     }
 
     /// Whether an event is older than what is known: a binding, a deletion and an end are never
@@ -301,7 +310,7 @@ impl Engine {
         // A UUID that two nodes report counts on neither, and on both again when one lets go.
         let mut others = self.inventory.sharing(&node);
         if let Ok(changed) = self.inventory.apply(report, now) {
-            self.fresh.insert(node.clone(), true);
+            self.note_fresh(&node, now);
             if changed || !was_fresh {
                 others.extend(self.inventory.sharing(&node));
                 others.push(node);

@@ -121,6 +121,7 @@ fn node(words: &[&str]) -> NodeCapacity {
         node: Arc::new(Node {
             name: name.into(),
             uid: Arc::from(name),
+            boot_id: None,
             labels,
             taints,
             unschedulable: eligibility == Eligibility::Cordoned,

@@ -199,6 +199,7 @@ impl World {
             Node {
                 name: name.into(),
                 uid: Arc::from(format!("uid-{name}")),
+                boot_id: Some(Arc::from("boot")),
                 labels: BTreeMap::from([(Arc::from("kubernetes.io/hostname"), Arc::from(name))]),
                 taints: if gpus > 0 {
                     vec![Taint {

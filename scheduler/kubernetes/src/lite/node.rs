@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{RawQuantity, meta, nullable, resource};
 
-/// A Node: labels, taints, readiness, allocatable.
+/// A Node: labels, taints, readiness, allocatable, boot.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct LiteNode {
     /// Name, UID, resourceVersion, labels.
@@ -61,6 +61,22 @@ pub struct LiteNodeStatus {
     /// Condition `Ready`; the others are dropped.
     #[serde(deserialize_with = "ready_only", skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<LiteNodeCondition>,
+    /// Which boot of the machine it is.
+    #[serde(rename = "nodeInfo", deserialize_with = "nullable")]
+    pub node_info: LiteNodeInfo,
+}
+
+/// `status.nodeInfo` of a Node.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct LiteNodeInfo {
+    /// The kernel's boot id; empty when not told.
+    #[serde(
+        rename = "bootID",
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub boot_id: String,
 }
 
 /// A condition of a Node.

@@ -15,6 +15,9 @@ pub fn node(node: &LiteNode) -> Node {
     Node {
         name: NodeName::from(text(meta.name.as_ref())),
         uid: Arc::from(text(meta.uid.as_ref())),
+        boot_id: Some(node.status.node_info.boot_id.as_str())
+            .filter(|id| !id.is_empty())
+            .map(Arc::from),
         labels: meta
             .labels
             .iter()

@@ -56,9 +56,11 @@ status:
   allocatable: {cpu: 3920m, memory: 1Gi, ephemeral-storage: 2k, pods: '110', nvidia.com/gpu: 8, nvidia.com/mig-1g.5gb: 0, odd/one: eight}
   conditions: [{type: MemoryPressure, status: 'False'}, {type: Ready, status: 'True', reason: KubeletReady}]
   images: [{names: [a, b], sizeBytes: 1}]
+  nodeInfo: {bootID: b1, kernelVersion: 6.8.0}
 ",
     ));
     assert_eq!((node.name.as_str(), &*node.uid), ("n1", "u1"));
+    assert_eq!(node.boot_id.as_deref(), Some("b1"));
     assert_eq!(node.labels.get("pool").map(AsRef::as_ref), Some("a"));
     assert!(node.unschedulable && node.ready && node.terminating);
     let taints: Vec<_> = node
@@ -78,6 +80,14 @@ status:
         "cpu=3920m mem=1073741824 disk=2000 nvidia.com/gpu=8"
     );
     assert_eq!(node.allocatable.pods, 110);
+}
+
+#[test]
+fn boot_id_that_is_empty_or_absent_is_not_known() {
+    for status in ["{nodeInfo: {bootID: ''}}", "{nodeInfo: null}", "{}"] {
+        let yaml = format!("{{metadata: {{name: n}}, status: {status}}}");
+        assert_eq!(node(&read(&yaml)).boot_id, None, "{status}");
+    }
 }
 
 #[test]
