@@ -45,7 +45,7 @@ fn scheduler_has_the_least_rights() {
         rights(role.rules),
         [
             "/events[]: create patch",
-            "/nodes[]: get list watch",
+            "/nodes[]: list watch",
             "/pods/binding[]: create",
             "/pods[]: get list watch",
             "/pods[]: patch delete",
@@ -54,7 +54,7 @@ fn scheduler_has_the_least_rights() {
             "kubeflow.org/pytorchjobs[]: get list watch patch",
             "muster.dev/gangs/status[]: update",
             "muster.dev/gangs[]: get list watch create delete",
-            "scheduling.k8s.io/priorityclasses[]: get list watch",
+            "scheduling.k8s.io/priorityclasses[]: list watch",
             "scheduling.x-k8s.io/podgroups[]: get list watch",
         ]
     );
