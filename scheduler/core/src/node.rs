@@ -83,10 +83,13 @@ impl Toleration {
     }
 }
 
-/// Taints by which the node lifecycle controller says that a node is short of something.
+/// Taint by which the node lifecycle controller says that a node is short of memory. Its kubelet takes pods
+/// that tolerate it and ask for something.
 /// <https://kubernetes.io/docs/reference/labels-annotations-taints/>
-const PRESSURE: [&str; 3] = [
-    "node.kubernetes.io/memory-pressure",
+const MEMORY: &str = "node.kubernetes.io/memory-pressure";
+
+/// Taints by which it says that a node is short of something else: its kubelet takes nobody new.
+const PRESSURE: [&str; 2] = [
     "node.kubernetes.io/disk-pressure",
     "node.kubernetes.io/pid-pressure",
 ];
@@ -99,8 +102,18 @@ const UNAVAILABLE: [&str; 3] = [
 ];
 
 impl Node {
-    /// Its taints, but for those by which controllers say what state it is in: cordoned, not ready,
-    /// under pressure. That passes, and is no property of the node.
+    /// The node without what passes: pressure. `None` where it has none that pods may tolerate.
+    pub fn without_pressure(&self) -> Option<Self> {
+        let is_memory = |taint: &Taint| &*taint.key == MEMORY;
+        self.taints.iter().any(is_memory).then(|| {
+            let mut node = self.clone();
+            node.taints.retain(|taint| !is_memory(taint));
+            node
+        })
+    }
+
+    /// Its taints, but for those by which controllers say what state it is in, whatever a pod tolerates:
+    /// cordoned, not ready, short of disk. That passes, and is no property of the node.
     pub fn own_taints(&self) -> impl Iterator<Item = &Taint> {
         self.taints.iter().filter(|taint| match &*taint.key {
             "node.kubernetes.io/unschedulable" => !self.unschedulable,
@@ -109,8 +122,8 @@ impl Node {
         })
     }
 
-    /// Whether it is short of memory, disk or process numbers. Its kubelet refuses most pods then,
-    /// also those that tolerate the taint.
+    /// Whether it is short of disk or process numbers. Its kubelet refuses pods then, also those that
+    /// tolerate the taint.
     pub fn is_under_pressure(&self) -> bool {
         self.keeps_off_by(&PRESSURE)
     }

@@ -293,6 +293,25 @@ impl<'a> Terms<'a> {
             && self.lies_in(capacity)
     }
 
+    /// Nodes of the domain with their positions, in order of name.
+    fn nodes(&self) -> Vec<(usize, &'a Arc<NodeCapacity>)> {
+        let snapshot = self.snapshot;
+        let all = || snapshot.nodes().iter().enumerate();
+        let Some(domain) = self.domain.filter(|domain| !domain.is_empty()) else {
+            return all().collect();
+        };
+        let groups = snapshot
+            .index()
+            .places(domain)
+            .flat_map(|(_, groups)| groups);
+        let nodes = groups.flat_map(|(_, group)| group.nodes.iter());
+        let mut found: Vec<(usize, &Arc<NodeCapacity>)> = nodes
+            .filter_map(|(name, capacity)| Some((snapshot.position(name)?, capacity)))
+            .collect();
+        found.sort_unstable_by_key(|(at, _)| *at);
+        found
+    }
+
     fn lies_in(&self, capacity: &NodeCapacity) -> bool {
         self.domain
             .is_none_or(|domain| capacity.place().starts_with(domain))
@@ -332,12 +351,10 @@ fn place_roles<'a>(
         Err(Failure::Room(_)) => return Err(Failure::Room(missed)),
         answer => return answer,
     }
-    if terms.topology.segment.is_some() {
-        // The search knows nothing of segments.
-        return Err(Failure::Limit);
-    }
     order.reverse();
     match search(terms, &order, effort) {
+        // The search knows nothing of segments: there may be a place that keeps them.
+        Ok(Some(_)) if terms.topology.segment.is_some() => Err(Failure::Limit),
         Ok(Some(ways)) => {
             let mut builder = Builder::new(terms, Rules::default(), 0, effort);
             Ok(builder.place_ways(&order, ways))

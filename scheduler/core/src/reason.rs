@@ -18,7 +18,7 @@ pub struct NodeTally {
     pub cordoned: u32,
     /// Not ready, or not available.
     pub not_ready: u32,
-    /// Short of memory, disk or process numbers.
+    /// Short of disk or process numbers.
     pub pressure: u32,
     /// A taint is not tolerated.
     pub taint: u32,
@@ -290,7 +290,7 @@ impl fmt::Display for Unplaceable {
                     (None, Some(best)) => {
                         write!(f, "; of {domains} the best, {best}, has room for {placed}")?;
                     }
-                    _ => write!(f, "; found room for {placed} in {domains}")?,
+                    _ => write!(f, "; found room for {placed} in {domains} of them")?,
                 }
                 if let Some(possible) = possible {
                     write!(f, ", and when the cluster is empty for {possible}")?;

@@ -300,7 +300,7 @@ fn gang_that_waits_for_a_cordoned_or_not_ready_node_is_not_told_that_it_never_fi
     assert_eq!(world.phase(&key), "Running AllBound 3/3");
 }
 
-/// A node that is short of memory for a while is not too small for a gang, and no place for it now, even
+/// A node that is short of disk for a while is not too small for a gang, and no place for it now, even
 /// if its pods tolerate every taint: the kubelet would refuse them.
 #[test]
 fn gang_waits_for_a_node_under_pressure_and_is_not_told_that_it_never_fits() {
@@ -311,8 +311,7 @@ fn gang_waits_for_a_node_under_pressure_and_is_not_told_that_it_never_fits() {
     };
     let mut world = World::new(3, 8);
     world.change_node("n0", |node| {
-        node.taints
-            .push(taint("node.kubernetes.io/memory-pressure"));
+        node.taints.push(taint("node.kubernetes.io/disk-pressure"));
     });
     world.change_node("n1", |node| {
         let network = taint("node.kubernetes.io/network-unavailable");
@@ -333,6 +332,34 @@ fn gang_waits_for_a_node_under_pressure_and_is_not_told_that_it_never_fits() {
     world.change_node("n1", |node| node.taints.clear());
     world.settle();
     assert_eq!(world.phase(&key), "Running AllBound 3/3");
+}
+
+/// Short of memory, a kubelet takes pods that tolerate that; for others it passes.
+#[test]
+fn node_short_of_memory_is_for_those_that_tolerate_it() {
+    let memory = |node: &mut muster_core::node::Node| {
+        node.taints.push(Taint {
+            key: Arc::from("node.kubernetes.io/memory-pressure"),
+            value: Arc::from(""),
+            effect: TaintEffect::NoSchedule,
+        });
+    };
+    let mut world = World::new(2, 8);
+    world.change_node("n0", memory);
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Held);
+    world.settle();
+    let said = format!("{} {}", world.phase(&key), world.reason(&key));
+    assert!(said.starts_with("Waiting NotEnoughFree 0/2"), "{said}");
+    assert!(said.contains("taint 1"), "{said}");
+    let mut shape = world::shape(8);
+    shape.tolerations.push(Toleration {
+        key: None,
+        operator: TolerationOperator::Exists,
+        effect: None,
+    });
+    let other = world.submit("other", &[("Worker", 2, Arc::new(shape))], Hold::Held);
+    world.settle();
+    assert_eq!(world.phase(&other), "Running AllBound 2/2");
 }
 
 #[test]

@@ -219,3 +219,115 @@ fn nvlink_domain_is_known_from_the_agents() {
         "{said}"
     );
 }
+
+/// The agents of a rack that is wired up while a gang waits report another fabric, and nothing else.
+#[test]
+fn gang_that_waits_for_an_nvlink_domain_hears_of_one_that_has_grown() {
+    let mut world = World::new(2, 4);
+    world.config.topology = vec![Level {
+        name: Arc::from("nvlink"),
+        source: Source::FabricClique,
+    }];
+    world.cliques.insert("n0".into(), Arc::from("c1.0"));
+    world.restart(2);
+    let key = world.submit("train", &[("Worker", 2, gpus(4))], Hold::SuspendedByUser);
+    ask(&mut world, &key, &[("required-topology", "nvlink")]);
+    world.edit(&key, |job| job.hold = Hold::Held);
+    world.settle();
+    assert_eq!(world.phase(&key), "Waiting TopologyNotMet 0/2");
+    world.cliques.insert("n1".into(), Arc::from("c1.0"));
+    world.next_generation();
+    world.report_all();
+    world.settle();
+    assert_eq!(nodes(&world, &key), ["n0", "n1"]);
+}
+
+/// The rack of a segment dies. One member that came alone into another rack would keep the rest of its
+/// segment from the third, which has room for all.
+#[test]
+fn segment_that_has_lost_all_its_members_comes_back_as_a_whole() {
+    let mut world = racks();
+    for at in 6..8 {
+        world.change_node(&format!("n{at}"), |node| node.unschedulable = true);
+    }
+    let settings = [("segment-size", "2"), ("segment-topology", "rack")];
+    let thief = submit(&mut world, "thief", 1, &[]);
+    assert_eq!(nodes(&world, &thief), ["n0"]);
+    let key = submit(&mut world, "train", 4, &settings);
+    assert_eq!(nodes(&world, &key), ["n2", "n3", "n4", "n5"]);
+    world.change_node("n6", |node| node.unschedulable = false);
+    world.change_node("n7", |node| node.unschedulable = false);
+    for at in [2, 3] {
+        world.change_node(&format!("n{at}"), |node| node.ready = false);
+    }
+    for name in ["train-Worker-0", "train-Worker-1"] {
+        let lost = world.member(name);
+        world.delete_pod(&lost);
+    }
+    world.pass(Millis::from_secs(20));
+    assert_eq!(world.phase(&key), "Running AllBound 4/4");
+    assert_eq!(nodes(&world, &key), ["n6", "n7", "n4", "n5"]);
+}
+
+/// Its user gives the wish up: nothing else has changed.
+#[test]
+fn gang_is_tried_again_when_it_asks_for_less() {
+    let mut world = racks();
+    let key = submit(&mut world, "train", 3, &[("required-topology", "rack")]);
+    assert_eq!(world.phase(&key), "Waiting TopologyNotMet 0/3");
+    world.edit(&key, |job| job.settings.clear());
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 3/3");
+    let uids = ["a", "b", "c"].map(|name| world.labelled(name, "trio", 3, 8, true));
+    let ask = |world: &mut World, level: &str| {
+        let level = Arc::from(level);
+        for uid in &uids {
+            world.change_pod(uid, |pod| {
+                let name = Arc::from("muster.dev/required-topology");
+                pod.settings.insert(name, Arc::clone(&level));
+            });
+        }
+    };
+    ask(&mut world, "rack");
+    let group = GangKey::labelled("default", "trio");
+    world.settle();
+    assert_eq!(world.phase(&group), "Waiting TopologyNotMet 0/3");
+    ask(&mut world, "block");
+    world.settle();
+    assert_eq!(world.phase(&group), "Running AllBound 3/3");
+}
+
+/// Master and workers of one shape are counted through, whoever says who they are.
+#[test]
+fn segments_of_labelled_pods_count_through_their_roles() {
+    let mut world = racks();
+    for at in 4..8 {
+        world.change_node(&format!("n{at}"), |node| node.unschedulable = true);
+    }
+    let uids = ["a", "b", "c", "d"].map(|name| world.labelled(name, "four", 4, 8, true));
+    for (at, uid) in uids.iter().enumerate() {
+        world.change_pod(uid, |pod| {
+            for (name, value) in [("segment-size", "2"), ("segment-topology", "rack")] {
+                let name = Arc::from(format!("muster.dev/{name}"));
+                pod.settings.insert(name, Arc::from(value));
+            }
+            let member = pod.membership.as_mut().unwrap();
+            let (role, index) = if at == 0 {
+                ("master", 0)
+            } else {
+                ("worker", at - 1)
+            };
+            member.role = Some(role.into());
+            member.index = Some(index as u32);
+        });
+    }
+    world.settle();
+    let key = GangKey::labelled("default", "four");
+    assert_eq!(
+        world.phase(&key),
+        "Running AllBound 4/4",
+        "{}",
+        world.reason(&key)
+    );
+    assert_eq!(nodes(&world, &key), ["n0", "n1", "n2", "n3"]);
+}

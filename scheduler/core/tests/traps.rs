@@ -682,3 +682,31 @@ fn gang_whose_object_cannot_be_read_is_not_left_bound_in_part() {
     world.pass(Millis::from_secs(31));
     assert_eq!(world.bound(&key), 0);
 }
+
+/// The same for pods: their Event is about the Gang object, which is there.
+#[test]
+fn labelled_gang_whose_object_cannot_be_read_says_so_too() {
+    let mut world = World::new(3, 8);
+    let _ = ["a", "b"].map(|name| world.labelled(name, "pair", 2, 8, true));
+    world.settle();
+    let key = GangKey::labelled("default", "pair");
+    let event = unreadable(&world, &key);
+    world.tell(event);
+    world.settle();
+    let said = world.announced.join("; ");
+    assert!(said.contains("UnreadableRecord"), "{said}");
+}
+
+/// What a job without its object, but with a minimum of its own, had running is not too little.
+#[test]
+fn elastic_gang_that_runs_is_let_be_when_its_job_goes() {
+    let mut world = World::new(3, 8);
+    let key = world.submit("train", &[("Worker", 4, gpus(8))], Hold::Held);
+    world.edit(&key, |job| job.minimum = Some(2));
+    world.settle();
+    assert_eq!(world.bound(&key), 3);
+    world.operator = false;
+    world.tell(Event::WorkloadRemoved(key.clone()));
+    world.pass(Millis::from_secs(90));
+    assert_eq!(world.bound(&key), 3);
+}

@@ -38,6 +38,10 @@ impl Engine {
                 if !plan.open {
                     shift(&mut plan.progress_at, quiet_max);
                 }
+                let lost = plan.slots.values_mut();
+                for since in lost.filter_map(|slot| slot.lost_at.as_mut()) {
+                    shift(since, repair_max);
+                }
             }
             if overdue {
                 self.dirty.insert(gang.key.clone());

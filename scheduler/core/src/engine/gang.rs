@@ -297,6 +297,8 @@ pub(crate) struct Gang {
     pub releasing: bool,
     /// Since when.
     pub releasing_since: Timestamp,
+    /// Minimum of the plan by which it ran when its job went.
+    pub minimum_kept: Option<u32>,
     /// Without a plan: since when fewer than the minimum have been bound.
     pub partial_since: Option<Timestamp>,
     /// The last attempt to plan ended before a placement was looked for. Only the gang's own change
@@ -350,6 +352,7 @@ impl Gang {
             ended_slots: BTreeMap::new(),
             releasing: false,
             releasing_since: Timestamp(0),
+            minimum_kept: None,
             partial_since: None,
             unready: false,
         }

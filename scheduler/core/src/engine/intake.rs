@@ -1,5 +1,6 @@
 //! Taking events in: what each one changes, and which gangs it touches.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::gang::{Gang, Record};
@@ -208,6 +209,12 @@ impl Engine {
             self.dirty.insert(before);
         }
         let uid = pod.uid.clone();
+        let before = self.pods.get(&uid);
+        if before.is_some_and(|before| before.settings != pod.settings)
+            && let Some(gang) = key.as_ref().and_then(|key| self.gangs.get_mut(key))
+        {
+            gang.tried_at = None;
+        }
         self.pods.insert(uid.clone(), pod);
         self.settle_doubts(&uid);
     }
@@ -273,6 +280,7 @@ impl Engine {
             before.members != workload.members
                 || before.minimum != workload.minimum
                 || before.hold != workload.hold
+                || asks(&before.settings) != asks(&workload.settings)
         });
         if edited {
             gang.tried_at = None;
@@ -462,6 +470,12 @@ impl Engine {
             Purpose::Stamp(pod) => self.stamped(id, &pod, &outcome, now),
         }
     }
+}
+
+/// What settings ask of the topology.
+fn asks(settings: &BTreeMap<Arc<str>, Arc<str>>) -> Vec<Option<&Arc<str>>> {
+    let keys = crate::topology::KEYS.into_iter();
+    keys.map(|key| settings.get(key)).collect()
 }
 
 /// Takes over what a Gang object says about itself.

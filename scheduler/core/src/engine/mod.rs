@@ -505,6 +505,7 @@ impl Engine {
             (before.eligibility != now.eligibility && now.eligibility == Eligibility::Eligible)
                 || before.reported != now.reported
                 || before.node.labels != now.node.labels
+                || before.path != now.path
                 || before.node.taints != now.node.taints
                 || before.free.shortage(&now.free).is_some()
                 || before.node.allocatable != now.node.allocatable

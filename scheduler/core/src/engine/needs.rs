@@ -59,13 +59,11 @@ impl Engine {
     /// The needs with what is asked of the topology.
     fn with_topology(&self, gang: &Gang, mut needs: Needs) -> Result<Needs, Reason> {
         needs.topology = self.topology_of(gang).map_err(Reason::Invalid)?;
-        if needs.topology.segment.is_some() {
-            for role in &mut needs.roles {
-                let seats = role.indices.iter().map(|index| (role.role.clone(), *index));
-                let numbers = seats
-                    .map_while(|seat| self.segment_of(gang, &seat, &role.shape, &needs.topology));
-                role.segments = numbers.collect();
-            }
+        let segments = self.segments_of(gang, &needs.topology);
+        for role in &mut needs.roles {
+            let seats = role.indices.iter();
+            let seats = seats.map(|index| (role.role.clone(), *index));
+            role.segments = seats.map_while(|seat| segments.of(&seat)).collect();
         }
         Ok(needs)
     }
@@ -298,6 +296,7 @@ impl Engine {
         {
             return Vec::new();
         }
+        let segments = self.segments_of(gang, topology);
         slots
             .iter()
             .filter(|(_, slot)| !slot.done)
@@ -306,7 +305,7 @@ impl Engine {
                     node: slot.node.clone()?,
                     shape: Arc::clone(&slot.shape),
                     labels: self.labels_at(gang, seat, slot),
-                    segment: self.segment_of(gang, seat, &slot.shape, topology),
+                    segment: segments.of(seat),
                 })
             })
             .collect()
@@ -354,7 +353,7 @@ impl Engine {
     }
 }
 
-fn role_of(pod: &Pod) -> RoleName {
+pub(super) fn role_of(pod: &Pod) -> RoleName {
     pod.membership
         .as_ref()
         .and_then(|membership| membership.role.clone())

@@ -10,7 +10,7 @@ use super::gang::{Gang, Plan, Seat, Slot};
 use super::needs::{Needs, free_seat};
 use crate::ids::{GangKey, NodeName, RoleName};
 use crate::interpod::Labels;
-use crate::plan::{GangRequest, Placement, RoleRequest, STEPS_MAX, Standing, plan_part};
+use crate::plan::{GangRequest, Placed, Placement, RoleRequest, STEPS_MAX, Standing, plan_part};
 use crate::pod::PodShape;
 use crate::reason::{Reason, Unplaceable};
 use crate::time::Timestamp;
@@ -323,7 +323,8 @@ impl Engine {
     }
 
     /// Finds places for members of a gang that runs, each on its own: every one that comes back
-    /// helps. What is too much work for one pass is left to the next.
+    /// helps. Those of one segment, or of a gang that asks something else of the topology, are looked for
+    /// together. What is too much work for one pass is left to the next.
     fn place_missing(&mut self, gang: &mut Gang, now: Timestamp) {
         let Some(mut plan_of) = gang.plan.take() else {
             return;
@@ -331,18 +332,12 @@ impl Engine {
         let avoid: BTreeSet<_> = gang.refused_nodes.keys().cloned().collect();
         let (mut steps, mut found_any) = (0u64, false);
         // What found no place since a member last did finds none now.
-        let mut failed: BTreeSet<(Arc<PodShape>, Arc<Labels>, Option<u32>)> = BTreeSet::new();
+        let mut failed: BTreeSet<(Arc<PodShape>, Arc<Labels>)> = BTreeSet::new();
         // What cannot be read any more binds nobody who runs already.
         let topology = self.topology_of(gang).unwrap_or_default();
-        for Vacancy {
-            seat,
-            shape,
-            labels,
-        } in self.missing_seats(gang, &plan_of)
-        {
-            let segment = self.segment_of(gang, &seat, &shape, &topology);
-            let asked = (Arc::clone(&shape), Arc::clone(&labels), segment);
-            if failed.contains(&asked) {
+        for batch in self.batches(gang, &plan_of, &topology) {
+            let alone = batch.alone();
+            if alone.as_ref().is_some_and(|asked| failed.contains(asked)) {
                 continue;
             }
             if steps > STEPS_MAX {
@@ -350,13 +345,7 @@ impl Engine {
                 break;
             }
             let request = GangRequest {
-                roles: vec![RoleRequest {
-                    role: seat.0.clone(),
-                    indices: vec![seat.1],
-                    shape,
-                    labels,
-                    segments: segment.into_iter().collect(),
-                }],
+                roles: batch.roles,
                 placed: self.standing(gang, &plan_of.slots, &topology),
                 avoid: avoid.clone(),
                 topology: topology.clone(),
@@ -364,36 +353,117 @@ impl Engine {
             for role in &request.roles {
                 self.snapshot.learn(&role.shape);
             }
-            let answer = plan_part(&self.snapshot, &request, 0, &self.config);
-            steps = steps.saturating_add(answer.steps);
+            let answer = plan_part(&self.snapshot, &request, batch.spare, &self.config);
+            let standing = u64::try_from(request.placed.len()).unwrap_or(u64::MAX);
+            steps = steps.saturating_add(answer.steps).saturating_add(standing);
             let Ok(placement) = answer.placement else {
-                failed.insert(asked);
+                failed.extend(alone);
                 continue;
             };
             found_any = true;
             failed.clear();
             for member in placement.members {
-                let slot = plan_of
-                    .slots
-                    .entry(seat.clone())
-                    .or_insert_with(|| Slot::new(None, Vec::new(), Arc::clone(&member.shape)));
-                slot.node = Some(member.node.clone());
-                slot.devices.clone_from(&member.devices);
-                slot.refused_since = None;
-                let pod = slot.pod.as_ref().and_then(|uid| self.pods.get(uid));
-                slot.said_before = pod.and_then(|pod| pod.unschedulable.clone());
-                self.ledger.reserve(
-                    gang.slot_key(&seat),
-                    member.node.clone(),
-                    member.shape,
-                    member.devices,
-                );
-                self.dirty_nodes.insert(member.node);
+                self.seat_missing(gang, &mut plan_of, member);
             }
             plan_of.epoch = self.epoch;
             plan_of.progress_at = now;
             self.refresh_capacity(now);
         }
         gang.plan = Some(plan_of);
+    }
+
+    fn seat_missing(&mut self, gang: &Gang, plan: &mut Plan, member: Placed) {
+        let seat = (member.role, member.index);
+        let slot = plan
+            .slots
+            .entry(seat.clone())
+            .or_insert_with(|| Slot::new(None, Vec::new(), Arc::clone(&member.shape)));
+        slot.node = Some(member.node.clone());
+        slot.devices.clone_from(&member.devices);
+        slot.refused_since = None;
+        let pod = slot.pod.as_ref().and_then(|uid| self.pods.get(uid));
+        slot.said_before = pod.and_then(|pod| pod.unschedulable.clone());
+        let key = gang.slot_key(&seat);
+        self.ledger
+            .reserve(key, member.node.clone(), member.shape, member.devices);
+        self.dirty_nodes.insert(member.node);
+    }
+
+    /// The vacancies of a gang, those together that are looked for together.
+    fn batches(&self, gang: &Gang, plan: &Plan, topology: &TopologyRequest) -> Vec<Batch> {
+        let missing = self.missing_seats(gang, plan);
+        if topology.is_empty() {
+            let each = missing.into_iter();
+            return each
+                .map(|vacancy| Batch::of([(vacancy, None)], 0))
+                .collect();
+        }
+        let segments = self.segments_of(gang, topology);
+        let mut by_segment: BTreeMap<Option<u32>, Vec<(Vacancy, Option<u32>)>> = BTreeMap::new();
+        for vacancy in missing {
+            let segment = segments.of(&vacancy.seat);
+            let batch = by_segment.entry(segment).or_default();
+            batch.push((vacancy, segment));
+        }
+        let stands = |segment: u32| {
+            let mut slots = plan.slots.iter();
+            slots.any(|(seat, slot)| slot.node.is_some() && segments.of(seat) == Some(segment))
+        };
+        by_segment
+            .into_iter()
+            .map(|(segment, vacancies)| {
+                // A segment of which nobody stands comes whole: a part of it could end up where the rest
+                // has no room.
+                let whole = segment.is_some_and(|segment| !stands(segment));
+                let spare = if whole {
+                    0
+                } else {
+                    vacancies.len().saturating_sub(1)
+                };
+                Batch::of(vacancies, u32::try_from(spare).unwrap_or(u32::MAX))
+            })
+            .collect()
+    }
+}
+
+/// Vacancies that are looked for together.
+struct Batch {
+    roles: Vec<RoleRequest>,
+    /// How many may stay without a place.
+    spare: u32,
+}
+
+impl Batch {
+    fn of(vacancies: impl IntoIterator<Item = (Vacancy, Option<u32>)>, spare: u32) -> Self {
+        let mut roles: Vec<RoleRequest> = Vec::new();
+        for (vacancy, segment) in vacancies {
+            let (name, index) = vacancy.seat;
+            let alike = roles.iter_mut().find(|role| {
+                role.role == name && role.shape == vacancy.shape && role.labels == vacancy.labels
+            });
+            match alike {
+                Some(role) => {
+                    role.indices.push(index);
+                    role.segments.extend(segment);
+                }
+                None => roles.push(RoleRequest {
+                    role: name,
+                    indices: vec![index],
+                    shape: vacancy.shape,
+                    labels: vacancy.labels,
+                    segments: segment.into_iter().collect(),
+                }),
+            }
+        }
+        Self { roles, spare }
+    }
+
+    /// What is asked, where it is asked for one member of no segment.
+    fn alone(&self) -> Option<(Arc<PodShape>, Arc<Labels>)> {
+        let [role] = self.roles.as_slice() else {
+            return None;
+        };
+        let is_one = role.indices.len() == 1 && role.segments.is_empty();
+        is_one.then(|| (Arc::clone(&role.shape), Arc::clone(&role.labels)))
     }
 }

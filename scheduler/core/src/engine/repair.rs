@@ -112,6 +112,10 @@ impl Engine {
             },
         };
         let Some(reason) = reason else { return false };
+        if gang.workload.is_none() {
+            let own = gang.plan.as_ref().map(|plan| plan.minimum);
+            gang.minimum_kept = own.or(gang.minimum_kept);
+        }
         self.drop_plan(gang, &Arc::from("muster: the gang is not to run"));
         self.queue.remove(&gang.key);
         gang.recovered = None;
@@ -148,6 +152,8 @@ impl Engine {
         if gang.releasing {
             self.go_on_releasing(gang, now);
         }
+        let refusal = gang.refusal();
+        self.turn_away(gang, &refusal);
         gang.reason = Some(reason);
     }
 
@@ -519,6 +525,7 @@ impl Engine {
         let settled = bound.saturating_add(count(ended.count()));
         let minimum = self
             .minimum_of(gang)
+            .or(gang.minimum_kept.filter(|_| gang.workload.is_none()))
             .unwrap_or_else(|| self.all_of(gang, settled));
         if bound == 0 || settled >= minimum || gang.releasing {
             gang.partial_since = None;

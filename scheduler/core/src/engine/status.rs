@@ -276,7 +276,8 @@ impl Engine {
             return;
         }
         let subject = subject(gang);
-        let is_to_come = matches!(subject, Subject::Gang { uid: None, .. });
+        let is_to_come = matches!(subject, Subject::Gang { uid: None, .. })
+            && matches!(gang.record, Record::Missing | Record::Creating(_));
         if is_to_come && gang.status_failures == 0 && self.is_worth_an_object(gang, status) {
             gang.unannounced = true;
             return;

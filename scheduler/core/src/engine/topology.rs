@@ -1,10 +1,37 @@
 //! What gangs ask of the topology, and in which segment each member is.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::Engine;
 use super::gang::{Gang, Seat};
+use super::needs::role_of;
+use crate::ids::RoleName;
 use crate::pod::PodShape;
 use crate::topology::TopologyRequest;
 use crate::workload::{InvalidWorkload, MEMBERS_MAX, MemberSource};
+
+/// In which segment each member of a gang is.
+#[derive(Debug, Default)]
+pub(super) struct Segments {
+    /// Members of each; none where the gang has no segments.
+    size: Option<u32>,
+    /// Of each role: number of its shape, and members of that shape in the roles before it.
+    roles: BTreeMap<RoleName, (u32, u32)>,
+}
+
+impl Segments {
+    /// Number of the segment that a member is in. Members of one shape are counted through role by role, as
+    /// they are ranked; those of a role without devices are in none.
+    pub fn of(&self, (role, index): &Seat) -> Option<u32> {
+        let (class, before) = self.roles.get(role)?;
+        // No gang has more members than that, so that no two classes share a number.
+        let rank = before.saturating_add(*index).min(MEMBERS_MAX);
+        let number = rank.checked_div(self.size?)?;
+        let first = class.saturating_mul(MEMBERS_MAX.saturating_add(1));
+        Some(first.saturating_add(number))
+    }
+}
 
 impl Engine {
     /// What the gang asks of the topology: by annotations of its job or PodGroup, or of its first pod
@@ -23,42 +50,57 @@ impl Engine {
         )
     }
 
-    /// Number of the segment that a member is in. Members of one shape are counted through role by role,
-    /// as they are ranked; those without devices are in none.
-    pub(super) fn segment_of(
-        &self,
-        gang: &Gang,
-        seat: &Seat,
-        shape: &PodShape,
-        topology: &TopologyRequest,
-    ) -> Option<u32> {
-        let segment = topology.segment?;
-        let mut extended = shape.requests.extended.keys();
-        if !extended.any(|name| self.config.is_device(name)) {
-            return None;
-        }
-        let (role, index) = seat;
-        let (mut class, mut before) = (0u32, 0u32);
-        if let Some(MemberSource::Roles(specs)) =
-            gang.workload.as_ref().map(|workload| &workload.members)
-        {
-            let at = specs.iter().position(|spec| spec.name == *role)?;
-            let own = specs.get(at)?;
-            let alike = |spec: &&crate::workload::RoleSpec| spec.shape == own.shape;
-            before = specs
+    /// The segments of a gang, by its roles as its job says them, or as its pods do.
+    pub(super) fn segments_of(&self, gang: &Gang, topology: &TopologyRequest) -> Segments {
+        let Some(segment) = topology.segment else {
+            return Segments::default();
+        };
+        let job = gang.workload.as_ref().map(|workload| &workload.members);
+        let roles: Vec<(RoleName, Arc<PodShape>, u32)> = match job {
+            Some(MemberSource::Roles(specs)) => specs
                 .iter()
-                .take(at)
-                .filter(alike)
-                .fold(0, |sum, spec| sum.saturating_add(spec.count));
-            class = u32::try_from(specs.iter().position(|spec| alike(&spec))?).ok()?;
+                .map(|spec| (spec.name.clone(), Arc::clone(&spec.shape), spec.count))
+                .collect(),
+            _ => self.roles_of_pods(gang),
+        };
+        let mut counted: Vec<(Arc<PodShape>, u32)> = Vec::new();
+        let mut segments = Segments {
+            size: Some(segment.size),
+            roles: BTreeMap::new(),
+        };
+        for (name, shape, count) in roles {
+            let mut extended = shape.requests.extended.keys();
+            if !extended.any(|resource| self.config.is_device(resource)) {
+                continue;
+            }
+            let class = counted.iter().position(|(other, _)| *other == shape);
+            let class = class.unwrap_or_else(|| {
+                counted.push((shape, 0));
+                counted.len().saturating_sub(1)
+            });
+            if let Some((_, before)) = counted.get_mut(class) {
+                let class = u32::try_from(class).unwrap_or(u32::MAX);
+                segments.roles.insert(name, (class, *before));
+                *before = before.saturating_add(count);
+            }
         }
-        // No gang has more members than that, so that no two classes share a number.
-        let rank = before.saturating_add(*index).min(MEMBERS_MAX);
-        let number = rank.checked_div(segment.size)?;
-        Some(
-            class
-                .saturating_mul(MEMBERS_MAX.saturating_add(1))
-                .saturating_add(number),
-        )
+        segments
+    }
+
+    /// Roles in order of name, each with the shape of its first pod and how many members it has by their
+    /// indices.
+    fn roles_of_pods(&self, gang: &Gang) -> Vec<(RoleName, Arc<PodShape>, u32)> {
+        let mut roles: BTreeMap<RoleName, (Arc<PodShape>, u32, u32)> = BTreeMap::new();
+        for pod in self.alive(gang) {
+            let first = || (Arc::clone(&pod.shape), 0, 0);
+            let (_, pods, most) = roles.entry(role_of(pod)).or_insert_with(first);
+            *pods = pods.saturating_add(1);
+            let index = pod.membership.as_ref().and_then(|member| member.index);
+            *most = (*most).max(index.map_or(0, |index| index.saturating_add(1)));
+        }
+        roles
+            .into_iter()
+            .map(|(name, (shape, pods, most))| (name, shape, pods.max(most)))
+            .collect()
     }
 }

@@ -37,10 +37,14 @@ pub(super) struct Builder<'a, 'e> {
     /// Columns of devices.
     pub devices: Vec<usize>,
     pub touched: BTreeMap<NodeName, Remaining>,
+    /// Those by where they lie, as far as it matters.
+    pub touched_at: BTreeMap<Path, BTreeSet<NodeName>>,
     /// Nodes of each group that are avoided or touched; of each place, where it matters where nodes lie.
     pub apart: BTreeMap<(&'a [Arc<str>], &'a Key), u32>,
     /// Where members stand, as far as it matters.
     pub used: BTreeSet<Path>,
+    /// Domain of each segment of which a member was placed.
+    pub settled: BTreeMap<u32, &'a [Arc<str>]>,
     rules: Rules,
     pub home: Home,
     pub effort: &'e mut Effort,
@@ -64,8 +68,10 @@ impl<'a, 'e> Builder<'a, 'e> {
             terms,
             devices: snapshot.index().columns(|name| config.is_device(name)),
             touched: BTreeMap::new(),
+            touched_at: BTreeMap::new(),
             apart: BTreeMap::new(),
             used: BTreeSet::new(),
+            settled: BTreeMap::new(),
             rules,
             home: Home { number, of: None },
             effort,
@@ -144,11 +150,12 @@ impl<'a, 'e> Builder<'a, 'e> {
             // Segments of members with rules between them are not looked for.
             return Err(Miss::Limit);
         }
-        let (nodes, rules) = (self.terms.snapshot.nodes().len(), self.rules.len());
-        self.effort.nodes(nodes, rules)?;
+        let nodes = self.terms.nodes();
+        let rules = self.rules.len();
+        self.effort.nodes(nodes.len(), rules)?;
         self.effort.nodes(role.indices.len(), rules)?;
         let total = role.indices.len();
-        let rooms = self.candidates(position, role);
+        let rooms = self.candidates(position, role, nodes);
         let rooms = self.at_home(position, rooms, total, wants_devices)?;
         let by = self.rules.counting(position);
         let nodes = if by.is_empty() {
@@ -231,10 +238,15 @@ impl<'a, 'e> Builder<'a, 'e> {
     }
 
     /// The nodes that have room for members of the role, beside those that have a place.
-    fn candidates(&self, position: usize, role: &RoleRequest) -> Vec<Candidate> {
+    fn candidates(
+        &self,
+        position: usize,
+        role: &RoleRequest,
+        nodes: Vec<(usize, &Arc<NodeCapacity>)>,
+    ) -> Vec<Candidate> {
         let total = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
         let mut rooms = Vec::new();
-        for (at, capacity) in self.terms.snapshot.nodes().iter().enumerate() {
+        for (at, capacity) in nodes {
             if !self.terms.admits(capacity, &role.shape) || !self.rules.admit(position, at) {
                 continue;
             }
@@ -340,9 +352,14 @@ impl<'a, 'e> Builder<'a, 'e> {
         let name = &capacity.node.name;
         if self.terms.domain.is_some()
             && let Some(path) = &capacity.path
-            && !self.used.contains(path)
         {
-            self.used.insert(Arc::clone(path));
+            if !self.used.contains(path) {
+                self.used.insert(Arc::clone(path));
+            }
+            if !self.touched.contains_key(name) {
+                let here = self.touched_at.entry(Arc::clone(path)).or_default();
+                here.insert(name.clone());
+            }
         }
         if !self.touched.contains_key(name) {
             let remaining = Remaining {

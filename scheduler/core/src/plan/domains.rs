@@ -102,6 +102,9 @@ impl Room {
     }
 }
 
+/// Most domains of a level that are tried for a gang that would like to be in one of it.
+const WISHES_MAX: usize = 16;
+
 /// A domain, by the values of its levels.
 type Name<'a> = &'a [Arc<str>];
 
@@ -115,7 +118,9 @@ impl<'a> Builder<'a, '_> {
     pub fn place_block(&mut self, block: &Block) -> Result<Vec<Placed>, Miss> {
         let domain = self.terms.domain.unwrap_or_default();
         let mut placed = Vec::with_capacity(block.members.len());
-        let Some(segment) = self.terms.topology.segment else {
+        // Within one domain of theirs segments need not be kept apart.
+        let segment = self.terms.topology.segment;
+        let Some(segment) = segment.filter(|segment| segment.level >= domain.len()) else {
             self.share_out(domain, block, &block.members, &mut placed)?;
             return Ok(placed);
         };
@@ -153,20 +158,38 @@ impl<'a> Builder<'a, '_> {
         if !loose.is_empty() {
             placed.extend(self.place_by_groups(Area::Within(domain), block.role, &loose)?);
         }
+        self.settle(segment, block, &placed);
         Ok(placed)
+    }
+
+    /// Notes where segments are, for those of their members that are of another shape.
+    fn settle(&mut self, segment: Segment, block: &Block, placed: &[Placed]) {
+        let members = block.members.iter();
+        let numbers: BTreeMap<(&str, u32), u32> = members
+            .filter_map(|member| Some(((member.role.role.as_str(), member.index), member.segment?)))
+            .collect();
+        for place in placed {
+            let number = numbers.get(&(place.role.as_str(), place.index));
+            if let (Some(number), Some(node)) = (number, self.terms.snapshot.get(&place.node)) {
+                let home = cut(node.place(), segment.level.saturating_add(1));
+                self.settled.entry(*number).or_insert(home);
+            }
+        }
     }
 
     /// Domain of each segment of which a member stands.
     fn homes(&self, segment: Segment) -> BTreeMap<u32, Name<'a>> {
         let terms = self.terms;
+        let levels = segment.level.saturating_add(1);
         let standing = terms.placed.iter().filter_map(|standing| {
             let place = terms.snapshot.get(&standing.node)?.place();
-            Some((
-                standing.segment?,
-                cut(place, segment.level.saturating_add(1)),
-            ))
+            Some((standing.segment?, cut(place, levels)))
         });
-        standing.collect()
+        // A node that has lost its label is nobody's home.
+        let mut homes: BTreeMap<u32, Name<'a>> =
+            standing.filter(|(_, home)| home.len() == levels).collect();
+        homes.extend(self.settled.iter().map(|(number, home)| (*number, *home)));
+        homes
     }
 
     /// The fullest domain that takes a segment of fewer members, one that is used where there is one.
@@ -346,7 +369,7 @@ pub(super) fn place_in_domains<'a>(
 ) -> Result<Placement, Failure<'a>> {
     let topology = terms.topology;
     let anywhere = terms.anywhere();
-    let mut missed: Option<Missed<'a>> = None;
+    let (mut missed, mut gave_up): (Option<Missed<'a>>, bool) = (None, false);
     if let Some(narrowest) = topology.preferred.max(topology.required) {
         let widest = topology.required.unwrap_or(0);
         for level in (widest..=narrowest).rev() {
@@ -356,19 +379,28 @@ pub(super) fn place_in_domains<'a>(
             }
             let (domains, best) = candidates(anywhere, gang, level, effort)?;
             missed = best.or(missed);
-            for domain in domains {
+            // What is wished for only is worth so many tries.
+            let tries = match topology.required == Some(level) {
+                true => usize::MAX,
+                false => WISHES_MAX,
+            };
+            for domain in domains.into_iter().take(tries) {
                 let within = Terms {
                     domain: Some(domain),
                     ..terms
                 };
                 match place_roles(within, &gang.roles, rules, effort) {
                     Err(Failure::Room(other)) => missed = farther(missed, other),
+                    Err(Failure::Limit) if effort.is_spent() => return Err(Failure::Limit),
+                    // Another one may do.
+                    Err(Failure::Limit) => gave_up |= topology.required == Some(level),
                     answer => return answer,
                 }
             }
         }
     }
     match missed.filter(|_| topology.required.is_some()) {
+        _ if gave_up => Err(Failure::Limit),
         Some(missed) => Err(Failure::Room(missed)),
         // Nothing is required, or there is nobody to be placed.
         None => place_roles(anywhere, &gang.roles, rules, effort),
@@ -413,7 +445,12 @@ fn candidates<'a>(
             .map(|(name, room)| (*name, room.spare))
             .collect();
         if fits.is_empty() {
-            let best = domains().map(|(_, room)| room.members).max().unwrap_or(0);
+            // Of those that take the roles before.
+            let best = domains()
+                .filter(|(name, _)| fitting.as_ref().is_none_or(|all| all.contains_key(*name)))
+                .map(|(_, room)| room.members)
+                .max()
+                .unwrap_or(0);
             let missed = Missed {
                 role: block.role,
                 placed: u32::try_from(best.min(needed)).unwrap_or(u32::MAX),
@@ -430,6 +467,8 @@ fn candidates<'a>(
         .iter()
         .filter_map(|standing| anywhere.snapshot.get(&standing.node))
         .map(|node| cut(node.place(), level.saturating_add(1)))
+        // A node that has lost its label is in none.
+        .filter(|name| name.len() > level)
         .collect();
     let mut domains: Vec<(u64, Name<'a>)> = fitting
         .into_iter()
@@ -444,11 +483,13 @@ fn candidates<'a>(
     Ok((domains.into_iter().map(|(_, name)| name).collect(), missed))
 }
 
-/// For people: how many domains a level has, and which has most room for members of this shape.
+/// For people: how many domains a level has, and which takes this many members of a shape, if that is
+/// what keeps the gang from all of them.
 pub(super) fn best_domain(
     anywhere: Terms<'_>,
     block: &Block,
     level: usize,
+    placed: u32,
     effort: &mut Effort,
 ) -> (u32, Option<Arc<str>>) {
     let levels = level.saturating_add(1);
@@ -462,10 +503,11 @@ pub(super) fn best_domain(
     domains.dedup();
     let mut builder = Builder::new(anywhere, Rules::default(), 0, effort);
     let rooms = builder.rooms(&[], block, block.members.len(), level, None);
-    let best = rooms.unwrap_or_default().into_iter();
-    let best = best
+    let rooms = rooms.unwrap_or_default().into_iter();
+    let best = rooms
         .filter(|(name, _)| name.len() == levels)
         .max_by(|(a, one), (b, other)| (one.members, b).cmp(&(other.members, a)))
+        .filter(|(_, room)| room.members == u64::from(placed))
         .map(|(name, _)| Arc::from(Domain(name).to_string()));
     (u32::try_from(domains.len()).unwrap_or(u32::MAX), best)
 }

@@ -49,14 +49,14 @@ pub(super) fn search<'s>(
     roles: &[(usize, &RoleRequest)],
     effort: &mut Effort,
 ) -> Result<Option<Ways<'s>>, Miss> {
-    let snapshot = terms.snapshot;
-    effort.nodes(snapshot.nodes().len(), roles.len())?;
+    let nodes = terms.nodes();
+    effort.nodes(nodes.len(), roles.len())?;
     let needed: Way = roles
         .iter()
         .map(|(_, role)| u32::try_from(role.indices.len()).unwrap_or(u32::MAX))
         .collect();
     let mut bins = Vec::new();
-    for capacity in snapshot.nodes() {
+    for (_, capacity) in nodes {
         let alone: Vec<u32> = roles
             .iter()
             .zip(&needed)

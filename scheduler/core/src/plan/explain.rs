@@ -74,7 +74,7 @@ pub(super) fn explain(
     }
     let what = scarce(&candidates, role, config);
     let each = amount(&role.shape.requests, &what);
-    if let Some(possible) = too_large(snapshot, &candidates, gang, role, config, effort) {
+    if let Some(possible) = too_large(snapshot, gang, role, config, effort) {
         // Of each node: those of a part differ by less than what counts for room.
         let nodes = snapshot.nodes().iter();
         let largest = nodes
@@ -262,7 +262,7 @@ pub(super) fn explain_domains(
         .find(|block| block.members.iter().any(alike));
     let (domains, best) = block.as_ref().map_or((0, None), |block| {
         let terms = Terms::of(snapshot, gang, config);
-        best_domain(terms.anywhere(), block, level, effort)
+        best_domain(terms.anywhere(), block, level, missed.placed, effort)
     });
     let needed = block.map_or(missed.role.indices.len(), |block| block.members.len());
     let empty = snapshot.emptied();
@@ -273,8 +273,8 @@ pub(super) fn explain_domains(
     };
     let ever = Rules::of(empty, &unavoided);
     let possible = match place(empty, &unavoided, &ever, config, effort) {
-        Err(Failure::Room(never)) => Some(never.placed),
-        Ok(_) | Err(Failure::Limit) => None,
+        Err(Failure::Room(never)) if never.role.role == missed.role.role => Some(never.placed),
+        Ok(_) | Err(_) => None,
     };
     Unplaceable::NotInOneDomain {
         role: missed.role.role.clone(),
@@ -302,14 +302,16 @@ pub(super) fn explain_domains(
 /// for it. `None` when the gang would fit into the empty cluster.
 fn too_large(
     snapshot: &Snapshot,
-    candidates: &[Part],
     gang: &GangRequest,
     role: &RoleRequest,
     config: &Config,
     effort: &mut Effort,
 ) -> Option<u32> {
     let needed = u64::try_from(role.indices.len()).unwrap_or(u64::MAX);
-    let possible = candidates.iter().fold(0u64, |sum, part| {
+    let empty = snapshot.emptied();
+    let parts = parts(empty, gang, role);
+    let candidates = parts.iter().filter(|part| part.kept_off.is_none());
+    let possible = candidates.fold(0u64, |sum, part| {
         let times = times(&part.node.node.allocatable, &role.shape.requests);
         let times = if role.shape.host_ports.is_empty() {
             times
@@ -324,7 +326,6 @@ fn too_large(
     if gang.roles.len() < 2 {
         return None;
     }
-    let empty = snapshot.emptied();
     // Roles without devices are left out: what is said is true without them.
     let counts =
         |other: &&RoleRequest| devices_of(&other.shape, config) > 0 || other.role == role.role;

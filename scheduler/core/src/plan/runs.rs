@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::build::{Builder, offers_devices, room, spare_of};
+use super::build::{Builder, Remaining, offers_devices, room, spare_of};
 use super::fill::Run;
 use super::{RoleRequest, devices_of};
 use crate::ids::NodeName;
@@ -73,7 +73,7 @@ impl<'a> Builder<'a, '_> {
     /// that were looked at.
     pub fn find_runs<'s>(
         &'s self,
-        area: Area<'_>,
+        area: Area<'s>,
         wanted: &Wanted,
         mut found: impl FnMut(&'a [Arc<str>], Run<&'s NodeName>, Nodes<'a>),
     ) -> usize
@@ -106,10 +106,10 @@ impl<'a> Builder<'a, '_> {
                 }
             }
         }
-        for (name, remaining) in &self.touched {
+        for (name, remaining) in self.touched_in(area) {
             looks = looks.saturating_add(1);
             let capacity = &remaining.capacity;
-            if !area.contains(capacity.place()) || !self.terms.admits(capacity, &asked.role.shape) {
+            if !self.terms.admits(capacity, &asked.role.shape) {
                 continue;
             }
             let shape = &asked.role.shape;
@@ -132,6 +132,22 @@ impl<'a> Builder<'a, '_> {
             }
         }
         looks
+    }
+
+    /// Nodes of an area that members were placed on.
+    fn touched_in<'s>(
+        &'s self,
+        area: Area<'s>,
+    ) -> Box<dyn Iterator<Item = (&'s NodeName, &'s Remaining)> + 's> {
+        let (Area::Within(domain) | Area::At(domain)) = area else {
+            return Box::new(self.touched.iter());
+        };
+        let from = (Bound::Included(domain), Bound::Unbounded);
+        let places = self.touched_at.range::<[Arc<str>], _>(from);
+        let places = places.take_while(move |(path, _)| path.starts_with(domain));
+        let names = places.filter(move |(path, _)| area.contains(path));
+        let names = names.flat_map(|(_, names)| names);
+        Box::new(names.filter_map(|name| self.touched.get_key_value(name)))
     }
 
     /// The runs of one group.

@@ -36,7 +36,7 @@ pub enum Eligibility {
     Cordoned,
     /// It is not ready, or not available.
     NotReady,
-    /// It is short of memory, disk or process numbers.
+    /// It is short of disk or process numbers.
     UnderPressure,
 }
 
@@ -70,8 +70,9 @@ impl NodeCapacity {
 
     /// The node with nothing on it, ready and vouched for.
     pub fn emptied(&self) -> Self {
+        let node = self.node.without_pressure().map(Arc::new);
         Self {
-            node: Arc::clone(&self.node),
+            node: node.unwrap_or_else(|| Arc::clone(&self.node)),
             eligibility: Eligibility::Eligible,
             free: self.node.allocatable.clone(),
             well: self.node.allocatable.clone(),

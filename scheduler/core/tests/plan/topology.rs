@@ -183,7 +183,7 @@ fn segments_that_do_not_fit_say_so() {
         [4, 8, 4, 8, 4, 8, 4, 8],
         "role worker 4x4
          topology segment=2:rack",
-        "TopologyNotMet: needs room for 4 worker in segments of 2, each in one rack; found room for 0 in 4. \
+        "TopologyNotMet: needs room for 4 worker in segments of 2, each in one rack; found room for 0 in 4 of them. \
          Nodes 8: too few free 4, with room 4",
     );
 }
@@ -235,7 +235,7 @@ fn member_that_comes_back_goes_to_where_the_others_are() {
         "role worker 1x4
          placed n0
          topology required=rack",
-        "TopologyNotMet: needs room for 1 worker in one rack; found room for 0 in 4. \
+        "TopologyNotMet: needs room for 1 worker in one rack; found room for 0 in 4 of them. \
          Nodes 8: too few free 2, with room 6",
     );
 }
@@ -249,6 +249,84 @@ fn member_of_a_segment_that_comes_back_goes_to_its_segment() {
          placed n0 segment=1
          topology segment=2:rack",
         "worker n2",
+    );
+}
+
+/// Every rack takes each role alone, and none both: to be in one is a wish only.
+#[test]
+fn wish_that_no_domain_can_meet_costs_no_place() {
+    let mut text = String::from("levels block rack\n");
+    for at in 0..2_000 {
+        text += &format!("node n{at:04} gpu=8 label=block:b label=rack:r{}\n", at / 4);
+    }
+    text += "role master 1x8 cpu=2
+             role worker 4x8
+             topology preferred=rack";
+    let (snapshot, gang) = read(&text);
+    let found = plan(&snapshot, &gang, &config(&text)).unwrap();
+    let nodes: BTreeSet<_> = found.members.iter().map(|m| m.node.as_str()).collect();
+    assert_eq!(nodes.len(), 5);
+}
+
+/// A preferred level of hosts: each member's place is looked for among those of its host alone.
+#[test]
+fn narrow_level_with_very_many_domains_is_not_too_much() {
+    let mut text = String::from("levels kubernetes.io/hostname\n");
+    for at in 0..4_096 {
+        text += &format!("node n{at:04} gpu=8\n");
+    }
+    text += "role worker 4096x8\ntopology preferred=kubernetes.io/hostname";
+    let (snapshot, gang) = read(&text);
+    let found = plan(&snapshot, &gang, &config(&text)).unwrap();
+    assert_eq!(found.members.len(), 4_096);
+}
+
+#[test]
+fn segments_wider_than_what_is_required_change_nothing() {
+    check(
+        [0, 0, 8, 8, 8, 8, 8, 8],
+        "role worker 4x4
+         topology required=rack segment=3:block",
+        "worker n0 n0 n1 n1",
+    );
+    check(
+        [4, 0, 0, 0, 0, 0, 0, 0],
+        "role worker 1x4
+         placed n1 segment=0
+         topology required=rack segment=3:block",
+        "worker n0",
+    );
+}
+
+#[test]
+fn shortage_with_segments_is_told_as_a_shortage() {
+    check(
+        [8, 8, 8, 8, 8, 8, 8, 0],
+        "role master 1x8 cpu=2
+         role worker 4x8
+         topology segment=2:rack",
+        "NotEnoughFree: needs room for 4 worker with 8 nvidia.com/gpu each; found room for 0, 8 free in all. \
+         Nodes 8: too few free 7, with room 1",
+    );
+}
+
+#[test]
+fn domain_that_takes_each_role_but_not_both_is_not_named_as_the_best() {
+    check(
+        [8, 8, 8, 8, 8, 8, 0, 0],
+        "role master 1x8 cpu=2
+         role worker 2x8
+         topology required=rack",
+        "NotEnoughFree: needs room for 2 worker with 8 nvidia.com/gpu each; found room for 1, 16 free in all. \
+         Nodes 8: too few free 6, with room 2",
+    );
+    check(
+        [0, 0, 0, 8, 8, 8, 8, 8],
+        "role master 1x8 cpu=2
+         role worker 2x8
+         topology required=rack",
+        "TopologyNotMet: needs room for 2 worker in one rack; found room for 1 in 4 of them, and when the cluster is \
+         empty for 1. Nodes 8: too few free 5, with room 3",
     );
 }
 
@@ -285,8 +363,8 @@ fn case(rng: &mut Rng) -> (Vec<Small>, Vec<(u64, u64)>, Asked) {
             asked.preferred = Some(1);
         }
         _ => {
-            asked.segment = Some((1 + rng.below(4) as usize, 1));
-            asked.required = (rng.below(2) == 0).then_some(0);
+            asked.segment = Some((1 + rng.below(4) as usize, rng.below(2) as usize));
+            asked.required = (rng.below(2) == 0).then(|| rng.below(2) as usize);
         }
     }
     if asked.segment.is_none() && rng.below(3) == 0 {
