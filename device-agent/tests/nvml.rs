@@ -497,6 +497,23 @@ async fn a_gpu_is_lost_by_the_errors_that_say_so_and_suspect_by_others() {
     }
 }
 
+/// A GPU that cannot be cut into slices says so when it is asked whether it is: that is an answer, also
+/// after a reading in which nothing could be read.
+#[tokio::test]
+async fn a_gpu_without_mig_is_well_again_after_a_reading_that_failed() {
+    let (server, _agent, directory) = reporting_of(Some("l40s-4"), "name='x'", &[]).await;
+    let handle = "nvmlDeviceGetHandleByIndex_v2";
+    failing(&server, directory.path(), &[(handle, 999)]).await;
+    let healths = || {
+        let devices = server.node("a", "node-0").devices;
+        let healths = devices.values().map(|device| device.health());
+        healths.collect::<Vec<_>>()
+    };
+    assert_eq!(healths(), [Health::Suspect; 4]);
+    failing(&server, directory.path(), &[]).await;
+    until("four that are well", || healths() == [Health::Healthy; 4]).await;
+}
+
 #[tokio::test]
 async fn a_hanging_driver_is_told_while_heartbeats_go_on() {
     let scenario = "name='x'\n[[events]]\nat_s=1\nfault='hang'\n[[events]]\nat_s=9\nfault='resume'";

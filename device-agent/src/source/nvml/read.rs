@@ -339,7 +339,11 @@ impl Reader {
             Err(error) => {
                 getter.failed(&error);
                 match named {
-                    Some(named) => (named.facts.partitioned, named.unreadable),
+                    // A GPU that has no such mode is whole, whatever could not be read before.
+                    Some(named) => {
+                        let unreadable = named.unreadable && !is_unknown_here(&error);
+                        (named.facts.partitioned, unreadable)
+                    }
                     // Is it whole? It is not offered as such before that is known.
                     None => (false, !is_unknown_here(&error)),
                 }
