@@ -13,6 +13,7 @@ use crate::config::{Config, DOCUMENTED};
 use crate::logs;
 use crate::scheduler::{Clients, Ended, Options, Scheduler};
 use crate::server::Door;
+use crate::simulate::Simulate;
 use crate::span::Span;
 use crate::tls::Certificates;
 
@@ -36,6 +37,8 @@ enum Command {
     /// Show gangs being placed on fake GPUs, in this process.
     #[cfg(feature = "demo")]
     Demo(crate::demo::Demo),
+    /// Replay gangs in virtual time on nodes that do not exist; figures and pictures go to a folder.
+    Simulate(Simulate),
     /// Check a configuration file and say what is wrong with it.
     CheckConfig {
         /// The file.
@@ -122,6 +125,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(serve) => serve.run().await,
         #[cfg(feature = "demo")]
         Command::Demo(demo) => demo.run().await,
+        Command::Simulate(simulate) => simulate.run(),
         Command::Print(print) => {
             std::io::Write::write_all(&mut std::io::stdout(), print.text()?.as_bytes())?;
             Ok(())
@@ -355,6 +359,10 @@ mod tests {
              --kubeconfig k --filter-timeout 5s --bind-timeout 5m",
             "muster-scheduler print kube-scheduler-config --extender-url http://127.0.0.1:1",
             "muster-scheduler check-config file",
+            "muster-scheduler simulate --format philly --jobs j --nodes 64 --gpus-per-node 8 --load 0.85 \
+             --limit-jobs 9 --seed 42 --policy fifo --write-delay 50ms --until last-arrival --out o --force",
+            "muster-scheduler simulate --format muri --jobs j --nodes 8 --policy greedy --out o",
+            "muster-scheduler simulate --format scenario --file f --out o",
         ];
         for line in lines {
             if let Err(error) = parse(line) {
@@ -437,6 +445,13 @@ mod tests {
             "muster-scheduler print everything",
             "muster-scheduler print kube-scheduler-config",
             "muster-scheduler check-config",
+            "muster-scheduler simulate --format muri --jobs j --out o",
+            "muster-scheduler simulate --format scenario --out o",
+            "muster-scheduler simulate --format openb --jobs j --nodes 8 --out o",
+            "muster-scheduler simulate --format muri --jobs j --nodes 8",
+            "muster-scheduler simulate --format scenario --file f --nodes 8 --out o",
+            "muster-scheduler simulate --format scenario --file f --policy best --out o",
+            "muster-scheduler simulate --format scenario --file f --until soon --out o",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

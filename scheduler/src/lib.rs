@@ -33,6 +33,7 @@ pub mod logs;
 pub mod metrics;
 pub mod scheduler;
 pub mod server;
+pub mod simulate;
 pub mod span;
 pub mod tls;
 pub mod watch;

@@ -321,6 +321,40 @@ fn translation_has_no_client_and_no_runtime() {
     );
 }
 
+/// A replay is the core, files and nothing else: no runtime, no client, no clock of its own.
+#[test]
+fn replay_has_no_runtime_and_no_client() {
+    assert_free_of(
+        "muster-simulate",
+        &[
+            "tokio",
+            "futures",
+            "kube",
+            "kube-core",
+            "k8s-openapi",
+            "tracing",
+            "jiff",
+            "rand",
+            "tonic",
+            "prost",
+            "axum",
+            "hyper",
+            "rustls",
+            "clap",
+            "muster-kubernetes",
+            "muster-proto",
+            "muster-scheduler",
+        ],
+    );
+    // Only the line on the terminal looks at a clock, and no result depends on it.
+    for (path, text) in sources(&root().join("scheduler/simulate/src")) {
+        let words = ["HashMap", "HashSet", "RandomState", "Instant", "SystemTime"];
+        let found = lines_with(&text, &words);
+        let allowed = path.ends_with("progress.rs");
+        assert!(found.is_empty() || allowed, "{path}: {found:?}");
+    }
+}
+
 #[test]
 fn agent_and_scheduler_share_only_the_protocol() {
     let ours = |names: BTreeSet<&'static str>| -> BTreeSet<&str> {

@@ -285,8 +285,17 @@ impl Engine {
 
     /// When [`Engine::decide`] wants to be called even if nothing happens.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        let gang = self.timers.first().map(|(at, _)| *at);
         let age = (!self.fresh.is_empty()).then(|| self.age_checked_at + AGE_CHECK);
+        [age, self.next_deadline_if_heard()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// The same for an owner that knows every agent to be heard all the time, so that nobody needs to
+    /// look at the age of reports: a replay of months jumps from one event to the next.
+    pub fn next_deadline_if_heard(&self) -> Option<Timestamp> {
+        let gang = self.timers.first().map(|(at, _)| *at);
         let stray = self
             .strays
             .values()
@@ -298,7 +307,7 @@ impl Engine {
             .then_some(self.fence_at);
         let rest = (self.may_act() && !self.dirty.is_empty()).then_some(Timestamp(0));
         let leftover = self.next_leftover().filter(|_| self.may_act());
-        [gang, age, stray, fence, rest, leftover]
+        [gang, stray, fence, rest, leftover]
             .into_iter()
             .flatten()
             .min()

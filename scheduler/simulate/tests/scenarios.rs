@@ -1,0 +1,144 @@
+//! The scenarios of deploy/examples do what their comments say.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod common;
+
+use common::{example, run, scenario, simulation};
+use muster_simulate::{Input, PolicyKind, Simulation};
+
+#[test]
+fn every_example_runs_under_every_policy() {
+    let folder = example("x").parent().unwrap().to_owned();
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| {
+            entry
+                .unwrap()
+                .path()
+                .file_stem()
+                .unwrap()
+                .to_string_lossy()
+                .into()
+        })
+        .collect();
+    names.sort();
+    assert_eq!(names, ["broken-gpu", "large-among-small", "lost-node"]);
+    for name in names {
+        for policy in PolicyKind::ALL {
+            let run = scenario(&name, policy);
+            let summary = &run.summary;
+            let ran = summary.gangs_completed + summary.gangs_impossible;
+            assert_eq!(ran, summary.gangs, "{name} {policy:?}");
+            assert_eq!(summary.invariant_violations, 0, "{name}");
+            assert_eq!(run.column("gpus_used").last(), Some(&0.0), "{name}");
+            for (used, gpus) in run.column("gpus_used").iter().zip(run.column("gpus")) {
+                assert!(*used <= gpus, "{name} {policy:?}: {used} of {gpus}");
+            }
+        }
+    }
+}
+
+fn wait_of(run: &common::Run, size: &str) -> f64 {
+    let sizes = &run.summary.gang_wait_seconds_by_size;
+    sizes.iter().find(|(name, _)| name == size).unwrap().1.max
+}
+
+#[test]
+fn small_gangs_pass_a_large_one_unless_the_order_is_strict() {
+    let muster = scenario("large-among-small", PolicyKind::Muster);
+    let fifo = scenario("large-among-small", PolicyKind::Fifo);
+    // The last small gang arrives at 3480 s and the large one starts after it has ended.
+    assert!(wait_of(&muster, "17-32") >= 3480.0 + 1200.0 - 300.0);
+    // Those that arrived before 300 s have ended at 240 s + 1200 s.
+    assert_eq!(wait_of(&fifo, "17-32"), 1140.0);
+    assert!(wait_of(&fifo, "3-4") > wait_of(&muster, "3-4"));
+}
+
+#[test]
+fn lost_node_costs_the_rigid_gang_its_run_and_the_elastic_one_nothing() {
+    let run = scenario("lost-node", PolicyKind::Muster);
+    assert_eq!(run.summary.gangs_completed, 2);
+    // The rigid one starts anew when the nodes are back, 1800 s; both end at 5400 s.
+    assert_eq!(run.summary.makespan_seconds, 5400.0);
+    assert_eq!(run.summary.gangs_halted, 1);
+    let used = |at: f64| {
+        let rows = run
+            .column("time_seconds")
+            .into_iter()
+            .zip(run.column("gpus_used"));
+        rows.rev().find(|(time, _)| *time <= at).unwrap().1
+    };
+    // Half of the elastic gang is lost; then a third of the rigid one, which is let go of 30 s later,
+    // and the elastic one takes of its room.
+    let steps = [500.0, 600.0, 900.0, 929.0, 930.0, 1800.0].map(used);
+    assert_eq!(steps, [40.0, 32.0, 24.0, 24.0, 16.0, 40.0]);
+    let gpus = run.column("gpus");
+    assert!(gpus.contains(&24.0) && gpus.last() == Some(&40.0));
+    // The baselines stop whole whoever loses a member: the elastic one, at 600 s, too.
+    let greedy = scenario("lost-node", PolicyKind::Greedy);
+    assert_eq!(greedy.summary.gangs_halted, 2);
+    assert_eq!(greedy.summary.makespan_seconds, 6000.0);
+}
+
+#[test]
+fn broken_and_cordoned_nodes_take_nothing_and_priority_goes_first() {
+    let run = scenario("broken-gpu", PolicyKind::Muster);
+    // `whole` waits from 60 s until the GPU is back at 1200 s.
+    assert_eq!(wait_of(&run, "9-16"), 1140.0);
+    // `urgent` goes at 900 s, `patient` after it at 1500 s, though it came first.
+    assert_eq!(wait_of(&run, "3-4"), 1400.0);
+    let [impossible] = &run.summary.impossible[..] else {
+        panic!("{:?}", run.summary.impossible);
+    };
+    assert_eq!(impossible.gang, "too-big");
+    assert!(
+        impossible.reason.contains("largest node offers 8"),
+        "{impossible:?}"
+    );
+}
+
+#[test]
+fn end_of_a_scenario_shows_who_starves_and_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cut.yaml");
+    let text = std::fs::read_to_string(example("large-among-small")).unwrap();
+    std::fs::write(&file, format!("{text}until: 3600\n")).unwrap();
+    for policy in PolicyKind::ALL {
+        let run = run(&simulation(&file, Input::Scenario, policy)).unwrap();
+        let names: Vec<&str> = run
+            .summary
+            .waiting_at_end
+            .iter()
+            .map(|gang| &*gang.gang)
+            .collect();
+        let starves = policy != PolicyKind::Fifo;
+        assert_eq!(names.contains(&"large"), starves, "{policy:?}: {names:?}");
+        assert_eq!(run.summary.gangs_starved, names.len(), "{policy:?}");
+        if policy == PolicyKind::Muster {
+            let mut waiting = run.summary.waiting_at_end.iter();
+            let large = waiting.find(|gang| gang.gang == "large").unwrap();
+            assert!(
+                large.reason.contains("needs room for 4 Worker"),
+                "{large:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn names_from_outside_stay_text_in_the_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a<script>&.yaml");
+    std::fs::copy(example("broken-gpu"), &file).unwrap();
+    let run = run(&Simulation {
+        seed: 7,
+        ..simulation(&file, Input::Scenario, PolicyKind::Muster)
+    })
+    .unwrap();
+    let page = run.text("report.html");
+    assert!(page.contains("a&lt;script&gt;&amp;.yaml"));
+    for forbidden in ["<script", "http://", "https://", "@import", "url("] {
+        assert!(!page.contains(forbidden), "{forbidden}");
+    }
+}
