@@ -122,7 +122,8 @@ impl Engine {
         self.dirty.insert(key.clone());
         self.gangs.entry(key.clone()).or_insert_with(|| {
             self.next_sequence = sequence.saturating_add(1);
-            Gang::new(key.clone(), kind, Arc::clone(name), sequence, now)
+            let gang = Gang::new(key.clone(), kind, Arc::clone(name), sequence, now);
+            Box::new(gang)
         })
     }
 
@@ -261,7 +262,12 @@ impl Engine {
     /// on it stays ours, also while it has no pods: they may be about to be made again.
     fn workload_applied(&mut self, workload: Workload, now: Timestamp) {
         let claimed = |gang: &Gang| gang.claimed || !gang.pods.is_empty();
-        if !workload.ours && !self.gangs.get(&workload.key).is_some_and(claimed) {
+        if !workload.ours
+            && !self
+                .gangs
+                .get(&workload.key)
+                .is_some_and(|gang| claimed(gang))
+        {
             let key = workload.key.clone();
             self.foreign.insert(key.clone(), workload);
             self.workload_removed(key);

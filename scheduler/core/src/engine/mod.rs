@@ -139,7 +139,8 @@ pub struct Engine {
     inventory: Inventory,
     /// Pods of our scheduler. Others are in the ledger only.
     pods: BTreeMap<PodUid, Pod>,
-    gangs: BTreeMap<GangKey, Gang>,
+    /// Boxed: one that is looked at is taken out for the time, and is large.
+    gangs: BTreeMap<GangKey, Box<Gang>>,
     /// Jobs that do not say that they are ours. A pod of theirs that names our scheduler says it.
     foreign: BTreeMap<GangKey, Workload>,
     queue: Queue,

@@ -28,7 +28,7 @@ impl Engine {
                     protect.push(uid.clone());
                 }
             }
-            let view = gang.map(gang_view);
+            let view = gang.map(|gang| gang_view(gang));
             if self.view.gangs.get(&key).map(AsRef::as_ref) != view.as_ref() {
                 changed.push((key, view));
             }
