@@ -1,0 +1,165 @@
+//! Instructions that the hot paths take, by callgrind: the same on a busy machine and a quiet one. The
+//! counts of a good run stand beside each; one that is more than a tenth above it fails the bench.
+//!
+//! `benches/counts` runs it, with the runner that it needs.
+
+// A bench that finds no plan stops with the place.
+#![allow(clippy::expect_used, missing_docs)]
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use gungraun::prelude::*;
+use gungraun::{Callgrind, EventKind};
+use muster_bench_clusters::{engine, gang, job, network, snapshot, uneven};
+use muster_core::config::Config;
+use muster_core::engine::Engine;
+use muster_core::event::Event;
+use muster_core::plan::{GangRequest, Placement, plan};
+use muster_core::reason::Unplaceable;
+use muster_core::resources::Resources;
+use muster_core::snapshot::{NodeCapacity, Snapshot};
+use muster_core::time::Timestamp;
+use muster_core::view::View;
+
+type Case = (Snapshot, GangRequest, Config);
+
+/// What was given is given back: dropping a cluster is not what is counted.
+type Planned = (Result<Placement, Unplaceable>, Case);
+
+fn planned((snapshot, gang, config): Case) -> Planned {
+    let answer = black_box(plan(&snapshot, &gang, &config));
+    (answer, (snapshot, gang, config))
+}
+
+/// Fails above a tenth more than was recorded.
+fn recorded(instructions: u64) -> LibraryBenchmarkConfig {
+    let limit = instructions.saturating_add(instructions / 10);
+    let mut callgrind = Callgrind::default();
+    callgrind.hard_limits([(EventKind::Ir, limit)]);
+    let mut config = LibraryBenchmarkConfig::default();
+    config.tool(callgrind);
+    config
+}
+
+fn asserted(case: Case, members: usize) -> Case {
+    let (snapshot, gang, config) = case;
+    let found = plan(&snapshot, &gang, &config).map_or(0, |placement| placement.members.len());
+    assert_eq!(found, members, "members that find a place");
+    (snapshot, gang, config)
+}
+
+/// A gang of workers alone.
+fn workers(count: u32, gpus: u64) -> GangRequest {
+    let mut gang = gang(count.saturating_add(1), gpus);
+    gang.roles.remove(0);
+    gang
+}
+
+fn three_pods(nodes: usize) -> Case {
+    asserted((uneven(nodes, 9), workers(3, 1), Config::default()), 3)
+}
+
+fn many_workers(nodes: usize) -> Case {
+    let case = (snapshot(nodes, "half"), workers(512, 1), Config::default());
+    asserted(case, 512)
+}
+
+fn too_many(nodes: usize) -> Case {
+    asserted((uneven(nodes, 8), workers(10, 8), Config::default()), 0)
+}
+
+fn block_and_racks(nodes: usize) -> Case {
+    let (snapshot, config) = network(nodes);
+    let mut gang = workers(512, 8);
+    gang.topology.required = Some(0);
+    gang.topology.preferred = Some(1);
+    asserted((snapshot, gang, config), 512)
+}
+
+#[library_benchmark]
+#[bench::of_5000(args = (5_000), setup = three_pods, config = recorded(543_748))]
+#[bench::of_20000(args = (20_000), setup = three_pods, config = recorded(561_518))]
+fn plan_three_pods(case: Case) -> Planned {
+    planned(case)
+}
+
+#[library_benchmark]
+#[bench::of_5000(args = (5_000), setup = many_workers, config = recorded(1_727_896))]
+fn plan_512_workers(case: Case) -> Planned {
+    planned(case)
+}
+
+#[library_benchmark]
+#[bench::of_5000(args = (5_000), setup = block_and_racks, config = recorded(9_387_069))]
+#[bench::of_20000(args = (20_000), setup = block_and_racks, config = recorded(15_271_970))]
+fn plan_512_workers_in_a_block_and_few_racks(case: Case) -> Planned {
+    planned(case)
+}
+
+#[library_benchmark]
+#[bench::of_500(args = (500), setup = too_many, config = recorded(440_799))]
+#[bench::of_5000(args = (5_000), setup = too_many, config = recorded(937_011))]
+fn verdict_with_numbers(case: Case) -> Planned {
+    planned(case)
+}
+
+fn changed_node(nodes: usize) -> (Snapshot, Arc<NodeCapacity>) {
+    let snapshot = uneven(nodes, 9);
+    let mut capacity = snapshot.nodes().first().map(|node| (**node).clone());
+    if let Some(capacity) = &mut capacity {
+        capacity.free.milli_cpu = capacity.free.milli_cpu.saturating_add(9_000);
+    }
+    (snapshot, Arc::new(capacity.expect("a node")))
+}
+
+#[library_benchmark]
+#[bench::of_5000(args = (5_000), setup = changed_node, config = recorded(65_210))]
+fn snapshot_takes_a_changed_node((mut snapshot, node): (Snapshot, Arc<NodeCapacity>)) -> Snapshot {
+    snapshot.set(black_box(node));
+    snapshot
+}
+
+#[library_benchmark]
+#[bench::of_5000(args = (5_000), setup = engine, config = recorded(113_330))]
+fn engine_takes_a_job_of_three(mut engine: Engine) -> (Engine, usize) {
+    engine.handle(Event::WorkloadApplied(job(1)), Timestamp(1_000));
+    engine.decide(Timestamp(1_000));
+    let mut actions = 0usize;
+    while engine.poll_action().is_some() {
+        actions = actions.saturating_add(1);
+    }
+    assert!(actions > 0, "the job is taken up");
+    (engine, actions)
+}
+
+fn published(nodes: usize) -> Arc<View> {
+    engine(nodes).view()
+}
+
+#[library_benchmark]
+#[bench::of_5000(args = (5_000), setup = published, config = recorded(3_153_965))]
+fn view_tells_of_each_node_whether_a_pod_has_room(view: Arc<View>) -> (usize, Arc<View>) {
+    let asked = Resources::default();
+    let nodes = view.free.keys();
+    let count = nodes
+        .filter(|name| view.has_room(black_box(name.as_str()), &asked))
+        .count();
+    assert_eq!(count, 5_000);
+    (count, view)
+}
+
+library_benchmark_group!(
+    name = hot_paths,
+    benchmarks = [
+        plan_three_pods,
+        plan_512_workers,
+        plan_512_workers_in_a_block_and_few_racks,
+        verdict_with_numbers,
+        snapshot_takes_a_changed_node,
+        engine_takes_a_job_of_three,
+        view_tells_of_each_node_whether_a_pod_has_room,
+    ]
+);
+
+main!(library_benchmark_groups = hot_paths);
