@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use muster_core::action::{JobChange, Subject, WriteKind};
 use muster_core::event::{Event, WriteOutcome};
+use muster_core::ids::GangKey;
 use muster_core::node::{Taint, TaintEffect, Toleration, TolerationOperator};
-use muster_core::pod::PodPhase;
+use muster_core::pod::{MembershipSource, PodPhase};
 use muster_core::time::Millis;
 use muster_core::workload::{Hold, MemberSource, Outcome};
 use world::{World, gpus};
@@ -360,6 +361,27 @@ fn node_short_of_memory_is_for_those_that_tolerate_it() {
     let other = world.submit("other", &[("Worker", 2, Arc::new(shape))], Hold::Held);
     world.settle();
     assert_eq!(world.phase(&other), "Running AllBound 2/2");
+}
+
+/// A newcomer read `metadata.annotations[muster.dev/gang-size] is lp: muster.dev/gang-size is missing`.
+#[test]
+fn size_that_a_pod_does_not_state_is_told_of_that_pod() {
+    let mut world = World::new(1, 8);
+    let uid = world.labelled("lp", "pair", 2, 1, true);
+    let why = "muster.dev/gang-size is missing: must be the number of members, 1 to 16384";
+    world.change_pod(&uid, |pod| {
+        let member = pod.membership.as_mut().unwrap();
+        member.source = MembershipSource::Label {
+            name: Arc::from("pair"),
+            size: Err(Arc::from(why)),
+        };
+    });
+    world.settle();
+    let key = GangKey::labelled("default", "pair");
+    assert_eq!(
+        world.reason(&key),
+        "metadata.annotations[muster.dev/gang-size] of pod lp is missing: must be the number of members, 1 to 16384"
+    );
 }
 
 #[test]

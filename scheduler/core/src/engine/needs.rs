@@ -14,7 +14,7 @@ use crate::pod::{MembershipSource, Pod, PodPhase, PodShape};
 use crate::reason::Reason;
 use crate::time::Timestamp;
 use crate::topology::TopologyRequest;
-use crate::workload::{Hold, MemberSource, RoleSpec, Workload, WorkloadKind};
+use crate::workload::{Hold, InvalidWorkload, MemberSource, RoleSpec, Workload, WorkloadKind};
 
 /// What a gang without a plan needs.
 pub(super) struct Needs {
@@ -340,16 +340,29 @@ impl Engine {
                     stated = Some(stated.unwrap_or(0).max(*size));
                 }
                 Some(MembershipSource::Label { size: Err(why), .. }) => {
-                    return Err(Reason::Invalid(crate::workload::InvalidWorkload {
-                        field: Arc::from("metadata.annotations[muster.dev/gang-size]"),
-                        value: Arc::from(pod.name.as_ref()),
-                        limit: Arc::clone(why),
-                    }));
+                    return Err(Reason::Invalid(wrong_size(pod, why)));
                 }
                 _ => {}
             }
         }
         Ok(stated)
+    }
+}
+
+/// What is wrong with the size that a pod states: `muster.dev/gang-size is 0: must be ..`.
+fn wrong_size(pod: &Pod, why: &Arc<str>) -> InvalidWorkload {
+    let rest = why.split_once(" is ").map(|(_, rest)| rest);
+    let (value, limit) = rest
+        .and_then(|rest| rest.split_once(": "))
+        .unwrap_or(("wrong", why));
+    let field = format!(
+        "metadata.annotations[muster.dev/gang-size] of pod {}",
+        pod.name
+    );
+    InvalidWorkload {
+        field: Arc::from(field),
+        value: Arc::from(value),
+        limit: Arc::from(limit),
     }
 }
 
