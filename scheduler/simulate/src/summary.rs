@@ -308,7 +308,7 @@ impl Summary {
         let several = &self.multi_pod_gang_wait_seconds;
         let mut lines = vec![
             format!(
-                "{} gangs on {} GPUs under {}: {} completed, {} running, {} starved, {} impossible",
+                "{} gangs on {} GPUs under {}: {} completed, {} running, {} starved (never started), {} impossible",
                 self.gangs,
                 self.gpus,
                 self.policy,
@@ -318,9 +318,11 @@ impl Summary {
                 self.gangs_impossible
             ),
             format!(
-                "wait: mean {}, p95 {}; gangs of several pods: mean {}, p95 {}",
+                "wait of those that started, until they first did: mean {}, p95 {}, longest {}; gangs of several pods: \
+                 mean {}, p95 {}",
                 span(self.gang_wait_seconds_mean),
                 span(self.gang_wait_seconds_p95),
+                span(self.gang_wait_seconds_max),
                 span(several.mean),
                 span(several.p95)
             ),
@@ -331,6 +333,12 @@ impl Summary {
                 span(self.makespan_seconds)
             ),
         ];
+        if self.gangs_halted > 0 {
+            let count = self.gangs_halted;
+            lines.push(format!(
+                "{count} runs were lost with a node and had to begin again: what they waited for that is not in the wait"
+            ));
+        }
         lines.extend(self.notes.iter().map(|note| format!("note: {note}")));
         if self.invariant_violations > 0 {
             let count = self.invariant_violations;

@@ -135,11 +135,24 @@ fn figures(page: &mut String, summary: &Summary) {
             "Gangs running at the end",
             summary.gangs_running.to_string(),
         ),
-        ("Gangs starved", summary.gangs_starved.to_string()),
+        (
+            "Gangs starved (never started)",
+            summary.gangs_starved.to_string(),
+        ),
         ("Gangs impossible", summary.gangs_impossible.to_string()),
         ("Runs lost with a node", summary.gangs_halted.to_string()),
-        ("Wait, mean", span(summary.gang_wait_seconds_mean)),
-        ("Wait, 95th percentile", span(summary.gang_wait_seconds_p95)),
+        (
+            "Wait until the first start, mean",
+            span(summary.gang_wait_seconds_mean),
+        ),
+        (
+            "Wait until the first start, 95th percentile",
+            span(summary.gang_wait_seconds_p95),
+        ),
+        (
+            "Wait until the first start, longest",
+            span(summary.gang_wait_seconds_max),
+        ),
         (
             "Wait of gangs of several pods, mean",
             span(summary.multi_pod_gang_wait_seconds.mean),
