@@ -1,24 +1,21 @@
 //! Jobs on the real control plane: etcd, kube-apiserver, kube-controller-manager, kube-scheduler,
 //! training-operator and KWOK, with Muster under its own account.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use muster_control_plane::NodeTemplate;
 use muster_control_plane::history::GangRule;
 use muster_tests::acts::{PATIENCE, existing_at_first_bind};
+use muster_tests::gangs::Gang;
 use muster_tests::jobs::{Job, Role};
+use muster_tests::pods::{By, PodGang};
 use muster_tests::stack::{PARTIAL_MAX, Stack, StackOptions, muster};
 use serde_json::Value;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_start_whole_in_turn_and_one_by_one() -> anyhow::Result<()> {
-    let options = StackOptions {
-        pools: vec![
-            NodeTemplate::gpu_pool("gpu", 20),
-            NodeTemplate::cpu_pool("cpu", 1),
-        ],
-        ..StackOptions::default()
-    };
-    let stack = Stack::start(options).await?;
+    let stack = Stack::start(pools()).await?;
     stack
         .step("one master and four workers", one_and_four(&stack))
         .await?;
@@ -49,6 +46,70 @@ async fn jobs_start_whole_in_turn_and_one_by_one() -> anyhow::Result<()> {
         .into_iter()
         .filter(|gang| gang.name.starts_with("default/crowd-") && gang.whole.is_some());
     assert_eq!(whole.count(), 30, "gangs of the crowd that ran whole");
+    Ok(())
+}
+
+/// The same first gangs without anything that holds pods back, and without agents; then gangs of pods
+/// that come one by one, as slowly as the operator makes them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_policies_and_agents_gangs_that_trickle_in_start_whole() -> anyhow::Result<()> {
+    let stack = Stack::start(StackOptions {
+        policies: false,
+        agents: false,
+        ..pools()
+    })
+    .await?;
+    stack
+        .step("one master and four workers", one_and_four(&stack))
+        .await?;
+    stack
+        .step("a master without GPUs and 4 x 8", cpu_master(&stack))
+        .await?;
+    stack
+        .step("64 workers at the operator's pace", sixty_four(&stack))
+        .await?;
+    trickling(&stack).await?;
+    stack.judge().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gated_pods_that_trickle_in_start_whole() -> anyhow::Result<()> {
+    let stack = Stack::start(pools()).await?;
+    trickling(&stack).await?;
+    stack.judge().await?;
+    Ok(())
+}
+
+fn pools() -> StackOptions {
+    StackOptions {
+        pools: vec![
+            NodeTemplate::gpu_pool("gpu", 20),
+            NodeTemplate::cpu_pool("cpu", 1),
+        ],
+        ..StackOptions::default()
+    }
+}
+
+/// 64 pods of a gang, by label and by PodGroup, about ten a second: none is bound before the last exists.
+async fn trickling(stack: &Stack) -> anyhow::Result<()> {
+    for by in [By::Label, By::PodGroup] {
+        let pods = PodGang::new(&format!("trickle-{by:?}").to_lowercase(), by, 64, 1);
+        if !pods.head().is_empty() {
+            stack.cluster.apply_yaml(&pods.head()).await?;
+        }
+        for index in 0..pods.count {
+            stack.cluster.apply_yaml(&pods.pod(index)).await?;
+            let last = index.saturating_add(1) == pods.count;
+            let bound = stack.recorder.look(|world| pods.bound(world));
+            anyhow::ensure!(last || bound == 0, "{bound} bound after {index} came");
+            tokio::time::sleep(Duration::from_millis(80)).await;
+        }
+        let gang = Gang::Pods(pods);
+        let running = stack.wait_gang_running(&gang);
+        stack.step("64 pods that came one by one", running).await?;
+        stack.end_gang(&gang).await?;
+    }
     Ok(())
 }
 
