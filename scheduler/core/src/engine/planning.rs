@@ -405,16 +405,14 @@ impl Engine {
             let batch = by_segment.entry(segment).or_default();
             batch.push((vacancy, segment));
         }
-        let stands = |segment: u32| {
-            let mut slots = plan.slots.iter();
-            slots.any(|(seat, slot)| slot.node.is_some() && segments.of(seat) == Some(segment))
-        };
+        let placed = plan.slots.iter().filter(|(_, slot)| slot.node.is_some());
+        let standing: BTreeSet<u32> = placed.filter_map(|(seat, _)| segments.of(seat)).collect();
         by_segment
             .into_iter()
             .map(|(segment, vacancies)| {
                 // A segment of which nobody stands comes whole: a part of it could end up where the rest
                 // has no room.
-                let whole = segment.is_some_and(|segment| !stands(segment));
+                let whole = segment.is_some_and(|segment| !standing.contains(&segment));
                 let spare = if whole {
                     0
                 } else {
