@@ -16,15 +16,7 @@ use serde_json::Value;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_start_whole_in_turn_and_one_by_one() -> anyhow::Result<()> {
     let stack = Stack::start(pools()).await?;
-    stack
-        .step("one master and four workers", one_and_four(&stack))
-        .await?;
-    stack
-        .step("a master without GPUs and 4 x 8", cpu_master(&stack))
-        .await?;
-    stack
-        .step("64 workers at the operator's pace", sixty_four(&stack))
-        .await?;
+    first_gangs(&stack).await?;
     stack
         .step("two gangs of 60 percent", sixty_percent(&stack))
         .await?;
@@ -59,15 +51,7 @@ async fn without_policies_and_agents_gangs_that_trickle_in_start_whole() -> anyh
         ..pools()
     })
     .await?;
-    stack
-        .step("one master and four workers", one_and_four(&stack))
-        .await?;
-    stack
-        .step("a master without GPUs and 4 x 8", cpu_master(&stack))
-        .await?;
-    stack
-        .step("64 workers at the operator's pace", sixty_four(&stack))
-        .await?;
+    first_gangs(&stack).await?;
     trickling(&stack).await?;
     stack.judge().await?;
     Ok(())
@@ -79,6 +63,19 @@ async fn gated_pods_that_trickle_in_start_whole() -> anyhow::Result<()> {
     trickling(&stack).await?;
     stack.judge().await?;
     Ok(())
+}
+
+/// The shapes that everybody begins with, one after the other.
+async fn first_gangs(stack: &Stack) -> anyhow::Result<()> {
+    stack
+        .step("one master and four workers", one_and_four(stack))
+        .await?;
+    stack
+        .step("a master without GPUs and 4 x 8", cpu_master(stack))
+        .await?;
+    stack
+        .step("64 workers at the operator's pace", sixty_four(stack))
+        .await
 }
 
 fn pools() -> StackOptions {
