@@ -124,6 +124,7 @@ fn snapshot_of(nodes: usize, free: impl Fn(usize) -> u64) -> Snapshot {
                 reported: true,
                 ports: BTreeSet::new(),
                 devices: devices(index, free),
+                shared: Vec::new(),
                 path: None,
             })
         })

@@ -11,9 +11,9 @@ use crate::config::{Config, NodesWithoutAgent};
 use crate::ids::{DeviceUuid, GangKey, Namespace, NodeName, PodUid, ResourceName, RoleName};
 use crate::inventory::{Belief, Device, Inventory};
 use crate::node::{HostPort, Node};
-use crate::pod::{Pod, PodShape};
+use crate::pod::{DEVICE_MILLI, Pod, PodShape};
 use crate::resources::Resources;
-use crate::snapshot::{Eligibility, NodeCapacity};
+use crate::snapshot::{Eligibility, NodeCapacity, SharedDevice};
 use crate::time::Timestamp;
 use crate::topology::path_of;
 
@@ -213,14 +213,24 @@ impl Ledger {
         self.slots.get(slot)
     }
 
-    /// Whether a device of a node is promised to another slot than this one.
-    pub fn is_promised(&self, node: &NodeName, device: &DeviceUuid, to: &SlotKey) -> bool {
-        self.accounts.get(node).is_some_and(|account| {
-            account
-                .reserved
-                .iter()
-                .any(|(slot, charge)| slot != to && charge.devices.contains(device))
-        })
+    /// Whether so much of a device of a node is promised to others than this slot that it has no part for
+    /// a pod of this shape.
+    pub fn is_promised(
+        &self,
+        node: &NodeName,
+        device: &DeviceUuid,
+        to: &SlotKey,
+        shape: &PodShape,
+    ) -> bool {
+        let Some(account) = self.accounts.get(node) else {
+            return false;
+        };
+        let others = account.reserved.iter();
+        let others = others.filter(|(slot, charge)| *slot != to && charge.devices.contains(device));
+        let promised = others.fold(part_of(shape), |sum, (_, charge)| {
+            sum.saturating_add(part_of(&charge.shape))
+        });
+        promised > DEVICE_MILLI
     }
 
     /// Node and shape of a slot's reservation.
@@ -259,6 +269,12 @@ impl Ledger {
         let mut well = free.clone();
         well.subtract(&account.promised);
         let mut devices = Vec::new();
+        let parts = account.parts();
+        let mut shared = Vec::new();
+        for (resource, parts) in &parts {
+            take_away(&mut free, resource, parts.devices());
+            take_away(&mut well, resource, parts.devices());
+        }
         match fresh {
             Some(belief) => {
                 for (resource, offered) in node
@@ -269,14 +285,19 @@ impl Ledger {
                 {
                     let counted = count_devices(account, belief, resource, inventory);
                     let used = account.used.extended(resource.as_str());
-                    let room = offered.saturating_sub(used).min(
+                    let parts = parts.get(resource);
+                    let parted = parts.map_or(0, Parts::devices);
+                    let parted_usable = parts.map_or(0, |parts| parts.usable(belief, inventory));
+                    let room = offered.saturating_sub(used).saturating_sub(parted).min(
                         counted
                             .usable
-                            .saturating_sub(used.saturating_sub(counted.held_unusable)),
+                            .saturating_sub(used.saturating_sub(counted.held_unusable))
+                            .saturating_sub(parted_usable),
                     );
                     set(&mut free, resource, room);
                 }
                 devices = free_devices(account, belief, inventory);
+                shared = shared_devices(&parts, belief, inventory);
             }
             None if config.nodes_without_agent == NodesWithoutAgent::UseAllocatable
                 && inventory.get(name).is_none() => {}
@@ -302,6 +323,7 @@ impl Ledger {
             reported,
             ports: account.ports(),
             devices,
+            shared,
         })
     }
 
@@ -332,8 +354,16 @@ impl Ledger {
             return true;
         }
         let belief = inventory.trusted(name, now, config.report_age_max);
-        shape.requests.extended.keys().any(|resource| {
-            let wanted = sum.extended(resource.as_str());
+        let parts = account.parts();
+        let share = shape.share.iter().map(|share| &share.resource);
+        let mut asked = shape.requests.extended.keys().chain(share);
+        asked.any(|resource| {
+            let parted = parts.get(resource);
+            if parted.is_some_and(|parts| parts.taken.values().any(|taken| *taken > DEVICE_MILLI)) {
+                return true;
+            }
+            let parted = parted.map_or(0, Parts::devices);
+            let wanted = sum.extended(resource.as_str()).saturating_add(parted);
             let offered = node.allocatable.extended(resource.as_str());
             let usable = match belief {
                 Some(belief) if config.is_device(resource) => {
@@ -359,13 +389,35 @@ impl Account {
         for charge in self.pods.values() {
             let holds = |pod| device.holders.contains(pod);
             if charge.pod.as_ref().is_some_and(holds) {
-                if charge.shape.requests.extended(name) > 0 {
+                let share = charge.shape.share.as_ref();
+                if charge.shape.requests.extended(name) > 0
+                    || share.is_some_and(|share| share.resource == device.resource)
+                {
                     return false;
                 }
                 claimed = true;
             }
         }
         claimed
+    }
+
+    /// What is taken of devices in part, by resource.
+    fn parts(&self) -> BTreeMap<ResourceName, Parts> {
+        let mut parts: BTreeMap<ResourceName, Parts> = BTreeMap::new();
+        for charge in self.pods.values().chain(self.reserved.values()) {
+            let Some(share) = &charge.shape.share else {
+                continue;
+            };
+            let parts = parts.entry(share.resource.clone()).or_default();
+            match charge.devices.last() {
+                Some(device) => {
+                    let taken = parts.taken.entry(device.clone()).or_default();
+                    *taken = taken.saturating_add(share.milli());
+                }
+                None => parts.unknown = parts.unknown.saturating_add(1),
+            }
+        }
+        parts
     }
 
     fn ports(&self) -> BTreeSet<HostPort> {
@@ -375,6 +427,72 @@ impl Account {
             .flat_map(|charge| charge.shape.host_ports.iter().cloned())
             .collect()
     }
+}
+
+/// Devices of one resource of which parts are taken.
+#[derive(Default)]
+struct Parts {
+    /// Taken of each, in thousandths.
+    taken: BTreeMap<DeviceUuid, u32>,
+    /// Shares of devices that nobody has named: each may be all that is taken of one.
+    unknown: u64,
+}
+
+impl Parts {
+    fn devices(&self) -> u64 {
+        let named = u64::try_from(self.taken.len()).unwrap_or(u64::MAX);
+        named.saturating_add(self.unknown)
+    }
+
+    /// Those of them that count among the usable ones.
+    fn usable(&self, belief: &Belief, inventory: &Inventory) -> u64 {
+        let devices = belief.report.devices.iter();
+        let usable = devices
+            .filter(|device| is_usable(device, inventory) && self.taken.contains_key(&device.uuid));
+        u64::try_from(usable.count())
+            .unwrap_or(u64::MAX)
+            .saturating_add(self.unknown)
+    }
+}
+
+/// The most that a pod takes of a device that it was given, in thousandths. Where it has whole ones too, its
+/// share is of the last.
+pub(crate) fn part_of(shape: &PodShape) -> u32 {
+    match &shape.share {
+        Some(share) if shape.requests.extended(share.resource.as_str()) == 0 => share.milli(),
+        _ => DEVICE_MILLI,
+    }
+}
+
+/// What is left of devices of which a part is taken, in order of NUMA node and index.
+fn shared_devices(
+    parts: &BTreeMap<ResourceName, Parts>,
+    belief: &Belief,
+    inventory: &Inventory,
+) -> Vec<SharedDevice> {
+    let left = |device: &Device| {
+        let taken = parts.get(&device.resource)?.taken.get(&device.uuid)?;
+        let left = DEVICE_MILLI.saturating_sub(*taken);
+        (left > 0 && is_usable(device, inventory)).then_some(left)
+    };
+    let devices = belief.report.devices.iter();
+    let mut shared: Vec<SharedDevice> = devices
+        .filter_map(|device| {
+            let left = left(device)?;
+            let device = device.clone();
+            Some(SharedDevice { device, left })
+        })
+        .collect();
+    shared.sort_by(|a, b| {
+        let (a, b) = (&a.device, &b.device);
+        (a.numa, a.index, &a.uuid).cmp(&(b.numa, b.index, &b.uuid))
+    });
+    shared
+}
+
+fn take_away(resources: &mut Resources, name: &ResourceName, amount: u64) {
+    let left = resources.extended(name.as_str()).saturating_sub(amount);
+    set(resources, name, left);
 }
 
 fn set(resources: &mut Resources, name: &ResourceName, amount: u64) {

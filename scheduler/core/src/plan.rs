@@ -374,12 +374,7 @@ fn weight(shape: &PodShape, config: &Config) -> (u64, u64, u64) {
 }
 
 fn devices_of(shape: &PodShape, config: &Config) -> u64 {
-    shape
-        .requests
-        .extended
-        .iter()
-        .filter(|(name, _)| config.is_device(name))
-        .fold(0, |sum, (_, amount)| sum.saturating_add(*amount))
+    shape.devices(config)
 }
 
 /// A role of which only some found a place.

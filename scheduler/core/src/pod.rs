@@ -3,13 +3,42 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::config::Config;
 use crate::ids::{
-    DeviceUuid, Epoch, GangKey, Namespace, NodeName, PlanId, PodUid, ResourceVersion, RoleName,
+    DeviceUuid, Epoch, GangKey, Namespace, NodeName, PlanId, PodUid, ResourceName, ResourceVersion,
+    RoleName,
 };
 use crate::interpod::{InterPodRule, Labels};
 use crate::node::{HostPort, Node, SelectorTerm, Taint, Toleration, untolerated};
 use crate::resources::Resources;
 use crate::view::NOT_OFFERED;
+
+/// Thousandths of one device.
+pub const DEVICE_MILLI: u32 = 1000;
+
+/// A part of one device, which others may have parts of too. How users ask for one is not settled: nothing
+/// that is read from the API has one yet, replays have.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Share {
+    /// Resource under which the kubelet offers the device.
+    pub resource: ResourceName,
+    /// How much of it, in thousandths: 1 to 999.
+    milli: u16,
+}
+
+impl Share {
+    /// So many thousandths of a device; `None` for none of it, and for all of it or more.
+    pub fn new(resource: ResourceName, milli: u32) -> Option<Self> {
+        let milli = u16::try_from(milli).ok()?;
+        let is_part = milli > 0 && u32::from(milli) < DEVICE_MILLI;
+        is_part.then_some(Self { resource, milli })
+    }
+
+    /// How much of the device, in thousandths.
+    pub fn milli(&self) -> u32 {
+        u32::from(self.milli)
+    }
+}
 
 /// What of a pod decides where it may stand. Pods of one role usually share one shape.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,6 +46,8 @@ pub struct PodShape {
     /// What it asks for: the larger of its init and its running phase, sidecars and overhead
     /// included, `pods` 1.
     pub requests: Resources,
+    /// A part of one device, beside what it asks for whole.
+    pub share: Option<Share>,
     /// `spec.nodeSelector`.
     pub node_selector: BTreeMap<Arc<str>, Arc<str>>,
     /// Required node affinity: one of the terms matches. `None` when there is none; an empty list
@@ -48,6 +79,16 @@ impl PodShape {
         }
         untolerated(node.own_taints(), &self.tolerations)
             .map(|taint| Mismatch::Taint(taint.clone()))
+    }
+
+    /// Devices that it gets, one of them perhaps in part.
+    pub fn devices(&self, config: &Config) -> u64 {
+        let whole = self.requests.extended.iter();
+        whole
+            .filter(|(name, _)| config.is_device(name))
+            .fold(u64::from(self.share.is_some()), |sum, (_, amount)| {
+                sum.saturating_add(*amount)
+            })
     }
 
     /// Whether `nodeSelector` and required node affinity match the node.

@@ -13,9 +13,9 @@ use super::gang::{Gang, Record, Slot};
 use super::{AGE_CHECK, Engine};
 use crate::config::NodesWithoutAgent;
 use crate::ids::{DeviceUuid, GangKey, NodeName, PodUid};
-use crate::ledger::SlotKey;
+use crate::ledger::{SlotKey, part_of};
 use crate::node::untolerated;
-use crate::pod::{Pod, PodPhase};
+use crate::pod::{DEVICE_MILLI, Pod, PodPhase};
 use crate::time::Millis;
 
 /// The invariants that [`Engine::audit`] checks.
@@ -156,7 +156,7 @@ impl Engine {
 
     fn audit_reservations(&self, violations: &mut Vec<Violation>) {
         let mut wanted: BTreeMap<SlotKey, NodeName> = BTreeMap::new();
-        let mut devices: BTreeSet<&DeviceUuid> = BTreeSet::new();
+        let mut devices: BTreeMap<&DeviceUuid, u32> = BTreeMap::new();
         for gang in self.gangs.values() {
             let Some(plan) = &gang.plan else { continue };
             // A plan that has begun may have lost members; one that has not may not.
@@ -176,7 +176,9 @@ impl Engine {
                 if let Some(node) = &slot.node {
                     wanted.insert(gang.slot_key(seat), node.clone());
                     for device in &slot.devices {
-                        if !devices.insert(device) {
+                        let promised = devices.entry(device).or_default();
+                        *promised = promised.saturating_add(part_of(&slot.shape));
+                        if *promised > DEVICE_MILLI {
                             violations.push(broken(&gang.key, Broken::DeviceTwice(device.clone())));
                         }
                     }
@@ -348,8 +350,7 @@ impl Engine {
     /// Whether there is a report of the node that a place with devices may rest on. The age of
     /// reports is looked at once in [`AGE_CHECK`].
     fn is_vouched_for(&self, slot: &Slot, node: &NodeName) -> bool {
-        let extended = &slot.shape.requests.extended;
-        if !extended.keys().any(|name| self.config.is_device(name)) {
+        if slot.shape.devices(&self.config) == 0 {
             return true;
         }
         let limit = self.config.report_age_max;

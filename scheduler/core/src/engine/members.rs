@@ -258,7 +258,7 @@ impl Engine {
                 // A prediction that somebody else has made meanwhile is given up: after a restart
                 // two plans may count on one device, and a lost member's may have been given away.
                 slot.devices
-                    .retain(|device| !self.ledger.is_promised(&node, device, &key));
+                    .retain(|device| !self.ledger.is_promised(&node, device, &key, &slot.shape));
                 self.ledger.reserve(
                     key,
                     node.clone(),

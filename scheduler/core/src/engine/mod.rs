@@ -520,6 +520,7 @@ impl Engine {
                 || before.free.shortage(&now.free).is_some()
                 || before.node.allocatable != now.node.allocatable
                 || before.ports.len() > now.ports.len()
+                || before.shared != now.shared
         })
     }
 

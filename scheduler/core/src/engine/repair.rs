@@ -198,13 +198,7 @@ impl Engine {
             .filter_map(|uid| self.pods.get(uid))
             .filter(|pod| pod.holds_room());
         let (pods, devices) = running.fold((0u32, 0u64), |(pods, devices), pod| {
-            let held = pod
-                .shape
-                .requests
-                .extended
-                .iter()
-                .filter(|(name, _)| self.config.is_device(name))
-                .fold(0u64, |sum, (_, amount)| sum.saturating_add(*amount));
+            let held = pod.shape.devices(&self.config);
             (pods.saturating_add(1), devices.saturating_add(held))
         });
         Reason::Finished {
@@ -363,11 +357,7 @@ impl Engine {
         if waits_for_predecessor {
             return None;
         }
-        let wants_devices = shape
-            .requests
-            .extended
-            .keys()
-            .any(|resource| self.config.is_device(resource));
+        let wants_devices = shape.devices(&self.config) > 0;
         let known = self.inventory.get(name).is_some();
         let trusted = self.config.nodes_without_agent
             == crate::config::NodesWithoutAgent::UseAllocatable

@@ -69,8 +69,7 @@ impl Engine {
             roles: BTreeMap::new(),
         };
         for (name, shape, count) in roles {
-            let mut extended = shape.requests.extended.keys();
-            if !extended.any(|resource| self.config.is_device(resource)) {
+            if shape.devices(&self.config) == 0 {
                 continue;
             }
             let class = counted.iter().position(|(other, _)| *other == shape);

@@ -17,9 +17,9 @@ use crate::config::Config;
 use crate::ids::{DeviceUuid, NodeName, ResourceName};
 use crate::inventory::Device;
 use crate::node::HostPort;
-use crate::pod::PodShape;
+use crate::pod::{DEVICE_MILLI, PodShape, Share};
 use crate::resources::Resources;
-use crate::snapshot::{Key, NodeCapacity};
+use crate::snapshot::{Key, NodeCapacity, SharedDevice};
 use crate::topology::Path;
 
 /// What is left of a node while a placement is being built.
@@ -27,8 +27,59 @@ pub(super) struct Remaining {
     pub capacity: Arc<NodeCapacity>,
     pub free: Resources,
     pub ports: BTreeSet<HostPort>,
+    /// Devices of which a part is left.
+    pub shared: Vec<SharedDevice>,
     /// Positions of its devices that are left.
     devices: Vec<usize>,
+}
+
+impl Remaining {
+    /// Takes a part of a device: of the one that has the least left of those that have enough, or of a whole one.
+    fn take_share(&mut self, share: &Share) -> Option<DeviceUuid> {
+        let parted = self.shared.iter_mut();
+        let enough = parted.filter(|shared| {
+            shared.device.resource == share.resource && shared.left >= share.milli()
+        });
+        if let Some(shared) = enough.min_by_key(|shared| shared.left) {
+            shared.left = shared.left.saturating_sub(share.milli());
+            return Some(shared.device.uuid.clone());
+        }
+        let mut one = Resources::default();
+        one.extended.insert(share.resource.clone(), 1);
+        self.free.subtract(&one);
+        let listed = &self.capacity.devices;
+        let uuid = predict(listed, &mut self.devices, &share.resource, 1).pop()?;
+        let device = listed.iter().find(|device| device.uuid == uuid)?.clone();
+        let left = DEVICE_MILLI.saturating_sub(share.milli());
+        self.shared.push(SharedDevice { device, left });
+        Some(uuid)
+    }
+}
+
+/// What is left of a node, as far as it decides how many members it takes.
+#[derive(Clone, Copy)]
+pub(super) struct Left<'a> {
+    pub free: &'a Resources,
+    pub ports: &'a BTreeSet<HostPort>,
+    pub shared: &'a [SharedDevice],
+}
+
+impl<'a> Left<'a> {
+    pub fn of(capacity: &'a NodeCapacity) -> Self {
+        Self {
+            free: &capacity.free,
+            ports: &capacity.ports,
+            shared: &capacity.shared,
+        }
+    }
+
+    pub fn of_remaining(remaining: &'a Remaining) -> Self {
+        Self {
+            free: &remaining.free,
+            ports: &remaining.ports,
+            shared: &remaining.shared,
+        }
+    }
 }
 
 /// A placement on its way.
@@ -250,11 +301,11 @@ impl<'a, 'e> Builder<'a, 'e> {
             if !self.terms.admits(capacity, &role.shape) || !self.rules.admit(position, at) {
                 continue;
             }
-            let (free, ports) = match self.touched.get(&capacity.node.name) {
-                Some(remaining) => (&remaining.free, &remaining.ports),
-                None => (&capacity.free, &capacity.ports),
+            let left = match self.touched.get(&capacity.node.name) {
+                Some(remaining) => Left::of_remaining(remaining),
+                None => Left::of(capacity),
             };
-            let mut room = room(free, ports, &role.shape, total);
+            let mut room = room(left, &role.shape, total);
             if room > 1 && self.rules.one_on_node(position, at) {
                 room = 1;
             }
@@ -262,7 +313,7 @@ impl<'a, 'e> Builder<'a, 'e> {
                 rooms.push(Candidate {
                     at,
                     room,
-                    spare: spare_of(free, self.terms.config),
+                    spare: spare_of(left.free, self.terms.config),
                     has_devices: offers_devices(capacity, self.terms.config),
                 });
             }
@@ -365,6 +416,7 @@ impl<'a, 'e> Builder<'a, 'e> {
             let remaining = Remaining {
                 free: capacity.free.clone(),
                 ports: capacity.ports.clone(),
+                shared: capacity.shared.clone(),
                 devices: (0..capacity.devices.len()).collect(),
                 capacity: Arc::clone(capacity),
             };
@@ -382,6 +434,9 @@ impl<'a, 'e> Builder<'a, 'e> {
                     devices.extend(predict(&capacity.devices, free, resource, *amount));
                 }
             }
+            if let Some(share) = &role.shape.share {
+                devices.extend(remaining.take_share(share));
+            }
         }
         Placed {
             role: role.role.clone(),
@@ -394,22 +449,41 @@ impl<'a, 'e> Builder<'a, 'e> {
 }
 
 /// How many more members of this shape a node with this much left can take, at most `limit`.
-pub(super) fn room(
-    free: &Resources,
-    ports: &BTreeSet<HostPort>,
-    shape: &PodShape,
-    limit: u32,
-) -> u32 {
-    let count = times(free, &shape.requests).min(u64::from(limit));
+pub(super) fn room(left: Left<'_>, shape: &PodShape, limit: u32) -> u32 {
+    let mut count = times(left.free, &shape.requests).min(u64::from(limit));
+    if let Some(share) = &shape.share {
+        let whole = shape.requests.extended(share.resource.as_str());
+        count = count.min(match whole {
+            0 => shares_left(left.free, left.shared, share),
+            // Each has its part of a device of its own then.
+            _ => {
+                let each = whole.saturating_add(1);
+                let free = left.free.extended(share.resource.as_str());
+                free.checked_div(each).unwrap_or(0)
+            }
+        });
+    }
     let count = u32::try_from(count).unwrap_or(limit);
     if shape.host_ports.is_empty() {
         return count;
     }
-    if conflicts(shape, ports) {
+    if conflicts(shape, left.ports) {
         0
     } else {
         count.min(1)
     }
+}
+
+/// How many such shares of devices there are.
+pub(super) fn shares_left(free: &Resources, shared: &[SharedDevice], share: &Share) -> u64 {
+    let per = |left: u32| u64::from(left.checked_div(share.milli()).unwrap_or(0));
+    let whole = free.extended(share.resource.as_str());
+    let of_resource = shared
+        .iter()
+        .filter(|shared| shared.device.resource == share.resource);
+    of_resource.fold(whole.saturating_mul(per(DEVICE_MILLI)), |sum, shared| {
+        sum.saturating_add(per(shared.left))
+    })
 }
 
 /// Free devices of every kind.

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::build::room;
+use super::build::{Left, room};
 use super::effort::{Effort, Miss};
 use super::{RoleRequest, Terms};
 use crate::node::HostPort;
@@ -49,6 +49,10 @@ pub(super) fn search<'s>(
     roles: &[(usize, &RoleRequest)],
     effort: &mut Effort,
 ) -> Result<Option<Ways<'s>>, Miss> {
+    if roles.iter().any(|(_, role)| role.shape.share.is_some()) {
+        // What parts of devices leave of a node depends on their order.
+        return Err(Miss::Limit);
+    }
     let nodes = terms.nodes();
     effort.nodes(nodes.len(), roles.len())?;
     let needed: Way = roles
@@ -62,7 +66,7 @@ pub(super) fn search<'s>(
             .zip(&needed)
             .map(|((_, role), needed)| {
                 if terms.admits(capacity, &role.shape) {
-                    room(&capacity.free, &capacity.ports, &role.shape, *needed)
+                    room(Left::of(capacity), &role.shape, *needed)
                 } else {
                     0
                 }
@@ -245,7 +249,14 @@ impl Search<'_, '_> {
         let alone = bin.alone.get(role).copied().unwrap_or(0);
         let limit = alone.min(left.unwrap_or(0));
         match self.roles.get(role) {
-            Some((_, request)) if limit > 0 => room(free, ports, &request.shape, limit),
+            Some((_, request)) if limit > 0 => {
+                let left = Left {
+                    free,
+                    ports,
+                    shared: &[],
+                };
+                room(left, &request.shape, limit)
+            }
             _ => 0,
         }
     }

@@ -1,16 +1,17 @@
 //! Why there is no place: the dominant cause with numbers.
 
+use super::build::{Left, room, shares_left};
 use super::domains::{Member, best_domain, blocks};
 use super::effort::Effort;
 use super::parts::{KeptOff, Part, parts};
 use super::rules::Rules;
 use super::{Failure, GangRequest, Missed, RoleRequest, Terms};
-use super::{devices_of, place, ports_taken, times};
+use super::{devices_of, place, ports_taken};
 use crate::config::Config;
 use crate::ids::ResourceName;
 use crate::reason::{NodeTally, Unplaceable};
 use crate::resources::{Resources, Shortage};
-use crate::snapshot::{Eligibility, NodeCapacity, Snapshot};
+use crate::snapshot::{Eligibility, NodeCapacity, SharedDevice, Snapshot};
 use crate::topology::TopologyRequest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,8 +19,11 @@ use std::sync::Arc;
 /// A resource that somebody asks for and no node offers.
 pub(super) fn missing_resource(snapshot: &Snapshot, gang: &GangRequest) -> Option<Unplaceable> {
     for role in &gang.roles {
-        for (resource, amount) in &role.shape.requests.extended {
-            if *amount > 0 && !snapshot.index().is_offered(resource) {
+        let whole = role.shape.requests.extended.iter();
+        let whole = whole.filter(|(_, amount)| **amount > 0);
+        let share = role.shape.share.iter().map(|share| &share.resource);
+        for resource in whole.map(|(resource, _)| resource).chain(share) {
+            if !snapshot.index().is_offered(resource) {
                 return Some(Unplaceable::NoSuchResource {
                     role: role.role.clone(),
                     resource: resource.clone(),
@@ -73,7 +77,8 @@ pub(super) fn explain(
         };
     }
     let what = scarce(&candidates, role, config);
-    let each = amount(&role.shape.requests, &what);
+    // A part of a device is told as one.
+    let each = amount(&role.shape.requests, &what).max(u64::from(is_shared(role, &what)));
     if let Some(possible) = too_large(snapshot, gang, role, config, effort) {
         // Of each node: those of a part differ by less than what counts for room.
         let nodes = snapshot.nodes().iter();
@@ -138,11 +143,26 @@ fn amount(resources: &Resources, what: &Shortage) -> u64 {
     }
 }
 
+/// The resource of the device of which the role asks a part, where none has that left.
+fn lacks_share(free: &Resources, shared: &[SharedDevice], role: &RoleRequest) -> Option<Shortage> {
+    let share = role.shape.share.as_ref()?;
+    let is_left = shares_left(free, shared, share) > 0;
+    (!is_left).then(|| Shortage::Extended(share.resource.clone()))
+}
+
+/// Whether the role asks for a part of this.
+fn is_shared(role: &RoleRequest, what: &Shortage) -> bool {
+    let share = role.shape.share.as_ref();
+    matches!((what, share), (Shortage::Extended(name), Some(share)) if *name == share.resource)
+}
+
 /// The resource that keeps the role out of most of its nodes; devices where it is even.
 fn scarce(candidates: &[Part], role: &RoleRequest, config: &Config) -> Shortage {
     let mut counts: BTreeMap<Shortage, u32> = BTreeMap::new();
     for part in candidates {
-        if let Some(short) = part.node.free.shortage(&role.shape.requests) {
+        let (free, shared) = (&part.node.free, &part.node.shared);
+        let short = free.shortage(&role.shape.requests);
+        if let Some(short) = short.or_else(|| lacks_share(free, shared, role)) {
             let count = counts.entry(short).or_default();
             *count = count.saturating_add(part.count);
         }
@@ -157,12 +177,13 @@ fn scarce(candidates: &[Part], role: &RoleRequest, config: &Config) -> Shortage 
         .requests
         .extended
         .keys()
+        .chain(role.shape.share.iter().map(|share| &share.resource))
         .map(|name| (!device(name), Shortage::Extended(name.clone())))
         .chain([(true, Shortage::Cpu), (true, Shortage::Memory)])
-        .filter(|(_, what)| amount(&role.shape.requests, what) > 0)
+        .filter(|(_, what)| amount(&role.shape.requests, what) > 0 || is_shared(role, what))
         .collect();
     asked.sort_by_key(|(last, what)| {
-        let each = amount(&role.shape.requests, what);
+        let each = amount(&role.shape.requests, what).max(1);
         let sum = candidates.iter().fold(0u64, |sum, part| {
             let times = amount(&part.node.free, what).checked_div(each).unwrap_or(0);
             sum.saturating_add(times.saturating_mul(u64::from(part.count)))
@@ -312,13 +333,8 @@ fn too_large(
     let parts = parts(empty, gang, role);
     let candidates = parts.iter().filter(|part| part.kept_off.is_none());
     let possible = candidates.fold(0u64, |sum, part| {
-        let times = times(&part.node.node.allocatable, &role.shape.requests);
-        let times = if role.shape.host_ports.is_empty() {
-            times
-        } else {
-            times.min(1)
-        };
-        sum.saturating_add(times.saturating_mul(u64::from(part.count)))
+        let room = u64::from(room(Left::of(part.node), &role.shape, u32::MAX));
+        sum.saturating_add(room.saturating_mul(u64::from(part.count)))
     });
     if possible < needed {
         return Some(u32::try_from(possible).unwrap_or(u32::MAX));
@@ -362,14 +378,17 @@ fn cause<'a>(
     role: &RoleRequest,
     devices: bool,
 ) -> &'a mut u32 {
-    let requests = &role.shape.requests;
+    let shortage = |resources: &Resources, shared: &[SharedDevice]| {
+        let short = resources.shortage(&role.shape.requests);
+        short.or_else(|| lacks_share(resources, shared, role))
+    };
     match capacity.eligibility {
         Eligibility::Cordoned => return &mut tally.cordoned,
         Eligibility::NotReady => return &mut tally.not_ready,
         Eligibility::UnderPressure => return &mut tally.pressure,
         Eligibility::Eligible => {}
     }
-    if capacity.node.allocatable.shortage(requests).is_some() {
+    if shortage(&capacity.node.allocatable, &[]).is_some() {
         return &mut tally.small;
     }
     if devices && !capacity.reported {
@@ -378,10 +397,10 @@ fn cause<'a>(
     if gang.avoid.contains(&capacity.node.name) {
         return &mut tally.refused;
     }
-    match capacity.free.shortage(requests) {
+    match shortage(&capacity.free, &capacity.shared) {
         None if ports_taken(capacity, &role.shape) => &mut tally.ports,
         None => &mut tally.fits,
-        Some(Shortage::Extended(_)) if capacity.well.shortage(requests).is_none() => {
+        Some(Shortage::Extended(_)) if shortage(&capacity.well, &capacity.shared).is_none() => {
             &mut tally.unhealthy
         }
         Some(Shortage::Extended(_)) => &mut tally.busy,

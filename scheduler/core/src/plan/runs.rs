@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::build::{Builder, Remaining, offers_devices, room, spare_of};
+use super::build::{Builder, Left, Remaining, offers_devices, room, spare_of};
 use super::fill::Run;
 use super::{RoleRequest, devices_of};
 use crate::ids::NodeName;
@@ -113,7 +113,7 @@ impl<'a> Builder<'a, '_> {
                 continue;
             }
             let shape = &asked.role.shape;
-            let room = room(&remaining.free, &remaining.ports, shape, asked.total);
+            let room = room(Left::of_remaining(remaining), shape, asked.total);
             if room > 0 {
                 let run = Run {
                     room,
@@ -207,7 +207,7 @@ impl<'a> Builder<'a, '_> {
             if self.is_apart(name) || asked.role.shape.mismatch(&capacity.node).is_some() {
                 continue;
             }
-            let room = room(&capacity.free, &capacity.ports, &asked.role.shape, total);
+            let room = room(Left::of(capacity), &asked.role.shape, total);
             if room > 0 {
                 let run = Run {
                     room,

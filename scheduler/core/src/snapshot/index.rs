@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::NodeCapacity;
 use super::kind::{Fit, Keys, Kind, Kinds};
+use super::{NodeCapacity, SharedDevice};
 use crate::ids::{NodeName, ResourceName};
-use crate::pod::PodShape;
+use crate::pod::{DEVICE_MILLI, PodShape};
 use crate::resources::Resources;
 use crate::topology::Path;
 
@@ -22,6 +22,8 @@ const GRAIN: [u64; BASE] = [1_000, 1 << 32, 1 << 34, 8];
 pub struct Amounts {
     /// By column; what is missing at the end is none.
     extended: Box<[u64]>,
+    /// Devices of which a part is left: column and what is left, in order.
+    shared: Box<[(usize, u32)]>,
     grains: [u64; BASE],
 }
 
@@ -30,6 +32,8 @@ pub struct Amounts {
 pub struct Ask {
     base: [u64; BASE],
     extended: Vec<(usize, u64)>,
+    /// A part of one device: column, thousandths.
+    share: Option<(usize, u32)>,
     /// It asks for a resource that no node has ever offered.
     unknown: bool,
 }
@@ -52,6 +56,12 @@ impl Amounts {
                 return (0, 0);
             }
         }
+        if let Some((column, milli)) = ask.share {
+            devices = devices.min(self.shares(ask, column, milli));
+            if devices == 0 {
+                return (0, 0);
+            }
+        }
         let (mut least, mut most) = (devices, devices);
         for ((grains, grain), each) in self.grains.iter().zip(GRAIN).zip(ask.base) {
             if each == 0 {
@@ -63,6 +73,20 @@ impl Amounts {
             most = most.min(ceiling.checked_div(each).unwrap_or(u64::MAX));
         }
         (least, most)
+    }
+
+    /// How many parts of devices of this size there are.
+    fn shares(&self, ask: &Ask, column: usize, milli: u32) -> u64 {
+        let whole = ask.extended.iter().find(|(other, _)| *other == column);
+        if let Some((_, whole)) = whole {
+            // Each has its part of a device of its own then.
+            let each = whole.saturating_add(1);
+            return self.column(column).checked_div(each).unwrap_or(0);
+        }
+        let per = |left: u32| u64::from(left.checked_div(milli).unwrap_or(0));
+        let shared = self.shared.iter().filter(|(other, _)| *other == column);
+        let whole = self.column(column).saturating_mul(per(DEVICE_MILLI));
+        shared.fold(whole, |sum, (_, left)| sum.saturating_add(per(*left)))
     }
 
     /// Whether each resource is there equally often, up to `needed`, on every node with these amounts.
@@ -113,7 +137,8 @@ impl Index {
     /// Where a node belongs. Its kind is counted: an `insert` has to follow.
     pub fn key(&mut self, capacity: &NodeCapacity) -> Key {
         let offers = self.amounts(&capacity.node.allocatable);
-        let free = self.amounts(&capacity.free);
+        let mut free = self.amounts(&capacity.free);
+        free.shared = self.shared(&capacity.shared);
         let well = self.amounts(&capacity.well);
         let kind = self.kinds.add(Kind::of(capacity, &self.keys, offers));
         let sick = well.extended.iter().enumerate();
@@ -148,8 +173,19 @@ impl Index {
         }
         Amounts {
             extended: trimmed(extended),
+            shared: Box::default(),
             grains,
         }
+    }
+
+    fn shared(&self, devices: &[SharedDevice]) -> Box<[(usize, u32)]> {
+        let column = |name| self.columns.iter().position(|column| column == name);
+        let devices = devices.iter();
+        let mut shared: Vec<(usize, u32)> = devices
+            .filter_map(|shared| Some((column(&shared.device.resource)?, shared.left)))
+            .collect();
+        shared.sort_unstable();
+        shared.into_boxed_slice()
     }
 
     pub fn insert(&mut self, key: &Arc<Key>, capacity: &Arc<NodeCapacity>) {
@@ -220,6 +256,13 @@ impl Index {
         {
             match self.columns.iter().position(|column| column == name) {
                 Some(column) => ask.extended.push((column, *amount)),
+                None => ask.unknown = true,
+            }
+        }
+        if let Some(share) = &shape.share {
+            let mut columns = self.columns.iter();
+            match columns.position(|column| *column == share.resource) {
+                Some(column) => ask.share = Some((column, share.milli())),
                 None => ask.unknown = true,
             }
         }

@@ -58,8 +58,19 @@ pub struct NodeCapacity {
     pub ports: BTreeSet<HostPort>,
     /// Devices that are free and well, in order of NUMA node and index; empty without an agent.
     pub devices: Vec<Device>,
+    /// Devices of which a part is taken and a part is left, in the same order.
+    pub shared: Vec<SharedDevice>,
     /// Where it lies in the network; `None` where no topology is configured.
     pub path: Option<Path>,
+}
+
+/// A device that several may have parts of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedDevice {
+    /// The device; it is well.
+    pub device: Device,
+    /// What is left of it, in thousandths.
+    pub left: u32,
 }
 
 impl NodeCapacity {
@@ -79,6 +90,7 @@ impl NodeCapacity {
             reported: true,
             ports: BTreeSet::new(),
             devices: Vec::new(),
+            shared: Vec::new(),
             path: self.path.clone(),
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! node NAME [gpu=N] [used=N] [sick=N] [cpu=N] [has=RESOURCE:N] [taint=KEY] [label=KEY:VALUE]
-//!           [port=N] [numa=N,N..] [cordoned] [notready] [silent]
-//! role NAME COUNTxGPUS [cpu=N] [has=RESOURCE:N] [tolerate=KEY] [select=KEY:VALUE] [port=N]
+//!           [port=N] [numa=N,N..] [shared=MILLI,MILLI..] [cordoned] [notready] [silent]
+//! role NAME COUNTxGPUS [share=MILLI] [cpu=N] [has=RESOURCE:N] [tolerate=KEY] [select=KEY:VALUE] [port=N]
 //!           [app=NAME] [apart=KEY[@APP]] [together=KEY[@APP]] [spread=KEY[@APP]:SKEW[:DOMAINS]]
 //! placed NODE [segment=N] [app=NAME] [apart=KEY[@APP]]
 //! avoid NAME
@@ -16,13 +16,14 @@
 //! key `host` is the host name.
 //!
 //! `used` GPUs are held by somebody, `sick` ones are free and unhealthy; `numa` names the NUMA node
-//! of each free GPU. Every GPU node has the taint `gpu`, which every role with GPUs tolerates.
+//! of each free GPU; of each `shared` GPU so much is left. Every GPU node has the taint `gpu`, which every role with GPUs tolerates.
 
 mod between;
 mod complete;
 mod effort;
 mod grouped;
 mod review;
+mod shares;
 mod topology;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,10 +38,10 @@ use muster_core::node::{
     TolerationOperator,
 };
 use muster_core::plan::{GangRequest, Placement, RoleRequest, Standing, plan};
-use muster_core::pod::PodShape;
+use muster_core::pod::{PodShape, Share};
 use muster_core::reason::Unplaceable;
 use muster_core::resources::Resources;
-use muster_core::snapshot::{Eligibility, NodeCapacity, Snapshot};
+use muster_core::snapshot::{Eligibility, NodeCapacity, SharedDevice, Snapshot};
 use muster_core::topology::{Level, Segment, Source, TopologyRequest, path_of};
 
 const GPU: &str = "nvidia.com/gpu";
@@ -78,6 +79,7 @@ fn node(words: &[&str]) -> NodeCapacity {
     labels.insert(Arc::from(HOSTNAME), Arc::from(name));
     let (mut eligibility, mut reported) = (Eligibility::Eligible, true);
     let (mut used, mut sick, mut numa) = (0u64, 0u64, Vec::new());
+    let mut parts: Vec<u32> = Vec::new();
     for word in &words[1..] {
         match word.split_once('=') {
             Some(("gpu", count)) => {
@@ -100,6 +102,9 @@ fn node(words: &[&str]) -> NodeCapacity {
             Some(("port", number)) => {
                 ports.insert(port(number));
             }
+            Some(("shared", list)) => {
+                parts = list.split(',').map(|left| left.parse().unwrap()).collect();
+            }
             Some(("numa", list)) => {
                 numa = list.split(',').map(|home| home.parse().unwrap()).collect();
             }
@@ -110,10 +115,16 @@ fn node(words: &[&str]) -> NodeCapacity {
         }
     }
     let gpus = offered.extended(GPU);
+    used += parts.len() as u64;
     let mut well = offered.clone();
     set(&mut well, gpus - used);
     let mut free = well.clone();
     set(&mut free, if reported { gpus - used - sick } else { 0 });
+    let shared = parts.iter().zip(free.extended(GPU)..);
+    let shared = shared.map(|(left, index)| SharedDevice {
+        device: device(name, index, None),
+        left: *left,
+    });
     let devices = (0..free.extended(GPU))
         .map(|index| device(name, index, numa.get(index as usize).copied()))
         .collect();
@@ -135,6 +146,7 @@ fn node(words: &[&str]) -> NodeCapacity {
         reported,
         ports,
         devices,
+        shared: shared.collect(),
         path: None,
     }
 }
@@ -300,6 +312,10 @@ fn role(words: &[&str]) -> RoleRequest {
     shape.between_pods = between_pods;
     for word in rest {
         match word.split_once('=') {
+            Some(("share", milli)) => {
+                shape.share = Share::new(GPU.into(), milli.parse().unwrap());
+                tolerated.push("gpu");
+            }
             Some(("cpu", count)) => shape.requests.milli_cpu = 1000 * count.parse::<u64>().unwrap(),
             Some(("has", what)) => {
                 let (resource, count) = pair(what);

@@ -21,6 +21,7 @@ pub(super) fn of_spec(spec: &LitePodSpec, whose: Whose) -> (PodShape, Option<Pro
     let (requests, problem) = requests::of_spec(spec);
     let shape = PodShape {
         requests,
+        share: None,
         node_selector: spec
             .node_selector
             .iter()
