@@ -106,6 +106,9 @@ impl Engine {
             .collect();
         ready.sort_by(|a, b| b.cmp(a));
         self.unplaceable.clear();
+        if !ready.is_empty() {
+            self.review_demand();
+        }
         let mut looked_at = Vec::with_capacity(ready.len());
         for (_, key) in ready {
             let still_waits = self

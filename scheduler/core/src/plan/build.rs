@@ -19,7 +19,7 @@ use crate::inventory::Device;
 use crate::node::HostPort;
 use crate::pod::{DEVICE_MILLI, PodShape, Share};
 use crate::resources::Resources;
-use crate::snapshot::{Key, NodeCapacity, SharedDevice};
+use crate::snapshot::{Ask, Key, NodeCapacity, SharedDevice};
 use crate::topology::Path;
 
 /// What is left of a node while a placement is being built.
@@ -236,12 +236,12 @@ impl<'a, 'e> Builder<'a, 'e> {
         let total = members.len();
         // Nodes that are as good as each other are one run, whatever groups they are in: which groups
         // there are depends on what was asked for before, and the plan must not.
-        let mut known: BTreeMap<(u32, u64, bool), usize> = BTreeMap::new();
+        let mut known: BTreeMap<(u32, i64, u64, bool), usize> = BTreeMap::new();
         let mut runs: Vec<Run<&NodeName>> = Vec::new();
         let mut nodes: Vec<Vec<Nodes>> = Vec::new();
         let wanted = Wanted { role, total };
         let looks = self.find_runs(area, &wanted, |_, run, place| {
-            let alike = (run.room, run.spare, run.has_devices);
+            let alike = (run.room, run.cost, run.spare, run.has_devices);
             let at = *known.entry(alike).or_insert(runs.len());
             match (runs.get_mut(at), nodes.get_mut(at)) {
                 (Some(same), Some(places)) => {
@@ -297,6 +297,7 @@ impl<'a, 'e> Builder<'a, 'e> {
     ) -> Vec<Candidate> {
         let total = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
         let mut rooms = Vec::new();
+        let mut ask = None;
         for (at, capacity) in nodes {
             if !self.terms.admits(capacity, &role.shape) || !self.rules.admit(position, at) {
                 continue;
@@ -310,9 +311,11 @@ impl<'a, 'e> Builder<'a, 'e> {
                 room = 1;
             }
             if room > 0 {
+                let ask = ask.get_or_insert_with(|| self.terms.snapshot.index().ask(&role.shape));
                 rooms.push(Candidate {
                     at,
                     room,
+                    cost: self.cost_at(capacity, left, ask, room),
                     spare: spare_of(left.free, self.terms.config),
                     has_devices: offers_devices(capacity, self.terms.config),
                 });
@@ -396,6 +399,17 @@ impl<'a, 'e> Builder<'a, 'e> {
             .into_iter()
             .filter_map(|cell| nodes.get_mut(cell)?.next())
             .collect())
+    }
+
+    /// What it costs to place so many members on a node of which so much is left.
+    pub fn cost_at(&self, capacity: &NodeCapacity, left: Left<'_>, ask: &Ask, count: u32) -> i64 {
+        let snapshot = self.terms.snapshot;
+        let left = (left.free, left.shared);
+        snapshot.key_of(&capacity.node.name).map_or(0, |key| {
+            snapshot
+                .index()
+                .cost_at(key.kind, left, ask, u64::from(count))
+        })
     }
 
     /// Puts one member on the node.

@@ -336,6 +336,7 @@ fn share<'a>(
             .map(|(name, room)| Run {
                 room: u32::try_from(room_in(room)).unwrap_or(u32::MAX),
                 count: 1,
+                cost: 0,
                 spare: room.spare,
                 has_devices: true,
                 order: *name,

@@ -12,12 +12,21 @@ pub(super) struct Run<O> {
     pub room: u32,
     /// How many nodes.
     pub count: u32,
+    /// What others miss when it is taken: see [`crate::snapshot::Snapshot::set_demand`].
+    pub cost: i64,
     /// Free devices of every kind on each.
     pub spare: u64,
     /// They offer devices at all, free or not.
     pub has_devices: bool,
     /// Which of two runs is taken where nothing else decides: the smaller.
     pub order: O,
+}
+
+impl<O: Ord> Run<O> {
+    /// Of two runs with as much room the smaller goes first.
+    fn rank(&self) -> (i64, u64, &O) {
+        (self.cost, self.spare, &self.order)
+    }
 }
 
 impl<O> Run<O> {
@@ -41,8 +50,8 @@ pub(super) struct Take {
 /// when that is too small.
 ///
 /// While some node can be filled by what is still needed, the one that takes most; then, for the
-/// rest, the one with the fewest spare devices. A role without devices looks for nodes that offer
-/// none first, then for those with the fewest to spare.
+/// rest, the one that others miss least, of those the one with the fewest spare devices. A role without
+/// devices looks for nodes that offer none first.
 pub(super) fn fill<O: Ord>(
     runs: &[Run<O>],
     total: usize,
@@ -61,9 +70,10 @@ pub(super) fn fill<O: Ord>(
         return Ok(takes);
     }
     // Those of one class are as good as each other but for their room.
-    let mut classes: BTreeMap<(bool, u64), Vec<usize>> = BTreeMap::new();
+    let mut classes: BTreeMap<(bool, i64, u64), Vec<usize>> = BTreeMap::new();
     for (position, run) in runs.iter().enumerate() {
-        let class = classes.entry((run.has_devices, run.spare)).or_default();
+        let class = (run.has_devices, run.cost, run.spare);
+        let class = classes.entry(class).or_default();
         class.push(position);
     }
     for class in classes.into_values() {
@@ -88,7 +98,7 @@ fn fill_class<O: Ord>(
     for (position, run) in class.into_iter().filter_map(found) {
         if u64::from(run.room) < left {
             by_room.entry(Reverse(run.room)).or_default().push(position);
-        } else if last.is_none_or(|(_, best)| (run.spare, &run.order) < (best.spare, &best.order)) {
+        } else if last.is_none_or(|(_, best)| run.rank() < best.rank()) {
             last = Some((position, run));
         }
     }
@@ -100,7 +110,7 @@ fn fill_class<O: Ord>(
         let each = u64::from(room);
         // As many nodes as are filled; one that would not be is looked for among all.
         let full = left.saturating_sub(1).checked_div(each).unwrap_or(0);
-        let order = |position: &usize| runs.get(*position).map(|run| (run.spare, &run.order));
+        let order = |position: &usize| runs.get(*position).map(Run::rank);
         positions.sort_unstable_by(|a, b| order(a).cmp(&order(b)));
         let mut wanted = full;
         let mut rest: Option<usize> = None;
@@ -130,7 +140,7 @@ fn fill_class<O: Ord>(
                 .filter_map(found)
                 .filter(|(_, run)| u64::from(run.room) >= left)
                 .chain(found(rest))
-                .min_by(|(_, a), (_, b)| (a.spare, &a.order).cmp(&(b.spare, &b.order)));
+                .min_by(|(_, a), (_, b)| a.rank().cmp(&b.rank()));
             takes.extend(smaller.map(|(position, _)| one(position, left)));
             return 0;
         }
@@ -152,6 +162,8 @@ pub(super) struct Candidate {
     pub at: usize,
     /// Members that it has room for.
     pub room: u32,
+    /// As of a run.
+    pub cost: i64,
     /// Free devices of every kind.
     pub spare: u64,
     /// It offers devices at all, free or not.
@@ -185,6 +197,7 @@ pub(super) fn fill_nodes(
         .map(|candidate| Run {
             room: candidate.room,
             count: 1,
+            cost: candidate.cost,
             spare: candidate.spare,
             has_devices: candidate.has_devices,
             order: candidate.at,

@@ -115,9 +115,11 @@ impl<'a> Builder<'a, '_> {
             let shape = &asked.role.shape;
             let room = room(Left::of_remaining(remaining), shape, asked.total);
             if room > 0 {
+                let left = Left::of_remaining(remaining);
                 let run = Run {
                     room,
                     count: 1,
+                    cost: self.cost_at(capacity, left, &asked.ask, room),
                     spare: spare_of(&remaining.free, self.terms.config),
                     has_devices: offers_devices(capacity, self.terms.config),
                     order: name,
@@ -195,6 +197,7 @@ impl<'a> Builder<'a, '_> {
                 let run = Run {
                     room,
                     count,
+                    cost: self.cost_in(key, group, asked, room),
                     spare,
                     has_devices,
                     order,
@@ -212,6 +215,7 @@ impl<'a> Builder<'a, '_> {
                 let run = Run {
                     room,
                     count: 1,
+                    cost: self.cost_in(key, group, asked, room),
                     spare,
                     has_devices,
                     order: name,
@@ -270,6 +274,12 @@ impl<'a> Builder<'a, '_> {
 
     fn is_apart(&self, name: &NodeName) -> bool {
         self.touched.contains_key(name) || self.terms.avoid.contains(name)
+    }
+
+    /// What it costs to place so many of the members that are asked for on one node of the group.
+    fn cost_in(&self, key: &Key, group: &Group, asked: &Asked, count: u32) -> i64 {
+        let index = self.terms.snapshot.index();
+        index.cost(key, group, &asked.ask, u64::from(count))
     }
 
     /// Free devices of every kind on each node of the group.

@@ -1,9 +1,12 @@
 //! Groups of nodes that are alike.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::demand::{Counts, Demand, State, Usual};
 use super::kind::{Fit, Keys, Kind, Kinds};
 use super::{NodeCapacity, SharedDevice};
 use crate::ids::{NodeName, ResourceName};
@@ -28,7 +31,7 @@ pub struct Amounts {
 }
 
 /// What a shape asks for, in columns.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ask {
     base: [u64; BASE],
     extended: Vec<(usize, u64)>,
@@ -75,6 +78,45 @@ impl Amounts {
         (least, most)
     }
 
+    /// Thousandths of a core, at least.
+    pub fn cpu(&self) -> u64 {
+        let [cpu, ..] = self.grains;
+        let [grain, ..] = GRAIN;
+        cpu.saturating_mul(grain)
+    }
+
+    /// Bytes of memory, at least.
+    pub fn memory(&self) -> u64 {
+        let [_, memory, ..] = self.grains;
+        let [_, grain, ..] = GRAIN;
+        memory.saturating_mul(grain)
+    }
+
+    /// Devices of which a part is left: column and what is left, in thousandths.
+    pub fn parts(&self) -> &[(usize, u32)] {
+        &self.shared
+    }
+
+    /// What is left of devices in part when `count` members have come that ask for this, and how many whole
+    /// devices they have opened: each takes its part of the device with the least left that has enough.
+    pub fn parted(&self, column: usize, milli: u32, count: u64) -> (Vec<(usize, u32)>, u64) {
+        let mut shared = self.shared.to_vec();
+        let (whole, mut opened) = (self.column(column), 0u64);
+        for _ in 0..count {
+            let parts = shared.iter_mut();
+            let enough = parts.filter(|(other, left)| *other == column && *left >= milli);
+            if let Some((_, left)) = enough.min_by_key(|(_, left)| *left) {
+                *left = left.saturating_sub(milli);
+            } else if opened < whole {
+                opened = opened.saturating_add(1);
+                shared.push((column, DEVICE_MILLI.saturating_sub(milli)));
+            } else {
+                break;
+            }
+        }
+        (shared, opened)
+    }
+
     /// How many parts of devices of this size there are.
     fn shares(&self, ask: &Ask, column: usize, milli: u32) -> u64 {
         let whole = ask.extended.iter().find(|(other, _)| *other == column);
@@ -101,6 +143,43 @@ impl Amounts {
     }
 }
 
+impl Ask {
+    /// Thousandths of a core.
+    pub fn cpu(&self) -> u64 {
+        let [cpu, ..] = self.base;
+        cpu
+    }
+
+    /// Bytes of memory.
+    pub fn memory(&self) -> u64 {
+        let [_, memory, ..] = self.base;
+        memory
+    }
+
+    /// How much of the resource in a column.
+    pub fn column(&self, column: usize) -> u64 {
+        let asked = self.extended.iter().find(|(other, _)| *other == column);
+        asked.map_or(0, |(_, amount)| *amount)
+    }
+
+    /// Whether it asks for what no node has ever offered.
+    pub fn is_unknown(&self) -> bool {
+        self.unknown
+    }
+
+    /// The part of a device that it asks for: column, thousandths.
+    pub fn part(&self) -> Option<(usize, u32)> {
+        self.share
+    }
+
+    /// Of the columns for which this holds that of which it asks for most, with how much.
+    pub fn most(&self, wanted: impl Fn(usize) -> bool) -> Option<(usize, u64)> {
+        let asked = self.extended.iter().copied();
+        let asked = asked.filter(|(column, _)| wanted(*column));
+        asked.max_by_key(|(column, amount)| (*amount, std::cmp::Reverse(*column)))
+    }
+}
+
 /// By what nodes are alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
@@ -119,6 +198,51 @@ pub struct Key {
 pub struct Group {
     /// In order of name.
     pub nodes: BTreeMap<NodeName, Arc<NodeCapacity>>,
+    /// What it costs to place members here, as far as it was asked for.
+    costs: Costs,
+}
+
+/// Costs that were worked out, by what was asked: the last few of them. A cost follows from the group and
+/// the demand alone, so that it makes no difference who has asked before.
+#[derive(Debug, Default)]
+struct Costs([AtomicU64; 4]);
+
+impl Clone for Costs {
+    fn clone(&self) -> Self {
+        Self(
+            self.0
+                .each_ref()
+                .map(|cost| AtomicU64::new(cost.load(Ordering::Relaxed))),
+        )
+    }
+}
+
+impl Costs {
+    /// The cost that is kept under this number, or else what it is worked out to be.
+    fn get(&self, number: NonZeroU32, work_out: impl FnOnce() -> i64) -> i64 {
+        let number = number.get();
+        let at = usize::try_from(number).unwrap_or(0) % self.0.len();
+        let Some(place) = self.0.get(at) else {
+            return work_out();
+        };
+        let kept = place.load(Ordering::Relaxed);
+        let [high, low] = [kept >> 32, kept & u64::from(u32::MAX)];
+        if high == u64::from(number) {
+            return i64::from(u32::try_from(low).unwrap_or(0).cast_signed());
+        }
+        let cost = work_out();
+        if let Ok(small) = i32::try_from(cost) {
+            let kept = (u64::from(number) << 32) | u64::from(small.cast_unsigned());
+            place.store(kept, Ordering::Relaxed);
+        }
+        cost
+    }
+
+    fn forget(&self) {
+        for cost in &self.0 {
+            cost.store(0, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Every group, and the terms in which they are told apart.
@@ -131,7 +255,15 @@ pub struct Index {
     groups: BTreeMap<Arc<Key>, Group>,
     /// The same by where nodes lie; empty where no topology is configured.
     places: BTreeMap<Path, BTreeMap<Arc<Key>, Group>>,
+    demand: Demand,
+    /// Numbers of what is asked for, under which costs are kept.
+    asks: BTreeMap<Ask, u32>,
 }
+
+/// Most kinds of wishes whose costs are kept at a time.
+const ASKS_MAX: usize = 4_096;
+/// Members that come to a node together, of one wish, whose costs are kept.
+const TOGETHER_MAX: u64 = 255;
 
 impl Index {
     /// Where a node belongs. Its kind is counted: an `insert` has to follow.
@@ -140,7 +272,8 @@ impl Index {
         let mut free = self.amounts(&capacity.free);
         free.shared = self.shared(&capacity.shared);
         let well = self.amounts(&capacity.well);
-        let kind = self.kinds.add(Kind::of(capacity, &self.keys, offers));
+        let kind = Kind::of(capacity, &self.keys, offers);
+        let kind = self.kinds.add(kind, &self.demand, &self.keys);
         let sick = well.extended.iter().enumerate();
         let sick = sick.map(|(column, well)| well.saturating_sub(free.column(column)));
         Key {
@@ -167,14 +300,21 @@ impl Index {
                 None => {}
             }
         }
-        let mut grains = base(resources);
-        for (amount, grain) in grains.iter_mut().zip(GRAIN) {
-            *amount = amount.checked_div(grain).unwrap_or(0);
-        }
         Amounts {
             extended: trimmed(extended),
             shared: Box::default(),
-            grains,
+            grains: grains(resources),
+        }
+    }
+
+    /// The same, of resources that have columns.
+    fn known_amounts(&self, resources: &Resources) -> Amounts {
+        let columns = self.columns.iter();
+        let extended = columns.map(|name| resources.extended(name.as_str()));
+        Amounts {
+            extended: trimmed(extended.collect()),
+            shared: Box::default(),
+            grains: grains(resources),
         }
     }
 
@@ -212,8 +352,85 @@ impl Index {
         }
     }
 
+    /// From now on nodes are worth what they are to members with these shapes. `is_device` tells the columns of
+    /// devices.
+    pub fn set_demand(&mut self, counts: &Counts, is_device: impl Fn(usize) -> bool) {
+        self.take_demand(Demand::of(counts, self, is_device));
+    }
+
+    /// The same as it was found before.
+    pub fn restore_demand(&mut self, usual: Vec<Usual>, is_device: impl Fn(usize) -> bool) {
+        self.take_demand(Demand::as_weighed(usual, self, is_device));
+    }
+
+    fn take_demand(&mut self, demand: Demand) {
+        self.demand = demand;
+        self.kinds.set_demand(&self.demand, &self.keys);
+        self.forget_costs();
+    }
+
+    /// What the demand goes by.
+    pub fn usual(&self) -> &[Usual] {
+        self.demand.usual()
+    }
+
+    fn forget_costs(&mut self) {
+        let places = self.places.values().flat_map(BTreeMap::values);
+        for group in self.groups.values().chain(places) {
+            group.costs.forget();
+        }
+        self.asks.clear();
+    }
+
+    /// What it costs to place `count` members that ask for this on a node of the group; the same for all
+    /// where nothing is known of the demand.
+    pub fn cost(&self, key: &Key, group: &Group, ask: &Ask, count: u64) -> i64 {
+        if self.demand.is_empty() {
+            return 0;
+        }
+        let admits = self.kinds.admits(key.kind);
+        let work_out = || self.demand.cost(State::of(&key.free, admits), ask, count);
+        let number = self.asks.get(ask).copied();
+        let number = number.filter(|_| count <= TOGETHER_MAX);
+        let number = number.and_then(|number| {
+            let count = u32::try_from(count).ok()?;
+            NonZeroU32::new((number << 8) | count)
+        });
+        match number {
+            Some(number) => group.costs.get(number, work_out),
+            None => work_out(),
+        }
+    }
+
+    /// The same for a node of a kind on which so much is left.
+    pub fn cost_at(
+        &self,
+        kind: u32,
+        (free, shared): (&Resources, &[SharedDevice]),
+        ask: &Ask,
+        count: u64,
+    ) -> i64 {
+        if self.demand.is_empty() {
+            return 0;
+        }
+        let mut left = self.known_amounts(free);
+        left.shared = self.shared(shared);
+        let state = State::of(&left, self.kinds.admits(kind));
+        self.demand.cost(state, ask, count)
+    }
+
     /// Whether nodes have to be sorted anew, because they are told apart by more than before.
     pub fn learn(&mut self, shape: &PodShape, nodes: &[Arc<NodeCapacity>]) -> bool {
+        let ask = self.ask(shape);
+        if !self.asks.contains_key(&ask) {
+            if self.asks.len() >= ASKS_MAX {
+                self.forget_costs();
+            }
+            let number = u32::try_from(self.asks.len())
+                .unwrap_or(0)
+                .saturating_add(1);
+            self.asks.insert(ask, number);
+        }
         self.keys.learn(shape, nodes)
     }
 
@@ -224,7 +441,7 @@ impl Index {
 
     /// Forgets every node.
     pub fn forget(&mut self) {
-        self.kinds = Kinds::default();
+        self.kinds.forget();
         self.groups.clear();
         self.places.clear();
     }
@@ -303,6 +520,14 @@ fn drop_from(groups: &mut BTreeMap<Arc<Key>, Group>, key: &Key, name: &NodeName)
     if group.nodes.is_empty() {
         groups.remove(key);
     }
+}
+
+fn grains(resources: &Resources) -> [u64; BASE] {
+    let mut grains = base(resources);
+    for (amount, grain) in grains.iter_mut().zip(GRAIN) {
+        *amount = amount.checked_div(grain).unwrap_or(0);
+    }
+    grains
 }
 
 fn base(resources: &Resources) -> [u64; BASE] {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::demand::Demand;
 use super::index::Amounts;
 use super::{Eligibility, NodeCapacity};
 use crate::interpod::Labels;
@@ -164,6 +165,8 @@ fn is_wide(key: &Arc<str>, nodes: &[Arc<NodeCapacity>]) -> bool {
 #[derive(Clone, Debug, Default)]
 pub struct Kinds {
     all: Vec<Kind>,
+    /// Typical shapes that each admits, as the demand has them.
+    admits: Vec<u64>,
     nodes: Vec<usize>,
     numbers: BTreeMap<Kind, u32>,
     unused: Vec<u32>,
@@ -171,10 +174,13 @@ pub struct Kinds {
 
 impl Kinds {
     /// One more node of a kind. Its number.
-    pub(super) fn add(&mut self, kind: Kind) -> u32 {
+    pub(super) fn add(&mut self, kind: Kind, demand: &Demand, keys: &Keys) -> u32 {
         let number = match self.numbers.get(&kind) {
             Some(number) => *number,
-            None => self.number(kind),
+            None => {
+                let admits = admits(&kind, demand, keys);
+                self.number(kind, admits)
+            }
         };
         if let Some(nodes) = self.nodes.get_mut(at(number)) {
             *nodes = nodes.saturating_add(1);
@@ -182,15 +188,35 @@ impl Kinds {
         number
     }
 
-    fn number(&mut self, kind: Kind) -> u32 {
+    /// Typical shapes that the nodes of a kind admit.
+    pub(super) fn admits(&self, number: u32) -> u64 {
+        self.admits.get(at(number)).copied().unwrap_or(0)
+    }
+
+    pub(super) fn set_demand(&mut self, demand: &Demand, keys: &Keys) {
+        for (kind, place) in self.all.iter().zip(&mut self.admits) {
+            *place = admits(kind, demand, keys);
+        }
+    }
+
+    /// Forgets every kind.
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
+    }
+
+    fn number(&mut self, kind: Kind, admits: u64) -> u32 {
         let reused = self.unused.pop();
         let number = match reused.and_then(|number| Some((number, self.all.get_mut(at(number))?))) {
             Some((number, place)) => {
                 *place = kind.clone();
+                if let Some(place) = self.admits.get_mut(at(number)) {
+                    *place = admits;
+                }
                 number
             }
             None => {
                 self.all.push(kind.clone());
+                self.admits.push(admits);
                 self.nodes.push(0);
                 u32::try_from(self.all.len().saturating_sub(1)).unwrap_or(u32::MAX)
             }
@@ -221,6 +247,11 @@ impl Kinds {
     pub(super) fn get(&self, number: u32) -> Option<&Kind> {
         self.all.get(at(number))
     }
+}
+
+/// Typical shapes that the kind admits, or may admit.
+fn admits(kind: &Kind, demand: &Demand, keys: &Keys) -> u64 {
+    demand.which(|shape| matches!(kind.fit(shape, keys), Fit::All | Fit::Each))
 }
 
 fn at(number: u32) -> usize {

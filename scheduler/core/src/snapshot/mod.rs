@@ -11,12 +11,14 @@
 //! number of nodes. A change of one node costs as much as finding its place in two ordered maps; a node
 //! that comes or goes moves those after it in the list by name.
 
+mod demand;
 mod index;
 mod kind;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::config::Config;
 use crate::ids::NodeName;
 use crate::inventory::Device;
 use crate::node::{HostPort, Node};
@@ -24,6 +26,7 @@ use crate::pod::PodShape;
 use crate::resources::Resources;
 use crate::topology::Path;
 
+pub use self::demand::{Counts, Usual};
 pub(crate) use self::index::{Ask, Group, Index, Key};
 pub(crate) use self::kind::Fit;
 
@@ -104,6 +107,8 @@ pub struct Snapshot {
     /// Group of each node, by the same position.
     keys: Vec<Arc<Key>>,
     index: Index,
+    /// Nodes that were taken in or forgotten since the demand was set.
+    changes: u64,
     /// The same nodes with nothing on them; none for a snapshot that is this of another.
     emptied: Option<Box<Snapshot>>,
 }
@@ -132,6 +137,7 @@ impl Snapshot {
             nodes: Vec::new(),
             keys: Vec::new(),
             index: Index::default(),
+            changes: 0,
             emptied: None,
         }
     }
@@ -172,6 +178,7 @@ impl Snapshot {
                 emptied.set(Arc::new(capacity.emptied()));
             }
         }
+        self.changes = self.changes.saturating_add(1);
         let key = Arc::new(self.index.key(&capacity));
         match self.find(&capacity.node.name) {
             Ok(at) => {
@@ -202,6 +209,7 @@ impl Snapshot {
         let Ok(at) = self.find(name) else {
             return false;
         };
+        self.changes = self.changes.saturating_add(1);
         let capacity = self.nodes.remove(at);
         let key = self.keys.remove(at);
         self.index.remove(&key, &capacity);
@@ -220,6 +228,29 @@ impl Snapshot {
         }
     }
 
+    /// From now on, of several nodes with room, that one is taken which members with these shapes miss least:
+    /// as many of each as there are. Without it the fullest is taken. Costs a look at every group of
+    /// nodes for each shape that is frequent; what has been worked out is good until the next time.
+    pub fn set_demand(&mut self, counts: &Counts, config: &Config) {
+        self.changes = 0;
+        let devices = self.index.columns(|name| config.is_device(name));
+        self.index
+            .set_demand(counts, |column| devices.contains(&column));
+    }
+
+    /// The demand as it was found when it was last set.
+    pub fn demand(&self) -> &[Usual] {
+        self.index.usual()
+    }
+
+    /// Sets the demand as it was found before, elsewhere: [`Snapshot::demand`].
+    pub fn restore_demand(&mut self, usual: Vec<Usual>, config: &Config) {
+        self.changes = 0;
+        let devices = self.index.columns(|name| config.is_device(name));
+        self.index
+            .restore_demand(usual, |column| devices.contains(&column));
+    }
+
     fn sort_anew(&mut self) {
         self.index.forget();
         for (capacity, place) in self.nodes.iter().zip(&mut self.keys) {
@@ -227,6 +258,11 @@ impl Snapshot {
             self.index.insert(&key, capacity);
             *place = key;
         }
+    }
+
+    /// How often a node was taken in or forgotten since the demand was set.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// How nodes are alike.

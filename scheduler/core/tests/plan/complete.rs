@@ -7,7 +7,7 @@ use muster_core::config::Config;
 use muster_core::ids::NodeName;
 use muster_core::plan::{GangRequest, Placement, plan};
 use muster_core::reason::Unplaceable;
-use muster_core::snapshot::Snapshot;
+use muster_core::snapshot::{Counts, Snapshot};
 
 use super::{Rng, read};
 
@@ -212,7 +212,15 @@ fn agreement(seed: u64, cases: u32, only_gpus: bool) -> u32 {
     for _ in 0..cases {
         let (nodes, roles) = case(&mut rng, only_gpus);
         let written = text(&nodes, &roles);
-        let (snapshot, gang) = read(&written);
+        let (mut snapshot, gang) = read(&written);
+        if rng.below(2) == 0 {
+            // With a demand other nodes are taken first, and no fewer gangs fit.
+            let mut counts = Counts::new();
+            for role in &gang.roles {
+                counts.insert(role.shape.clone(), 1 + rng.below(9));
+            }
+            snapshot.set_demand(&counts, &Config::default());
+        }
         let answer = ask(&snapshot, &gang);
         let left: Vec<u64> = roles.iter().map(|role| role.count).collect();
         let possible = fits(&nodes, &roles, &left);

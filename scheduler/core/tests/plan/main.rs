@@ -5,12 +5,14 @@
 //!           [port=N] [numa=N,N..] [shared=MILLI,MILLI..] [cordoned] [notready] [silent]
 //! role NAME COUNTxGPUS [share=MILLI] [cpu=N] [has=RESOURCE:N] [tolerate=KEY] [select=KEY:VALUE] [port=N]
 //!           [app=NAME] [apart=KEY[@APP]] [together=KEY[@APP]] [spread=KEY[@APP]:SKEW[:DOMAINS]]
+//! usual NAME COUNTxGPUS [the same as of a role]
 //! placed NODE [segment=N] [app=NAME] [apart=KEY[@APP]]
 //! avoid NAME
 //! levels KEY..
 //! topology [required=KEY] [preferred=KEY] [segment=SIZE:KEY]
 //! ```
-//! `levels` are labels of nodes, the widest first.
+//! `usual` are members that are about as well, so many of them: what the planner goes by where several
+//! nodes have room. `levels` are labels of nodes, the widest first.
 //! `apart`, `together` and `spread` are anti-affinity, affinity and topology spread among the pods with
 //! the label `app` of the role, or of another; `app` is the role's name where nothing is said, and the
 //! key `host` is the host name.
@@ -23,6 +25,7 @@ mod complete;
 mod effort;
 mod grouped;
 mod review;
+mod score;
 mod shares;
 mod topology;
 
@@ -41,7 +44,7 @@ use muster_core::plan::{GangRequest, Placement, RoleRequest, Standing, plan};
 use muster_core::pod::{PodShape, Share};
 use muster_core::reason::Unplaceable;
 use muster_core::resources::Resources;
-use muster_core::snapshot::{Eligibility, NodeCapacity, SharedDevice, Snapshot};
+use muster_core::snapshot::{Counts, Eligibility, NodeCapacity, SharedDevice, Snapshot};
 use muster_core::topology::{Level, Segment, Source, TopologyRequest, path_of};
 
 const GPU: &str = "nvidia.com/gpu";
@@ -352,6 +355,7 @@ fn role(words: &[&str]) -> RoleRequest {
 
 fn read(text: &str) -> (Snapshot, GangRequest) {
     let (mut nodes, mut gang) = (Vec::new(), GangRequest::default());
+    let mut usual = Counts::new();
     let levels = levels(text);
     for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -365,6 +369,10 @@ fn read(text: &str) -> (Snapshot, GangRequest) {
             Some(&"levels") => {}
             Some(&"topology") => gang.topology = topology(&words[1..], &levels),
             Some(&"role") => gang.roles.push(role(&words[1..])),
+            Some(&"usual") => {
+                let role = role(&words[1..]);
+                *usual.entry(role.shape).or_default() += role.indices.len() as u64;
+            }
             Some(&"placed") => gang.placed.push(standing(&words[1..])),
             Some(&"avoid") => {
                 gang.avoid.insert(NodeName::from(words[1]));
@@ -374,6 +382,10 @@ fn read(text: &str) -> (Snapshot, GangRequest) {
     }
     number_segments(&mut gang);
     let mut snapshot = Snapshot::of(nodes);
+    for shape in usual.keys() {
+        snapshot.learn(shape);
+    }
+    snapshot.set_demand(&usual, &Config::default());
     for role in &gang.roles {
         snapshot.learn(&role.shape);
     }

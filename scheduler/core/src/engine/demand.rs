@@ -1,0 +1,63 @@
+//! What members usually ask for: by the gangs that there are, running and waiting. A restart finds the same.
+
+use std::sync::Arc;
+
+use super::Engine;
+use super::gang::Gang;
+use crate::pod::PodShape;
+use crate::snapshot::Counts;
+use crate::workload::MemberSource;
+
+/// Changes of nodes after which the demand is looked at anew, at least.
+const CHANGES_MIN: u64 = 64;
+
+impl Engine {
+    /// Looks at the demand anew, where much has changed: half of the nodes, or as many gangs and pods again
+    /// as there were. So the look at all of them costs each change next to nothing.
+    pub(super) fn review_demand(&mut self) {
+        let known = self.gangs.len().saturating_add(self.pods.len());
+        let nodes = u64::try_from(self.snapshot.nodes().len()).unwrap_or(u64::MAX);
+        let is_moved = self.snapshot.changes() >= CHANGES_MIN.max(nodes / 2);
+        if !is_moved && known <= self.demand_of.saturating_mul(2) {
+            return;
+        }
+        self.demand_of = known;
+        let mut counts = Counts::new();
+        for gang in self.gangs.values() {
+            self.count_members(gang, &mut counts);
+        }
+        for shape in counts.keys() {
+            self.snapshot.learn(shape);
+        }
+        self.snapshot.set_demand(&counts, &self.config);
+    }
+
+    fn count_members(&self, gang: &Gang, counts: &mut Counts) {
+        let mut add = |shape: &Arc<PodShape>, members: u64| match counts.get_mut(shape) {
+            Some(count) => *count = count.saturating_add(members),
+            None => {
+                counts.insert(Arc::clone(shape), members);
+            }
+        };
+        if let Some(workload) = &gang.workload
+            && let MemberSource::Roles(roles) = &workload.members
+        {
+            if workload.finished.is_none() && workload.invalid.is_none() {
+                for role in roles {
+                    add(&role.shape, u64::from(role.count));
+                }
+            }
+            return;
+        }
+        for pod in self.alive(gang) {
+            if pod.shape.is_pinned() {
+                // To its planned node: that is not what it asks for.
+                let mut shape = PodShape::clone(&pod.shape);
+                shape.required_affinity = None;
+                add(&Arc::new(shape), 1);
+            } else {
+                add(&pod.shape, 1);
+            }
+        }
+    }
+}
