@@ -447,10 +447,10 @@ mod tests {
             "muster-scheduler check-config",
             "muster-scheduler simulate --format muri --jobs j --out o",
             "muster-scheduler simulate --format scenario --out o",
-            "muster-scheduler simulate --format openb --jobs j --nodes 8 --out o",
+            "muster-scheduler simulate --format helios --jobs j --nodes 8 --out o",
+            "muster-scheduler simulate --format openb --jobs j --out o",
             "muster-scheduler simulate --format muri --jobs j --nodes 8",
             "muster-scheduler simulate --format scenario --file f --nodes 8 --out o",
-            "muster-scheduler simulate --format scenario --file f --policy best --out o",
             "muster-scheduler simulate --format scenario --file f --until soon --out o",
         ] {
             assert!(parse(line).is_err(), "{line}");

@@ -67,6 +67,28 @@ pub enum Error {
         /// What the system says.
         error: std::io::Error,
     },
+    /// A policy has placed a pod where there is no room for it.
+    #[error(
+        "a bug: {policy} placed {pod} on GPUs {devices:?} of {node}, which has no such room for it"
+    )]
+    Misplaced {
+        /// The policy.
+        policy: &'static str,
+        /// The pod.
+        pod: String,
+        /// The node.
+        node: String,
+        /// Positions of the node's GPUs.
+        devices: Vec<usize>,
+    },
+    /// A policy cannot place what is asked for.
+    #[error("--policy is {policy}: {said}")]
+    Unsupported {
+        /// The policy.
+        policy: &'static str,
+        /// What it cannot do, and for which pod.
+        said: String,
+    },
     /// The scheduler goes on and on without time passing.
     #[error("the replay does not come to rest at {seconds} s, after {rounds} rounds")]
     Restless {

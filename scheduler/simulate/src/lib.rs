@@ -17,9 +17,12 @@
 pub mod cluster;
 pub mod error;
 pub mod input;
+pub mod openb;
 pub mod output;
 pub mod policy;
 pub mod progress;
+mod random;
+
 pub mod record;
 pub mod replay;
 mod report;

@@ -25,8 +25,27 @@ impl Meter {
         }
     }
 
-    /// Shows how far it is, if it is time for that.
+    /// Shows how far a replay is, if it is time for that.
     pub fn update(&mut self, progress: Progress) {
+        self.show(|| {
+            let percent = percent(progress.ended, progress.gangs);
+            let hours = progress.now_ms.checked_div(3_600_000).unwrap_or(0);
+            format!(
+                "{} of {} gangs ended ({percent} %), {hours} h replayed",
+                progress.ended, progress.gangs
+            )
+        });
+    }
+
+    /// Shows how many pods of how many have arrived, if it is time for that.
+    pub fn update_arrivals(&mut self, arrived: usize, all: usize) {
+        self.show(|| {
+            let percent = percent(arrived, all);
+            format!("{arrived} of {all} pods arrived ({percent} %)")
+        });
+    }
+
+    fn show(&mut self, text: impl FnOnce() -> String) {
         let Some(next) = self.next else { return };
         let now = Instant::now();
         if now < next {
@@ -34,19 +53,8 @@ impl Meter {
         }
         self.next = now.checked_add(EVERY);
         self.shown = true;
-        let percent = progress
-            .ended
-            .saturating_mul(100)
-            .checked_div(progress.gangs);
-        let hours = progress.now_ms.checked_div(3_600_000).unwrap_or(0);
         // A terminal that is gone is no reason to stop.
-        let _ = write!(
-            std::io::stderr(),
-            "\r{} of {} gangs ended ({} %), {hours} h replayed  ",
-            progress.ended,
-            progress.gangs,
-            percent.unwrap_or(0)
-        );
+        let _ = write!(std::io::stderr(), "\r{}  ", text());
     }
 
     /// Takes the line away.
@@ -55,4 +63,8 @@ impl Meter {
             let _ = write!(std::io::stderr(), "\r{:70}\r", "");
         }
     }
+}
+
+fn percent(part: usize, whole: usize) -> usize {
+    part.saturating_mul(100).checked_div(whole).unwrap_or(0)
 }

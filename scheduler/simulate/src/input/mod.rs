@@ -2,4 +2,5 @@
 
 mod civil;
 pub mod scenario;
+pub(crate) mod table;
 pub mod trace;

@@ -11,7 +11,9 @@ use muster_core::ids::RoleName;
 use muster_core::workload::MEMBERS_MAX;
 
 use super::civil;
-use crate::error::{Error, short};
+use super::table::{Row, Table, file_name};
+use crate::error::Error;
+use crate::random::Random;
 use crate::record::as_f64;
 use crate::scene::{
     GANGS_MAX, GPUS_PER_NODE_MAX, GangSpec, NODES_MAX, NodeSpec, Role, Roles, Scene, TIME_MAX_MS,
@@ -98,16 +100,11 @@ impl TraceOptions {
 /// Reads a trace.
 pub fn read(path: &Path, format: TraceFormat, options: &TraceOptions) -> Result<Scene, Error> {
     options.check()?;
-    let file = std::fs::File::open(path).map_err(Error::io(path))?;
-    let source = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let mut jobs = parse(&source, std::io::BufReader::new(file), format)?;
+    let table = Table::open(path, &columns(format), GANGS_MAX)?;
+    let mut jobs = jobs(table, format)?;
     jobs.sort_by_key(|job| (job.arrival_ms, job.row));
     let mut scene = Scene {
-        source,
+        source: file_name(path),
         nodes: nodes(options),
         ..Scene::default()
     };
@@ -140,7 +137,7 @@ fn choose(jobs: &mut Vec<Job>, options: &TraceOptions, notes: &mut Vec<String>) 
         return;
     };
     let places = jobs.len().saturating_sub(limit).saturating_add(1);
-    let drawn = usize::try_from(mix(options.seed) >> 1).unwrap_or(usize::MAX);
+    let drawn = usize::try_from(Random::new(options.seed).draw() >> 1).unwrap_or(usize::MAX);
     let first = match options.seed {
         0 => 0,
         _ => drawn.checked_rem(places).unwrap_or(0),
@@ -152,14 +149,6 @@ fn choose(jobs: &mut Vec<Job>, options: &TraceOptions, notes: &mut Vec<String>) 
     ));
     jobs.drain(..first);
     jobs.truncate(limit);
-}
-
-/// SplitMix64: spreads a seed over all numbers.
-fn mix(seed: u64) -> u64 {
-    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// Stretches or shrinks the times of arrival, all by one factor, to an offered load:
@@ -259,128 +248,57 @@ fn gang(job: &Job, gpus_per_node: u32, roles: &mut Roles) -> GangSpec {
     }
 }
 
-/// Columns of a trace by their names.
-struct Table<'a> {
-    file: &'a str,
-    names: csv::StringRecord,
-}
-
-/// One row.
-struct Row<'a> {
-    table: &'a Table<'a>,
-    record: &'a csv::StringRecord,
-}
-
-impl Row<'_> {
-    fn text(&self, field: &str) -> &str {
-        let column = self
-            .table
-            .names
-            .iter()
-            .position(|name| name.trim() == field);
-        column
-            .and_then(|column| self.record.get(column))
-            .unwrap_or_default()
-            .trim()
-    }
-
-    fn wrong(&self, field: &str, limit: impl Into<String>) -> Error {
-        Error::Row {
-            file: self.table.file.to_owned(),
-            line: self.record.position().map_or(0, csv::Position::line),
-            field: field.to_owned(),
-            value: short(self.text(field)),
-            limit: limit.into(),
+/// A time in some unit, as milliseconds.
+fn time(row: &Row<'_>, field: &str, ms_per_unit: u32, unit: &str) -> Result<u64, Error> {
+    let per_unit = f64::from(ms_per_unit);
+    let most = as_f64(TIME_MAX_MS) / per_unit;
+    let value: Option<f64> = row.text(field).parse().ok();
+    match value.filter(|value| (0.0..=most).contains(value)) {
+        // Between 0 and TIME_MAX_MS.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        Some(value) => Ok((value * per_unit).round() as u64),
+        None => {
+            let limit = format!("must be a number of {unit} from 0 to {most} (100 years)");
+            Err(row.wrong(field, limit))
         }
     }
-
-    fn gpus(&self, field: &str) -> Result<u32, Error> {
-        self.text(field)
-            .parse()
-            .ok()
-            .filter(|gpus| (1..=GPUS_MAX).contains(gpus))
-            .ok_or_else(|| self.wrong(field, format!("must be a number from 1 to {GPUS_MAX}")))
-    }
-
-    /// A time in some unit, as milliseconds.
-    fn time(&self, field: &str, ms_per_unit: u32, unit: &str) -> Result<u64, Error> {
-        let per_unit = f64::from(ms_per_unit);
-        let most = as_f64(TIME_MAX_MS) / per_unit;
-        let value: Option<f64> = self.text(field).parse().ok();
-        match value.filter(|value| (0.0..=most).contains(value)) {
-            // Between 0 and TIME_MAX_MS.
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            Some(value) => Ok((value * per_unit).round() as u64),
-            None => {
-                let limit = format!("must be a number of {unit} from 0 to {most} (100 years)");
-                Err(self.wrong(field, limit))
-            }
-        }
-    }
-
-    fn date(&self, field: &str) -> Result<u64, Error> {
-        civil::seconds(self.text(field))
-            .map(|seconds| seconds.saturating_mul(1000))
-            .ok_or_else(|| {
-                self.wrong(
-                    field,
-                    "must be a date and time like 2017-10-09 06:13:03, from 1970 on",
-                )
-            })
-    }
 }
 
-fn parse(file: &str, input: impl std::io::Read, format: TraceFormat) -> Result<Vec<Job>, Error> {
-    let broken = |error: csv::Error| Error::Table {
-        file: file.to_owned(),
-        said: error.to_string(),
-    };
-    let mut reader = csv::Reader::from_reader(input);
-    let names = reader.headers().map_err(broken)?.clone();
-    let wanted = match format {
+fn date(row: &Row<'_>, field: &str) -> Result<u64, Error> {
+    civil::seconds(row.text(field))
+        .map(|seconds| seconds.saturating_mul(1000))
+        .ok_or_else(|| {
+            row.wrong(
+                field,
+                "must be a date and time like 2017-10-09 06:13:03, from 1970 on",
+            )
+        })
+}
+
+/// Columns of arrival, GPUs and duration.
+fn columns(format: TraceFormat) -> [&'static str; 3] {
+    match format {
         TraceFormat::Philly => ["timestamp", "num_gpus", "duration"],
         TraceFormat::Muri => ["submit_time", "num_gpu", "duration"],
-    };
-    for name in wanted {
-        if !names.iter().any(|found| found.trim() == name) {
-            return Err(Error::Table {
-                file: file.to_owned(),
-                said: format!("has no column {name}; it must have {}", wanted.join(", ")),
-            });
-        }
     }
-    let table = Table { file, names };
-    let (mut jobs, mut record) = (Vec::new(), csv::StringRecord::new());
-    while reader.read_record(&mut record).map_err(broken)? {
-        let row = Row {
-            table: &table,
-            record: &record,
-        };
-        if jobs.len() >= GANGS_MAX {
-            return Err(Error::Table {
-                file: file.to_owned(),
-                said: format!("has more than {GANGS_MAX} rows, which is the most"),
-            });
-        }
-        let [arrival, gpus, duration] = wanted;
+}
+
+fn jobs(mut table: Table<impl std::io::Read>, format: TraceFormat) -> Result<Vec<Job>, Error> {
+    let [arrival, gpus, duration] = columns(format);
+    let mut jobs = Vec::new();
+    while let Some(row) = table.row()? {
         let (arrival_ms, duration_ms) = match format {
-            TraceFormat::Philly => (row.date(arrival)?, row.time(duration, 1000, "seconds")?),
+            TraceFormat::Philly => (date(&row, arrival)?, time(&row, duration, 1000, "seconds")?),
             TraceFormat::Muri => (
-                row.time(arrival, 1, "milliseconds")?,
-                row.time(duration, 1, "milliseconds")?,
+                time(&row, arrival, 1, "milliseconds")?,
+                time(&row, duration, 1, "milliseconds")?,
             ),
         };
         jobs.push(Job {
-            row: jobs.len().saturating_add(1),
+            row: row.number,
             arrival_ms,
             duration_ms,
-            gpus: row.gpus(gpus)?,
-        });
-    }
-    if jobs.is_empty() {
-        return Err(Error::Table {
-            file: file.to_owned(),
-            said: "has no rows".into(),
+            gpus: row.number(gpus, 1..=GPUS_MAX)?,
         });
     }
     Ok(jobs)
@@ -391,7 +309,9 @@ mod tests {
     use super::*;
 
     fn philly(text: &str) -> Result<Vec<Job>, Error> {
-        parse("t.csv", text.as_bytes(), TraceFormat::Philly)
+        let format = TraceFormat::Philly;
+        let table = Table::new("t.csv", text.as_bytes(), &columns(format), GANGS_MAX)?;
+        jobs(table, format)
     }
 
     #[test]
@@ -421,6 +341,10 @@ mod tests {
             ("", "has no column timestamp"),
             ("timestamp,duration\n", "has no column num_gpus"),
             ("timestamp,duration,num_gpus\n", "has no rows"),
+            (
+                "timestamp,duration,duration,num_gpus\n",
+                "has 2 columns duration",
+            ),
             ("timestamp,duration,num_gpus\n1,2\n", "line: 2"),
         ] {
             let said = philly(text).unwrap_err().to_string();

@@ -10,10 +10,10 @@ use crate::units::{Unit, number};
 const COLUMNS: usize = 300;
 
 /// Points of time in the heat map.
-const HEAT_COLUMNS: usize = 120;
+pub(super) const HEAT_COLUMNS: usize = 120;
 
 /// Rows of the heat map; several nodes share a row where there are more of them.
-const HEAT_ROWS: usize = 64;
+pub(super) const HEAT_ROWS: usize = 64;
 
 /// The time that is shown: milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -40,31 +40,33 @@ impl Window {
     }
 }
 
-/// Means over equal parts of a window.
-struct Columns {
-    window: Window,
+/// Means over equal parts of a stretch of time, or of arrivals.
+pub(super) struct Columns {
+    first: u64,
+    last: u64,
     sums: Vec<f64>,
     weights: Vec<f64>,
 }
 
 impl Columns {
-    fn new(window: Window, columns: usize) -> Self {
+    pub(super) fn new(first: u64, last: u64, columns: usize) -> Self {
         Self {
-            window,
+            first,
+            last,
             sums: vec![0.0; columns],
             weights: vec![0.0; columns],
         }
     }
 
-    /// A value that held from one time to another, milliseconds.
-    fn add(&mut self, from_ms: u64, to_ms: u64, value: f64) {
-        let span = as_f64(self.window.span_ms());
+    /// A value that held from one point to another.
+    pub(super) fn add(&mut self, from: u64, to: u64, value: f64) {
+        let span = as_f64(self.last.saturating_sub(self.first));
         if span <= 0.0 {
             return;
         }
         let width = span / count(self.sums.len());
-        let place = |ms: u64| as_f64(ms.saturating_sub(self.window.first_ms)) / width;
-        let (from, to) = (place(from_ms), place(to_ms.min(self.window.last_ms)));
+        let place = |point: u64| as_f64(point.saturating_sub(self.first)) / width;
+        let (from, to) = (place(from), place(to.min(self.last)));
         if to <= from {
             return;
         }
@@ -80,7 +82,7 @@ impl Columns {
         }
     }
 
-    fn means(&self) -> Vec<Option<f64>> {
+    pub(super) fn means(&self) -> Vec<Option<f64>> {
         let cells = self.sums.iter().zip(&self.weights);
         cells
             .map(|(sum, weight)| (*weight > 1e-9).then(|| sum / weight))
@@ -90,7 +92,7 @@ impl Columns {
 
 /// Means over time of something that a sample says; `None` leaves the sample out.
 fn curve(record: &Record, window: Window, value: impl Fn(&Sample) -> Option<f64>) -> Vec<f64> {
-    let mut columns = Columns::new(window, COLUMNS);
+    let mut columns = Columns::new(window.first_ms, window.last_ms, COLUMNS);
     for (sample, span) in record.spans(window.last_ms) {
         if let Some(value) = value(sample) {
             let end = sample.at_ms.saturating_add(span);
@@ -181,33 +183,46 @@ pub(super) fn heat(scene: &Scene, record: &Record, window: Window) -> String {
     let per_row = nodes.len().div_ceil(HEAT_ROWS).max(1);
     let rows: Vec<&[usize]> = nodes.chunks(per_row).collect();
     let means = heat_means(scene, record, window, &rows);
-    let each = (700.0 / count(rows.len()).max(1.0)).clamp(7.0, 24.0);
-    let height = 60.0 + each * count(rows.len());
-    let top = count(rows.len());
-    let mut frame = Frame::new(
+    let names: Vec<&str> = rows
+        .iter()
+        .map(|nodes| {
+            let first = nodes.first().and_then(|node| scene.nodes.get(*node));
+            first.map_or("", |node| &node.name)
+        })
+        .collect();
+    heat_map(
         "GPU use of each node over time",
-        height,
+        &window.title(),
         window.length(),
-        top,
-    );
+        &names,
+        &means,
+    )
+}
+
+/// A row of shades for each name.
+pub(super) fn heat_map(
+    title: &str,
+    x_title: &str,
+    length: f64,
+    names: &[&str],
+    rows: &[Vec<Option<f64>>],
+) -> String {
+    let top = count(rows.len());
+    let each = (700.0 / top.max(1.0)).clamp(7.0, 24.0);
+    let mut frame = Frame::new(title, 60.0 + each * top, length, top);
     let mut named = 0.0;
-    for (row, (nodes, cells)) in rows.iter().zip(&means).enumerate() {
+    for (row, (name, cells)) in names.iter().zip(rows).enumerate() {
         let y = top - count(row);
-        heat_row(&mut frame, window, y, cells);
+        heat_row(&mut frame, length, y, cells);
         // Names that would touch are left out.
         if row == 0 || (count(row) - named) * each >= 12.0 {
             named = count(row);
-            let name = nodes.first().and_then(|node| scene.nodes.get(*node));
-            let name: String = name
-                .map_or("", |node| &node.name)
-                .chars()
-                .take(11)
-                .collect();
+            let name: String = name.chars().take(11).collect();
             let (x, y) = (frame.x(0.0) - 6.0, frame.y(y - 0.5) + 4.0);
             frame.words(x, y, "end", &name);
         }
     }
-    frame.x_axis(&window.title());
+    frame.x_axis(x_title);
     frame.close()
 }
 
@@ -232,7 +247,7 @@ fn heat_means(
     }
     let mut means = Vec::with_capacity(rows.len());
     for row in rows {
-        let mut columns = Columns::new(window, HEAT_COLUMNS);
+        let mut columns = Columns::new(window.first_ms, window.last_ms, HEAT_COLUMNS);
         for node in *row {
             let gpus = scene.nodes.get(*node).map_or(1, |spec| spec.gpus);
             let list = changes.get(*node).map_or(&[][..], Vec::as_slice);
@@ -249,8 +264,8 @@ fn heat_means(
 }
 
 /// One row: cells of the same shade next to each other are one box.
-fn heat_row(frame: &mut Frame, window: Window, y: f64, cells: &[Option<f64>]) {
-    let width = window.length() / count(cells.len()).max(1.0);
+fn heat_row(frame: &mut Frame, length: f64, y: f64, cells: &[Option<f64>]) {
+    let width = length / count(cells.len()).max(1.0);
     let shade = |cell: &Option<f64>| cell.map(|share| number(share.clamp(0.0, 1.0), 2));
     let mut start = 0usize;
     while let Some(cell) = cells.get(start) {

@@ -1,6 +1,7 @@
 //! `report.html`: one page with everything in it. It loads nothing and runs nothing.
 
 mod charts;
+pub(crate) mod openb;
 mod svg;
 
 use std::fmt::Write as _;
@@ -32,6 +33,8 @@ svg.key { width: 12px; height: 12px; margin-left: .8rem; }
 path.used, path.wanted, path.fragmented { stroke: none; fill-opacity: .75; }
 .used, .heat, .mean { fill: var(--blue); } .wanted, .p95 { fill: var(--amber); }
 .fragmented { fill: var(--red); } .gone { fill: var(--gone); }
+path.without, rect.without { fill: var(--red); } path.part, rect.part { fill: var(--amber); }
+path.whole, rect.whole { fill: var(--blue); }
 path.there { fill: none; stroke: var(--ink); stroke-width: 1.5; } rect.there { fill: var(--ink); }
 ";
 
@@ -39,13 +42,7 @@ path.there { fill: none; stroke: var(--ink); stroke-width: 1.5; } rect.there { f
 pub(crate) fn page(summary: &Summary, scene: &Scene, record: &Record) -> String {
     let (first_ms, last_ms) = window_ms(scene, record);
     let window = Window { first_ms, last_ms };
-    let title = format!("{} under {}", summary.input, summary.policy);
-    let title = escape(&title);
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-    );
+    let mut page = head(&format!("{} under {}", summary.input, summary.policy));
     let text = &mut page;
     paragraph(text, &about(summary));
     for note in &summary.notes {
@@ -93,6 +90,16 @@ pub(crate) fn page(summary: &Summary, scene: &Scene, record: &Record) -> String 
     not_run(text, "Gangs that could not run", &summary.impossible);
     page.push_str("</body>\n</html>\n");
     page
+}
+
+/// The beginning of a page, up to its title.
+fn head(title: &str) -> String {
+    let title = escape(title);
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+    )
 }
 
 fn about(summary: &Summary) -> String {
@@ -180,13 +187,18 @@ fn figures(page: &mut String, summary: &Summary) {
             percent(parts.blocked_time_ratio),
         ),
     ];
+    table(page, &rows);
+}
+
+/// Figures with their names.
+fn table(page: &mut String, rows: &[(&str, String)]) {
     page.push_str("<table>\n");
     for (name, value) in rows {
         let _ = writeln!(
             page,
             "<tr><th scope=\"row\">{}</th><td class=\"n\">{}</td></tr>",
             escape(name),
-            escape(&value)
+            escape(value)
         );
     }
     page.push_str("</table>\n");
