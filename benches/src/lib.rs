@@ -10,6 +10,8 @@
 //! ```
 //! A row exists only when the scheduler bound what it should have; anything else is an error.
 //! Rows are compared within one run only: the machine's speed is part of every figure.
+//!
+//! [`openb`] stands apart: it needs no cluster, and its figures are the same on every machine.
 
 pub mod analysis;
 pub mod case;
@@ -24,6 +26,7 @@ pub mod machine;
 pub mod measure;
 pub mod muster;
 pub mod objects;
+pub mod openb;
 pub mod programs;
 pub mod report;
 pub mod row;
