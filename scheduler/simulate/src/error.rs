@@ -81,14 +81,6 @@ pub enum Error {
         /// Positions of the node's GPUs.
         devices: Vec<usize>,
     },
-    /// A policy cannot place what is asked for.
-    #[error("--policy is {policy}: {said}")]
-    Unsupported {
-        /// The policy.
-        policy: &'static str,
-        /// What it cannot do, and for which pod.
-        said: String,
-    },
     /// The scheduler goes on and on without time passing.
     #[error("the replay does not come to rest at {seconds} s, after {rounds} rounds")]
     Restless {

@@ -8,20 +8,13 @@ use crate::pod::PodShape;
 use crate::snapshot::Counts;
 use crate::workload::MemberSource;
 
-/// Changes of nodes after which the demand is looked at anew, at least.
-const CHANGES_MIN: u64 = 64;
-
 impl Engine {
-    /// Looks at the demand anew, where much has changed: half of the nodes, or as many gangs and pods again
-    /// as there were. So the look at all of them costs each change next to nothing.
+    /// Looks at the demand anew, where much has changed.
     pub(super) fn review_demand(&mut self) {
         let known = self.gangs.len().saturating_add(self.pods.len());
-        let nodes = u64::try_from(self.snapshot.nodes().len()).unwrap_or(u64::MAX);
-        let is_moved = self.snapshot.changes() >= CHANGES_MIN.max(nodes / 2);
-        if !is_moved && known <= self.demand_of.saturating_mul(2) {
+        if !self.snapshot.is_demand_due(known) {
             return;
         }
-        self.demand_of = known;
         let mut counts = Counts::new();
         for gang in self.gangs.values() {
             self.count_members(gang, &mut counts);

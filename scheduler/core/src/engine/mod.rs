@@ -164,8 +164,6 @@ pub struct Engine {
     /// Grows whenever capacity may have grown.
     revision: u64,
     snapshot: Snapshot,
-    /// How many gangs and pods there were when the demand was last looked at.
-    demand_of: usize,
     lead: Lead,
     /// When the present leadership began.
     led_at: Timestamp,
@@ -225,7 +223,6 @@ impl Engine {
             decided_at: Timestamp(0),
             revision: 1,
             snapshot: Snapshot::default(),
-            demand_of: 0,
             lead: Lead::No,
             epoch: Epoch(0),
             synced: false,

@@ -30,6 +30,9 @@ pub use self::demand::{Counts, Usual};
 pub(crate) use self::index::{Ask, Group, Index, Key};
 pub(crate) use self::kind::Fit;
 
+/// Changes of nodes after which the demand is looked at anew, at least.
+const CHANGES_MIN: u64 = 64;
+
 /// Whether new pods may come to a node at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Eligibility {
@@ -109,6 +112,8 @@ pub struct Snapshot {
     index: Index,
     /// Nodes that were taken in or forgotten since the demand was set.
     changes: u64,
+    /// How many there were to ask for something when it was last said to be due.
+    known: usize,
     /// The same nodes with nothing on them; none for a snapshot that is this of another.
     emptied: Option<Box<Snapshot>>,
 }
@@ -138,6 +143,7 @@ impl Snapshot {
             keys: Vec::new(),
             index: Index::default(),
             changes: 0,
+            known: 0,
             emptied: None,
         }
     }
@@ -260,9 +266,17 @@ impl Snapshot {
         }
     }
 
-    /// How often a node was taken in or forgotten since the demand was set.
-    pub(crate) fn changes(&self) -> u64 {
-        self.changes
+    /// Whether the demand is to be set anew, with so many gangs and pods there are: half of the nodes have
+    /// changed since, or there are as many of them again. So that a look at all of them costs each change
+    /// next to nothing.
+    pub fn is_demand_due(&mut self, known: usize) -> bool {
+        let nodes = u64::try_from(self.nodes.len()).unwrap_or(u64::MAX);
+        let is_moved = self.changes >= CHANGES_MIN.max(nodes / 2);
+        let is_due = is_moved || known > self.known.saturating_mul(2);
+        if is_due {
+            self.known = known;
+        }
+        is_due
     }
 
     /// How nodes are alike.

@@ -11,17 +11,17 @@ use muster_core::inventory::Inventory;
 use muster_core::ledger::{Ledger, SlotKey};
 use muster_core::node::{Requirement, SelectorOperator, SelectorTerm};
 use muster_core::plan::{GangRequest, Placed, RoleRequest, plan};
-use muster_core::pod::PodShape;
-use muster_core::snapshot::Snapshot;
+use muster_core::pod::{PodShape, Share};
+use muster_core::snapshot::{Counts, Snapshot};
 use muster_core::time::Timestamp;
 
+use super::PODS_MAX;
 use super::run::{Placement, Policy};
 use super::trace::{Machine, Request, Trace};
-use super::{PODS_MAX, PolicyKind};
 use crate::cluster::{Cluster, Holders};
 use crate::error::Error;
 use crate::policy::config;
-use crate::scene::{NodeSpec, shape};
+use crate::scene::{GPU, NodeSpec, shape};
 
 /// Label with the model of a node's GPUs, as GPU feature discovery sets it.
 const PRODUCT: &str = "nvidia.com/gpu.product";
@@ -31,8 +31,7 @@ const NOW: Timestamp = Timestamp(1_000_000);
 
 /// The production planner.
 #[derive(Debug)]
-pub(super) struct Muster<'a> {
-    trace: &'a Trace,
+pub(super) struct Muster {
     config: Config,
     ledger: Ledger,
     inventory: Inventory,
@@ -42,14 +41,15 @@ pub(super) struct Muster<'a> {
     /// Nodes and GPUs by their names in the planner.
     nodes: BTreeMap<NodeName, usize>,
     devices: BTreeMap<DeviceUuid, usize>,
+    /// What the pods that are there ask for. Those that were dropped have gone elsewhere.
+    counts: Counts,
     /// Pods that were placed.
-    placed: u64,
+    placed: usize,
 }
 
-impl<'a> Muster<'a> {
-    pub(super) fn new(trace: &'a Trace, nodes: &[Machine]) -> Self {
+impl Muster {
+    pub(super) fn new(trace: &Trace, nodes: &[Machine]) -> Self {
         let mut muster = Self {
-            trace,
             config: config(),
             ledger: Ledger::default(),
             inventory: Inventory::default(),
@@ -57,6 +57,7 @@ impl<'a> Muster<'a> {
             shapes: trace.requests.iter().map(shape_of).collect(),
             nodes: BTreeMap::new(),
             devices: BTreeMap::new(),
+            counts: Counts::new(),
             placed: 0,
         };
         let specs: Vec<NodeSpec> = nodes.iter().map(|node| spec_of(trace, node)).collect();
@@ -113,6 +114,8 @@ impl<'a> Muster<'a> {
             index: member.index,
         };
         self.placed = self.placed.saturating_add(1);
+        let count = self.counts.entry(Arc::clone(&member.shape)).or_default();
+        *count = count.saturating_add(1);
         let node = member.node;
         self.ledger
             .reserve(slot, node.clone(), member.shape, member.devices);
@@ -121,20 +124,14 @@ impl<'a> Muster<'a> {
     }
 }
 
-impl Policy for Muster<'_> {
+impl Policy for Muster {
     fn place(&mut self, position: usize) -> Result<Option<Placement>, Error> {
-        let found = (self.trace.requests.get(position)).zip(self.shapes.get(position));
-        let Some((request, shape)) = found else {
+        let Some(shape) = self.shapes.get(position) else {
             return Ok(None);
         };
-        if request.is_share() {
-            return Err(Error::Unsupported {
-                policy: PolicyKind::Muster.as_str(),
-                said: format!(
-                    "shares of a GPU are not planned yet, and a pod asks for {} thousandths of one",
-                    request.gpu_milli
-                ),
-            });
+        self.snapshot.learn(shape);
+        if self.snapshot.is_demand_due(self.placed) {
+            self.snapshot.set_demand(&self.counts, &self.config);
         }
         let gang = GangRequest {
             roles: vec![RoleRequest {
@@ -175,9 +172,17 @@ fn shape_of(request: &Request) -> Arc<PodShape> {
     let gpus = u32::try_from(request.gpus).unwrap_or(u32::MAX);
     let memory_bytes = u64::from(request.memory_mib) << 20;
     let cpu = u64::from(request.cpu_milli);
-    let plain = shape(gpus, cpu, memory_bytes, &BTreeMap::new());
+    let whole = if request.is_share() { 0 } else { gpus };
+    let plain = shape(whole, cpu, memory_bytes, &BTreeMap::new());
+    let share = match request.is_share() {
+        true => Share::new(GPU.into(), request.gpu_milli),
+        false => None,
+    };
     if request.spec.is_empty() {
-        return plain;
+        return Arc::new(PodShape {
+            share,
+            ..(*plain).clone()
+        });
     }
     let models: BTreeSet<Arc<str>> = request.spec.split('|').map(Arc::from).collect();
     let term = SelectorTerm {
@@ -188,6 +193,7 @@ fn shape_of(request: &Request) -> Arc<PodShape> {
         fields: Vec::new(),
     };
     Arc::new(PodShape {
+        share,
         required_affinity: Some(vec![term]),
         ..(*plain).clone()
     })
