@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use super::planning::Sought;
 use crate::event::{Ticket, WriteId};
 use crate::ids::{DeviceUuid, Epoch, GangKey, NodeName, PlanId, PodUid, ResourceVersion, RoleName};
 use crate::ledger::SlotKey;
@@ -274,6 +275,8 @@ pub(crate) struct Gang {
     pub not_before: Timestamp,
     /// Revision of the capacity at the last attempt to plan.
     pub tried_at: Option<u64>,
+    /// What that attempt has looked for in vain.
+    pub sought: Option<Sought>,
     /// Last time a pod of it appeared.
     pub last_pod_at: Timestamp,
     /// Phase and reason last announced.
@@ -341,6 +344,7 @@ impl Gang {
             failures: 0,
             not_before: Timestamp(0),
             tried_at: None,
+            sought: None,
             last_pod_at: now,
             announced: None,
             unannounced: false,

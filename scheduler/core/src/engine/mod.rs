@@ -188,7 +188,7 @@ pub struct Engine {
     actions: VecDeque<Action>,
     view: Arc<View>,
     /// What found no place in the pass that is going on.
-    unplaceable: BTreeMap<planning::Question, crate::reason::Unplaceable>,
+    unplaceable: BTreeMap<Arc<planning::Question>, crate::reason::Unplaceable>,
     view_dirty: BTreeSet<GangKey>,
     /// Members that are gone since the view was published.
     view_gone: Vec<PodUid>,

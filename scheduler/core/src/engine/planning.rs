@@ -27,13 +27,22 @@ pub(super) struct Rank {
 
 /// What the planner is asked for a whole gang, for the gangs of one pass that ask the same.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Question {
+pub(crate) struct Question {
     roles: Vec<AskedRole>,
     placed: Vec<Standing>,
     avoid: BTreeSet<NodeName>,
     fixed: u32,
     minimum: u32,
     topology: TopologyRequest,
+}
+
+/// What was looked for in vain: on capacity that has not grown it would be again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Sought {
+    /// Places for the whole gang.
+    Whole(Arc<Question>),
+    /// Places for some members of a gang that has a plan.
+    Members(Vec<Vacancy>),
 }
 
 /// One role of a question: which members they are makes no difference but for their segments.
@@ -47,7 +56,8 @@ struct AskedRole {
 }
 
 /// A seat that needs a place.
-pub(super) struct Vacancy {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Vacancy {
     seat: Seat,
     shape: Arc<PodShape>,
     labels: Arc<Labels>,
@@ -62,14 +72,28 @@ impl Engine {
             gang.tried_at = None;
         }
         gang.unready = false;
-        let waits = match &gang.plan {
-            None => true,
-            Some(plan) => !self.missing_seats(gang, plan).is_empty(),
-        };
-        if waits {
-            self.queue.push(gang.key.clone(), self.rank(gang));
-        } else {
+        let plan = gang.plan.as_ref();
+        let missing = plan.map(|plan| self.missing_seats(gang, plan));
+        if missing.as_ref().is_some_and(Vec::is_empty) {
             self.queue.remove(&gang.key);
+            return;
+        }
+        if gang.tried_at == Some(self.revision) && self.seeks_anew(gang, missing, now) {
+            gang.tried_at = None;
+        }
+        self.queue.push(gang.key.clone(), self.rank(gang));
+    }
+
+    /// Whether the gang looks for something else than what it has looked for in vain. Its members may
+    /// have come, gone or changed; with a plan, those beyond its minimum count once that is bound.
+    fn seeks_anew(&self, gang: &Gang, missing: Option<Vec<Vacancy>>, now: Timestamp) -> bool {
+        match (missing, &gang.sought) {
+            (Some(missing), Some(Sought::Members(sought))) => missing != *sought,
+            (None, Some(Sought::Whole(sought))) => match self.needs(gang, now) {
+                Ok(Some(needs)) => self.question(gang, &needs) != **sought,
+                Ok(None) | Err(_) => true,
+            },
+            _ => true,
         }
     }
 
@@ -150,30 +174,29 @@ impl Engine {
         }
     }
 
-    fn plan_whole(&mut self, gang: &mut Gang, needs: Needs, now: Timestamp) {
-        let avoid: BTreeSet<_> = gang.refused_nodes.keys().cloned().collect();
-        let fixed = u32::try_from(needs.fixed.len()).unwrap_or(u32::MAX);
-        let placed = self.standing(gang, &needs.fixed, &needs.topology);
-        // Within one pass room only shrinks: what found no place a moment ago finds none now.
-        let question = Question {
-            roles: needs
-                .roles
-                .iter()
-                .map(|role| AskedRole {
-                    role: role.role.clone(),
-                    shape: Arc::clone(&role.shape),
-                    labels: Arc::clone(&role.labels),
-                    members: role.indices.len(),
-                    segments: role.segments.clone(),
-                })
-                .collect(),
-            placed,
-            avoid,
-            fixed,
+    fn question(&self, gang: &Gang, needs: &Needs) -> Question {
+        let role = |role: &RoleRequest| AskedRole {
+            role: role.role.clone(),
+            shape: Arc::clone(&role.shape),
+            labels: Arc::clone(&role.labels),
+            members: role.indices.len(),
+            segments: role.segments.clone(),
+        };
+        Question {
+            roles: needs.roles.iter().map(role).collect(),
+            placed: self.standing(gang, &needs.fixed, &needs.topology),
+            avoid: gang.refused_nodes.keys().cloned().collect(),
+            fixed: u32::try_from(needs.fixed.len()).unwrap_or(u32::MAX),
             minimum: needs.minimum,
             topology: needs.topology.clone(),
-        };
-        if let Some(why) = self.unplaceable.get(&question) {
+        }
+    }
+
+    fn plan_whole(&mut self, gang: &mut Gang, needs: Needs, now: Timestamp) {
+        let question = self.question(gang, &needs);
+        // Within one pass room only shrinks: what found no place a moment ago finds none now.
+        if let Some((question, why)) = self.unplaceable.get_key_value(&question) {
+            gang.sought = Some(Sought::Whole(Arc::clone(question)));
             gang.reason = Some(Reason::Unplaceable(why.clone()));
             return;
         }
@@ -188,12 +211,15 @@ impl Engine {
                     said: None,
                 });
                 gang.plan = Some(plan);
+                gang.sought = None;
             }
             Err(why) => {
                 if matches!(why, Unplaceable::TooComplex { .. }) {
                     // All that work is not done again in a hurry.
                     gang.not_before = gang.not_before.max(now + self.config.retry_after);
                 }
+                let question = Arc::new(question);
+                gang.sought = Some(Sought::Whole(Arc::clone(&question)));
                 self.unplaceable.insert(question, why.clone());
                 gang.reason = Some(Reason::Unplaceable(why));
             }
@@ -372,6 +398,7 @@ impl Engine {
             plan_of.progress_at = now;
             self.refresh_capacity(now);
         }
+        gang.sought = Some(Sought::Members(self.missing_seats(gang, &plan_of)));
         gang.plan = Some(plan_of);
     }
 

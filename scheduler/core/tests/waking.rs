@@ -1,0 +1,93 @@
+//! Who is tried again, and when: a gang that waits hears of everything that could give it a place, although room
+//! that has not grown wakes nobody.
+
+#[allow(dead_code)]
+mod world;
+
+use std::sync::Arc;
+
+use muster_core::ids::GangKey;
+use muster_core::pod::{PodPhase, PodShape};
+use muster_core::workload::{Hold, MemberSource, Workload};
+use world::{World, gpus};
+
+fn workers(job: &mut Workload, count: u32, shape: Arc<PodShape>) {
+    let MemberSource::Roles(roles) = &mut job.members else {
+        panic!("{} has no roles", job.name);
+    };
+    if let Some(role) = roles.first_mut() {
+        (role.count, role.shape) = (count, shape);
+    }
+}
+
+#[test]
+fn pod_that_comes_between_plan_and_bindings_gets_its_place_once_the_others_are_bound() {
+    let mut world = World::new(3, 1);
+    world.scheduler = false;
+    let gang = GangKey::labelled("default", "g");
+    for name in ["a", "b"] {
+        world.labelled(name, "g", 2, 1, false);
+    }
+    world.settle();
+    world.labelled("c", "g", 2, 1, false);
+    world.settle();
+    assert_eq!(world.phase(&gang), "Starting Gathering 0/2");
+    world.scheduler = true;
+    world.settle();
+    assert_eq!(world.phase(&gang), "Running AllBound 3/3");
+}
+
+#[test]
+fn member_that_a_job_has_grown_by_gets_its_place_once_the_lost_one_is_back() {
+    let mut world = World::new(4, 1);
+    let cordon = |world: &mut World, is: bool| {
+        for name in ["n2", "n3"] {
+            world.change_node(name, |node| node.unschedulable = is);
+        }
+    };
+    cordon(&mut world, true);
+    let key = world.submit("train", &[("Worker", 2, gpus(1))], Hold::Free);
+    world.edit(&key, |job| job.minimum = Some(2));
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    let lost = world.member("train-Worker-1");
+    world.change_pod(&lost, |pod| pod.phase = PodPhase::Failed);
+    world.settle();
+    world.edit(&key, |job| workers(job, 3, gpus(1)));
+    world.settle();
+    assert_eq!(world.phase(&key), "Repairing MembersLost 1/3");
+    // Room comes for both; the gang is made whole first.
+    cordon(&mut world, false);
+    world.delete_pod(&lost);
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 3/3");
+}
+
+#[test]
+fn pod_that_is_made_again_smaller_is_planned_although_no_room_has_come() {
+    let mut world = World::new(2, 1);
+    let gang = GangKey::labelled("default", "g");
+    world.labelled("a", "g", 2, 1, false);
+    let large = world.labelled("b", "g", 2, 2, false);
+    world.settle();
+    assert_eq!(world.phase(&gang), "Waiting NeverFits 0/2");
+    world.delete_pod(&large);
+    world.labelled("b", "g", 2, 1, false);
+    world.settle();
+    assert_eq!(world.phase(&gang), "Running AllBound 2/2");
+}
+
+#[test]
+fn pod_that_its_job_makes_again_from_the_edited_template_is_planned_although_no_room_has_come() {
+    let mut world = World::new(1, 1);
+    let key = world.submit("train", &[("Worker", 1, gpus(2))], Hold::Free);
+    world.settle();
+    world.edit(&key, |job| workers(job, 1, gpus(1)));
+    world.settle();
+    // The pod is still the one of before.
+    assert_eq!(world.phase(&key), "Waiting NeverFits 0/1");
+    let pod = world.member("train-Worker-0");
+    world.delete_pod(&pod);
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 1/1");
+}
