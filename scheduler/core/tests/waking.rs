@@ -7,9 +7,20 @@ mod world;
 use std::sync::Arc;
 
 use muster_core::ids::GangKey;
+use muster_core::node::HostPort;
 use muster_core::pod::{PodPhase, PodShape};
 use muster_core::workload::{Hold, MemberSource, Workload};
-use world::{World, gpus};
+use world::{World, gpus, shape};
+
+fn on_port(port: u16) -> Arc<PodShape> {
+    let mut on_port = shape(1);
+    on_port.host_ports.insert(HostPort {
+        address: Arc::from("0.0.0.0"),
+        protocol: Arc::from("TCP"),
+        port,
+    });
+    Arc::new(on_port)
+}
 
 fn workers(job: &mut Workload, count: u32, shape: Arc<PodShape>) {
     let MemberSource::Roles(roles) = &mut job.members else {
@@ -88,6 +99,30 @@ fn pod_that_its_job_makes_again_from_the_edited_template_is_planned_although_no_
     assert_eq!(world.phase(&key), "Waiting NeverFits 0/1");
     let pod = world.member("train-Worker-0");
     world.delete_pod(&pod);
+    world.settle();
+    assert_eq!(world.phase(&key), "Running AllBound 1/1");
+}
+
+#[test]
+fn gang_that_waits_for_a_port_of_the_node_starts_when_another_port_is_taken_for_it() {
+    let mut world = World::new(1, 2);
+    let holder = |world: &mut World, name: &str, port: u16| {
+        let uid = world.pod(name, None, on_port(port));
+        world.change_pod(&uid, |pod| {
+            pod.ours = false;
+            pod.node = Some("n0".into());
+            pod.phase = PodPhase::Running;
+        });
+        uid
+    };
+    let first = holder(&mut world, "first", 80);
+    world.settle();
+    let key = world.submit("train", &[("Worker", 1, on_port(80))], Hold::Held);
+    world.settle();
+    assert_eq!(world.bound(&key), 0);
+    // The watch brings both at once: as many ports are taken as before, and as much of the rest.
+    world.delete_pod(&first);
+    holder(&mut world, "second", 81);
     world.settle();
     assert_eq!(world.phase(&key), "Running AllBound 1/1");
 }

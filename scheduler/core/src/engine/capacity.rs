@@ -56,7 +56,7 @@ impl Engine {
                 || before.node.taints != now.node.taints
                 || before.free.shortage(&now.free).is_some()
                 || before.node.allocatable != now.node.allocatable
-                || before.ports.len() > now.ports.len()
+                || !before.ports.is_subset(&now.ports)
                 || has_larger_parts(&before.shared, &now.shared)
         })
     }
