@@ -32,6 +32,9 @@ mod release;
 mod repair;
 mod status;
 mod topology;
+#[cfg(test)]
+#[path = "../../tests/world/mod.rs"]
+mod world;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{BuildHasherDefault, DefaultHasher};
@@ -253,7 +256,6 @@ impl Engine {
         self.decided_at = now;
         self.check_ages(now);
         self.wake_expired(now);
-        self.refresh_capacity(now);
         self.tend_fence(now);
         if self.may_act() {
             self.tend_leftovers(now);
@@ -270,13 +272,15 @@ impl Engine {
                 }
                 touched.extend(round);
             }
+            // Not before that: between the charge of a pod that is bound and the end of its
+            // reservation there is less room for a moment, and then it seems to grow.
             self.refresh_capacity(now);
             touched.extend(self.plan_waiting(now));
             for key in &touched {
                 self.finish_round(key, now);
             }
-            self.refresh_capacity(now);
         }
+        self.refresh_capacity(now);
         self.publish();
     }
 

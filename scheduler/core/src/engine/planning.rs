@@ -495,3 +495,24 @@ impl Batch {
         is_one.then(|| (Arc::clone(&role.shape), Arc::clone(&role.labels)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::world::{World, gpus};
+    use crate::workload::Hold;
+
+    #[test]
+    fn gang_that_is_bound_wakes_none_that_waits() {
+        let mut world = World::new(4, 8);
+        world.scheduler = false;
+        let runs = world.submit("runs", &[("Worker", 3, gpus(8))], Hold::Held);
+        let waits = world.submit("waits", &[("Worker", 2, gpus(8))], Hold::Held);
+        world.settle();
+        assert_eq!(world.phase(&waits), "Waiting NotEnoughFree 0/2");
+        let revision = world.engine.revision;
+        world.scheduler = true;
+        world.settle();
+        assert_eq!(world.phase(&runs), "Running AllBound 3/3");
+        assert_eq!(world.engine.revision, revision);
+    }
+}

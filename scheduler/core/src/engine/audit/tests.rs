@@ -10,10 +10,7 @@ use crate::node::{Node, Taint, TaintEffect};
 use crate::time::{Millis, Timestamp};
 use crate::workload::Hold;
 
-#[path = "../../../tests/world/mod.rs"]
-mod world;
-
-use world::{World, gpus};
+use super::super::world::{World, gpus};
 
 /// A gang of a master and three workers, whose pods wait for kube-scheduler, or run.
 fn a_gang(runs: bool) -> (World, GangKey) {
