@@ -57,6 +57,34 @@ fn is_ok(world: &World, ticket: Ticket) -> Option<bool> {
     world.answers.get(&ticket).map(Result::is_ok)
 }
 
+#[test]
+fn gang_whose_last_binding_is_refused_again_and_again_is_released_in_time() {
+    let mut world = World::new(2, 8);
+    world.scheduler = false;
+    let [first, second] = ["first", "second"].map(|name| world.labelled(name, "g", 2, 8, false));
+    world.settle();
+    world.fail = Some(Box::new(|write| match &write.what {
+        WriteKind::Bind { pod, .. } if &*pod.name == "second" => {
+            Some(WriteOutcome::Refused(Arc::from("admission says no")))
+        }
+        _ => None,
+    }));
+    ask(&mut world, &first);
+    let begun = world.now;
+    for _ in 0..10 {
+        ask(&mut world, &second);
+        world.pass(Millis::from_secs(3));
+        if !world.pods.contains_key(&first) {
+            break;
+        }
+    }
+    assert!(
+        !world.pods.contains_key(&first),
+        "it is bound in part still"
+    );
+    assert_eq!(world.now.since(begun), world.config.repair_max);
+}
+
 /// A pod with a nominated node is filtered on that node alone first, so the planned one is not
 /// offered, and on all nodes right after. The first call may not cost the node its place.
 #[test]

@@ -57,7 +57,9 @@ impl Engine {
             return;
         }
         let in_time = now < gang.releasing_since + self.config.repair_max || self.is_away();
-        if (self.loses_pods_when_held(gang) && in_time) || now < gang.blocked_until {
+        // A pause after another write, a Binding that was refused for example, is none for this. One
+        // after a deletion that failed is kept for each pod.
+        if self.loses_pods_when_held(gang) && in_time {
             return;
         }
         for uid in bound {
