@@ -27,7 +27,7 @@ use muster_embedded::standins::extender::{Extender, ExtenderConfig};
 use muster_embedded::standins::kubelet::{Holder, KubeletConfig};
 use muster_embedded::standins::operator::OperatorConfig;
 use muster_embedded::standins::scheduler::SchedulerConfig;
-use muster_embedded::{EmbeddedCluster, NodePool, value};
+use muster_embedded::{EmbeddedCluster, NodePool, value, yaml};
 use muster_kubernetes::manifests;
 use muster_scheduler::clock::Wall;
 use muster_scheduler::config::Config;
@@ -66,6 +66,8 @@ pub struct SimOptions {
     pub operator: Option<OperatorConfig>,
     /// Muster's configuration.
     pub config: Config,
+    /// `percentageOfNodesToScore` of kube-scheduler, where it is not what `print kube-scheduler-config` says.
+    pub percentage_of_nodes: Option<u32>,
 }
 
 impl Default for SimOptions {
@@ -76,6 +78,7 @@ impl Default for SimOptions {
             policies: true,
             operator: Some(OperatorConfig::default()),
             config: Config::default(),
+            percentage_of_nodes: None,
         }
     }
 }
@@ -131,6 +134,7 @@ pub struct Sim {
     devices: Arc<Mutex<Devices>>,
     scheduler: Option<Scheduler>,
     kube_scheduler: Running,
+    percentage_of_nodes: u32,
     seed: u64,
     config: Config,
     starts: u32,
@@ -170,7 +174,12 @@ impl Sim {
             Recorder::start_with(cluster.client("recorder"), Arc::new(move || time.now())).await?;
         let doors = Arc::new(Doors::default());
         let agents = start_agents(&cluster, &doors, options.seed)?;
-        let kube_scheduler = cluster.start_scheduler(kube_scheduler(&doors))?;
+        let percentage_of_nodes = match options.percentage_of_nodes {
+            Some(percentage) => percentage,
+            None => printed_percentage()?,
+        };
+        let config = kube_scheduler(&doors, percentage_of_nodes);
+        let kube_scheduler = cluster.start_scheduler(config)?;
         let mut sim = Self {
             cluster,
             recorder,
@@ -180,6 +189,7 @@ impl Sim {
             devices,
             scheduler: None,
             kube_scheduler,
+            percentage_of_nodes,
             seed: options.seed,
             config: options.config,
             starts: 0,
@@ -222,7 +232,8 @@ impl Sim {
     /// and starts another.
     pub fn restart_kube_scheduler(&mut self) -> anyhow::Result<()> {
         self.kube_scheduler.kill();
-        self.kube_scheduler = self.cluster.start_scheduler(kube_scheduler(&self.doors))?;
+        let config = kube_scheduler(&self.doors, self.percentage_of_nodes);
+        self.kube_scheduler = self.cluster.start_scheduler(config)?;
         Ok(())
     }
 
@@ -380,15 +391,20 @@ impl Sim {
 
     /// Filter calls that the running scheduler has answered.
     pub fn filter_calls(&self) -> u64 {
+        self.counted("muster_filter_duration_seconds_count")
+    }
+
+    /// What the running scheduler serves of one series, named with its labels; 0 where it serves none.
+    pub fn counted(&self, series: &str) -> u64 {
         let text = self
             .scheduler
             .as_ref()
             .map(|scheduler| scheduler.metrics().text())
             .unwrap_or_default();
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("muster_filter_duration_seconds_count "));
-        line.and_then(|count| count.trim().parse().ok())
+        let mut lines = text.lines();
+        let count = lines.find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        count
+            .and_then(|count| count.trim().parse().ok())
             .unwrap_or(0)
     }
 
@@ -491,8 +507,21 @@ pub fn bound(cluster: &EmbeddedCluster, prefix: &str) -> BTreeMap<String, String
     .collect()
 }
 
+/// `percentageOfNodesToScore` as `print kube-scheduler-config` prints it; 0 where it does not, as kube-scheduler reads that.
+fn printed_percentage() -> anyhow::Result<u32> {
+    let options = manifests::KubeSchedulerConfigOptions::default();
+    let printed =
+        yaml::all(&manifests::kube_scheduler_config(&options)).map_err(anyhow::Error::msg)?;
+    let percentage = printed
+        .first()
+        .and_then(|config| value::at(config, &["percentageOfNodesToScore"]))
+        .and_then(Value::as_u64)
+        .unwrap_or(0);
+    Ok(u32::try_from(percentage)?)
+}
+
 /// The two entries that `print kube-scheduler-config` prints, in process.
-fn kube_scheduler(doors: &Arc<Doors>) -> SchedulerConfig {
+fn kube_scheduler(doors: &Arc<Doors>, percentage_of_nodes: u32) -> SchedulerConfig {
     let mut filter = ExtenderConfig::new("http://muster/v1/short");
     filter.filter_verb = "filter".into();
     filter.preempt_verb = "preempt".into();
@@ -500,13 +529,15 @@ fn kube_scheduler(doors: &Arc<Doors>) -> SchedulerConfig {
     bind.bind_verb = "bind".into();
     bind.http_timeout = Duration::from_secs(300);
     let transport = doors.transport();
-    SchedulerConfig::new(
+    let mut config = SchedulerConfig::new(
         "muster",
         vec![
             Extender::new(filter, Arc::clone(&transport)),
             Extender::new(bind, transport),
         ],
-    )
+    );
+    config.percentage_of_nodes = percentage_of_nodes;
+    config
 }
 
 fn start_agents(

@@ -6,7 +6,8 @@ use std::time::Duration;
 use muster_embedded::standins::operator::OperatorConfig;
 use muster_embedded::{NodePool, value};
 use muster_tests::jobs::{Job, Role};
-use muster_tests::sim::{JOBS, PODS, SOON, Sim, SimOptions, bound, gang_field, phase_of};
+use muster_tests::pods::{By, PodGang};
+use muster_tests::sim::{JOBS, PODS, SOON, Sim, SimOptions, bound, gang_field, gpu_pool, phase_of};
 
 use super::{MINUTE, paused, template_is_clean, train};
 
@@ -267,6 +268,40 @@ fn pods_that_spread_over_zones_run_whole_in_whatever_order_they_are_released() -
         sim.judge_labelled("muster.dev/gang", &[("default/even", 6)])
             .await?;
         sim.stop().await;
+        Ok(())
+    })
+}
+
+/// A gang of labelled pods, which are not confined to their nodes, on more nodes than kube-scheduler looks
+/// at for each pod where it is let choose a share of them. Returns how often the planned node was not
+/// offered, and the plan by which the gang runs.
+async fn planned_nodes_not_offered(percentage: Option<u32>) -> anyhow::Result<(u64, String)> {
+    let sim = Sim::start(SimOptions {
+        pools: vec![gpu_pool(150)],
+        policies: false,
+        operator: None,
+        percentage_of_nodes: percentage,
+        ..SimOptions::default()
+    })
+    .await?;
+    sim.apply(&PodGang::new("sweep", By::Label, 6, 8).yaml())?;
+    sim.until_phase("label-sweep", "Running").await?;
+    let missed = sim.counted("muster_planned_node_not_offered_total");
+    let plan = gang_field(&sim.cluster, "label-sweep", "planId");
+    sim.judge().await?;
+    sim.stop().await;
+    Ok((missed, plan))
+}
+
+#[test]
+fn t17_every_node_is_offered_where_a_share_of_them_would_miss_the_planned_one() -> anyhow::Result<()>
+{
+    paused(async {
+        // kube-scheduler's own choice: 100 of these 150, from another one on each time.
+        let (missed, _) = planned_nodes_not_offered(Some(0)).await?;
+        assert!(missed > 0, "the share does not miss a planned node");
+        let (missed, plan) = planned_nodes_not_offered(None).await?;
+        assert_eq!((missed, plan.as_str()), (0, "e1-1"), "by our configuration");
         Ok(())
     })
 }
