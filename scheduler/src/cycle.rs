@@ -242,6 +242,7 @@ impl Cycle {
         }
         let took = started.elapsed();
         self.metrics.decided(took, backlog.len());
+        self.metrics.devices_predicted(self.engine.predictions());
         self.audit();
         Instant::now() + took.saturating_mul(REST).min(REST_MAX)
     }

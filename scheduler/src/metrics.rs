@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use muster_core::engine::AUDITED;
+use muster_core::engine::{AUDITED, Predictions};
 use muster_core::record::Phase;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -43,7 +43,11 @@ pub struct Metrics {
     view_age_seconds: Gauge<f64, AtomicU64>,
     invariants: Family<Labels, Counter>,
     planned_node_not_offered: Counter,
+    device_predictions: Family<Labels, Counter>,
 }
+
+/// Label values of `device_predictions`.
+const PREDICTED: [&str; 2] = ["match", "differ"];
 
 fn seconds() -> Histogram {
     // 0.1 ms to 105 s, each bucket 4 times the one before.
@@ -88,6 +92,7 @@ impl Metrics {
             view_age_seconds: Gauge::default(),
             invariants: Family::default(),
             planned_node_not_offered: Counter::default(),
+            device_predictions: Family::default(),
         };
         metrics.register();
         let start = started
@@ -104,6 +109,10 @@ impl Metrics {
         // Only what is really checked: a counter that nothing can move would look like a proof.
         for id in AUDITED {
             drop(metrics.invariants.get_or_create(&vec![("invariant", id)]));
+        }
+        for outcome in PREDICTED {
+            let labels = vec![("outcome", outcome)];
+            drop(metrics.device_predictions.get_or_create(&labels));
         }
         metrics
     }
@@ -217,6 +226,11 @@ impl Metrics {
             "planned_node_not_offered",
             "Filter calls in which the planned node was not offered",
             self.planned_node_not_offered.clone(),
+        );
+        muster.register(
+            "device_predictions",
+            "Bound pods that got the devices predicted for them, or others",
+            self.device_predictions.clone(),
         );
     }
 
@@ -362,6 +376,16 @@ impl Metrics {
             .inc();
     }
 
+    /// How predictions of devices have turned out so far; counts only what was not counted before.
+    pub fn devices_predicted(&self, so_far: Predictions) {
+        for (outcome, count) in PREDICTED.into_iter().zip([so_far.matched, so_far.differed]) {
+            let counter = self
+                .device_predictions
+                .get_or_create(&vec![("outcome", outcome)]);
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
+    }
+
     /// Filter did not offer the planned node.
     pub fn planned_node_not_offered(&self) {
         self.planned_node_not_offered.inc();
@@ -378,7 +402,15 @@ mod tests {
         metrics.gangs(Phase::Waiting, "NotEnoughFree", 1);
         metrics.written("Bind", "Done", Duration::from_millis(3));
         metrics.filtered(Duration::from_micros(80), "Only");
+        for matched in [2, 2, 3] {
+            let differed = 1;
+            metrics.devices_predicted(Predictions { matched, differed });
+        }
         let text = metrics.text();
+        for (outcome, count) in [("match", 3), ("differ", 1)] {
+            let line = format!("muster_device_predictions_total{{outcome=\"{outcome}\"}} {count}");
+            assert!(text.contains(&line), "{text}");
+        }
         for id in AUDITED {
             let line = format!("muster_invariant_violations_total{{invariant=\"{id}\"}} 0");
             assert!(text.contains(&line), "{line}");

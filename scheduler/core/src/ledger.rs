@@ -31,7 +31,10 @@ pub struct SlotKey {
 #[derive(Clone, Debug)]
 struct Charge {
     shape: Arc<PodShape>,
+    /// Devices that kubelet gave, or those predicted.
     devices: Vec<DeviceUuid>,
+    /// Kubelet gave them.
+    given: bool,
     /// Namespace and name, to find the pod among the holders in a report.
     pod: Option<(Namespace, Arc<str>)>,
 }
@@ -126,8 +129,11 @@ impl Ledger {
         {
             return Vec::new();
         }
+        let given = self.given(&pod.uid).map(<[_]>::to_vec);
+        let given = given.filter(|_| self.places.get(&pod.uid) == wanted.as_ref());
         let mut changed = self.remove_pod(&pod.uid);
         if let Some(node) = wanted {
+            let record = pod.record.as_ref();
             let account = self.accounts.entry(node.clone()).or_default();
             account.used.add(&pod.shape.requests);
             account.used_is_vague |= account.used.is_saturated();
@@ -135,10 +141,9 @@ impl Ledger {
                 pod.uid.clone(),
                 Charge {
                     shape: Arc::clone(&pod.shape),
-                    devices: pod
-                        .record
-                        .as_ref()
-                        .map(|record| record.devices.clone())
+                    given: given.is_some(),
+                    devices: given
+                        .or_else(|| record.map(|record| record.devices.clone()))
                         .unwrap_or_default(),
                     pod: Some((pod.namespace.clone(), Arc::clone(&pod.name))),
                 },
@@ -166,6 +171,29 @@ impl Ledger {
         vec![node]
     }
 
+    /// Pods charged to a node.
+    pub fn pods_on(&self, node: &NodeName) -> impl Iterator<Item = &PodUid> {
+        self.accounts
+            .get(node)
+            .into_iter()
+            .flat_map(|account| account.pods.keys())
+    }
+
+    /// Devices that kubelet gave a pod, in order; `None` while only a prediction is known.
+    pub fn given(&self, uid: &PodUid) -> Option<&[DeviceUuid]> {
+        let account = self.accounts.get(self.places.get(uid)?)?;
+        let charge = account.pods.get(uid).filter(|charge| charge.given)?;
+        Some(&charge.devices)
+    }
+
+    /// Notes what kubelet gave a pod, in place of what was predicted. Returns its node.
+    pub fn give(&mut self, uid: &PodUid, devices: Vec<DeviceUuid>) -> Option<NodeName> {
+        let node = self.places.get(uid)?;
+        let charge = self.accounts.get_mut(node)?.pods.get_mut(uid)?;
+        (charge.devices, charge.given) = (devices, true);
+        Some(node.clone())
+    }
+
     /// Reserves a slot on a node. A reservation that the slot already has is replaced.
     pub fn reserve(
         &mut self,
@@ -182,6 +210,7 @@ impl Ledger {
             Charge {
                 shape,
                 devices,
+                given: false,
                 pod: None,
             },
         );

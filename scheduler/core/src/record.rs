@@ -18,7 +18,7 @@ pub struct SlotRecord {
     pub index: u32,
     /// Planned node.
     pub node: NodeName,
-    /// Devices it is predicted to get; kubelet decides.
+    /// Devices that kubelet gave it, as far as its agent has told; before that those predicted.
     pub devices: Vec<DeviceUuid>,
     /// The pod that has claimed the slot, where it is known.
     pub pod: Option<PodUid>,

@@ -144,7 +144,7 @@ pub struct Member {
     /// Planned node.
     #[schemars(length(max = 253))]
     pub node: String,
-    /// UUIDs of the devices it is predicted to get.
+    /// UUIDs of the devices that kubelet gave it, where known at the last write, else of those predicted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024), inner(length(max = 128)))]
     pub devices: Vec<String>,

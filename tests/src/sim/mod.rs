@@ -12,7 +12,7 @@
 mod doors;
 mod script;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -406,6 +406,16 @@ impl Sim {
         count
             .and_then(|count| count.trim().parse().ok())
             .unwrap_or(0)
+    }
+
+    /// Devices by pod, as the kubelets gave them.
+    pub fn devices_given(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut given: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for holder in self.devices().held.values().flatten() {
+            let devices = given.entry(holder.name.clone()).or_default();
+            devices.extend(holder.devices.iter().cloned());
+        }
+        given
     }
 
     fn devices(&self) -> std::sync::MutexGuard<'_, Devices> {

@@ -1,13 +1,15 @@
 //! Gangs of every kind are placed whole, wait with a reason, and follow each other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use muster_embedded::standins::operator::OperatorConfig;
-use muster_embedded::{NodePool, value};
+use muster_embedded::{EmbeddedCluster, NodePool, value};
 use muster_tests::jobs::{Job, Role};
 use muster_tests::pods::{By, PodGang};
-use muster_tests::sim::{JOBS, PODS, SOON, Sim, SimOptions, bound, gang_field, gpu_pool, phase_of};
+use muster_tests::sim::{
+    GANGS, JOBS, PODS, SOON, Sim, SimOptions, bound, gang_field, gpu_pool, phase_of,
+};
 
 use super::{MINUTE, paused, template_is_clean, train};
 
@@ -302,6 +304,50 @@ fn t17_every_node_is_offered_where_a_share_of_them_would_miss_the_planned_one() 
         assert!(missed > 0, "the share does not miss a planned node");
         let (missed, plan) = planned_nodes_not_offered(None).await?;
         assert_eq!((missed, plan.as_str()), (0, "e1-1"), "by our configuration");
+        Ok(())
+    })
+}
+
+/// Devices by pod, as a Gang shows them.
+fn devices_shown(cluster: &EmbeddedCluster, gang: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let gang = cluster.get(GANGS, "default", gang).unwrap_or_default();
+    let members = value::items(&gang, &["status", "members"]).iter();
+    let shown = members.map(|member| {
+        let devices = value::items(member, &["devices"]).iter();
+        let devices = devices.filter_map(|device| device.as_str().map(str::to_owned));
+        (value::text(member, &["pod"]).to_owned(), devices.collect())
+    });
+    shown.collect()
+}
+
+#[test]
+fn devices_that_kubelets_gave_are_counted_against_the_plan_and_shown_with_the_next_write()
+-> anyhow::Result<()> {
+    paused(async {
+        let sim = Sim::start(SimOptions::nodes(2)).await?;
+        let counted = |sim: &Sim| -> u64 {
+            let series = ["match", "differ"]
+                .map(|how| format!("muster_device_predictions_total{{outcome=\"{how}\"}}"));
+            series.iter().map(|series| sim.counted(series)).sum()
+        };
+        sim.apply(&train("train").yaml())?;
+        sim.until_phase("train", "Running").await?;
+        sim.pass(MINUTE).await;
+        assert_eq!(counted(&sim), 5, "each member once");
+        let given = sim.devices_given();
+        sim.cluster.delete(PODS, "default", "train-worker-3")?;
+        sim.until_phase("train", "Repairing").await?;
+        sim.until_phase("train", "Running").await?;
+        let mut shown = devices_shown(&sim.cluster, "train");
+        assert_eq!(shown.len(), 5);
+        shown.remove("train-worker-3");
+        for (pod, devices) in &shown {
+            assert_eq!(given.get(pod), Some(devices), "{pod}");
+        }
+        sim.pass(MINUTE).await;
+        assert_eq!(counted(&sim), 6, "and the one that came for another");
+        sim.judge().await?;
+        sim.stop().await;
         Ok(())
     })
 }

@@ -325,6 +325,9 @@ impl Engine {
         let mut others = self.inventory.sharing(&node);
         if let Ok(changed) = self.inventory.apply(report, now) {
             self.note_fresh(&node, now);
+            if changed {
+                self.heard_nodes.insert(node.clone());
+            }
             if changed || !was_fresh {
                 others.extend(self.inventory.sharing(&node));
                 others.push(node);

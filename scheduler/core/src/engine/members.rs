@@ -235,11 +235,11 @@ impl Engine {
                     charged = true;
                     if slot.node.as_ref() != Some(node) {
                         slot.node = Some(node.clone());
-                        slot.devices = pod
-                            .record
-                            .as_ref()
-                            .map(|record| record.devices.clone())
-                            .unwrap_or_default();
+                        slot.devices = self.devices_of(pod);
+                    } else if let Some(given) = self.ledger.given(&pod.uid)
+                        && slot.devices != given
+                    {
+                        slot.devices = given.to_vec();
                     }
                 }
             }

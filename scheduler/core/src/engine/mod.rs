@@ -27,6 +27,7 @@ mod leftover;
 mod members;
 mod needs;
 mod planning;
+mod predictions;
 mod publish;
 mod release;
 mod repair;
@@ -57,6 +58,7 @@ use crate::workload::Workload;
 pub use audit::{AUDITED, Broken, Violation};
 use gang::{Gang, Seat};
 use planning::Rank;
+pub use predictions::Predictions;
 
 /// Waiting gangs. The hasher has fixed keys: two runs over the same events walk it in one order,
 /// whatever the crate makes of its hashes.
@@ -161,6 +163,9 @@ pub struct Engine {
     leftovers: BTreeMap<GangKey, leftover::Leftover>,
     dirty: BTreeSet<GangKey>,
     dirty_nodes: BTreeSet<NodeName>,
+    /// Nodes of whose devices something was heard, to be compared with predictions.
+    heard_nodes: BTreeSet<NodeName>,
+    predictions: Predictions,
     timers: BTreeSet<(Timestamp, GangKey)>,
     fresh: BTreeMap<NodeName, bool>,
     age_checked_at: Timestamp,
@@ -218,6 +223,8 @@ impl Engine {
             leftovers: BTreeMap::new(),
             dirty: BTreeSet::new(),
             dirty_nodes: BTreeSet::new(),
+            heard_nodes: BTreeSet::new(),
+            predictions: Predictions::default(),
             timers: BTreeSet::new(),
             fresh: BTreeMap::new(),
             age_checked_at: Timestamp(0),
@@ -256,6 +263,7 @@ impl Engine {
         self.decided_at = now;
         self.check_ages(now);
         self.wake_expired(now);
+        self.compare_predictions();
         self.tend_fence(now);
         if self.may_act() {
             self.tend_leftovers(now);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Engine;
 use super::gang::{Gang, Seat, Slot};
 use super::members::{default_role, wished_shape};
-use crate::ids::{PodUid, RoleName};
+use crate::ids::{DeviceUuid, PodUid, RoleName};
 use crate::interpod::{InterPodRule, Labels, looked_at};
 use crate::plan::{RoleRequest, Standing};
 use crate::pod::{MembershipSource, Pod, PodPhase, PodShape};
@@ -109,7 +109,7 @@ impl Engine {
                 membership.and_then(|membership| membership.role.clone().zip(membership.index))
             {
                 let shape = wished_shape(gang, &seat, pod);
-                fixed.insert(seat, fixed_slot(pod, shape));
+                fixed.insert(seat, fixed_slot(pod, self.devices_of(pod), shape));
             }
         }
         let MemberSource::Roles(specs) = &workload.members else {
@@ -252,9 +252,8 @@ impl Engine {
             let (_, index) = seat;
             needs.pods.insert(seat.clone(), pod.uid.clone());
             if pod.node.is_some() {
-                needs
-                    .fixed
-                    .insert(seat, fixed_slot(pod, Arc::clone(&pod.shape)));
+                let slot = fixed_slot(pod, self.devices_of(pod), Arc::clone(&pod.shape));
+                needs.fixed.insert(seat, slot);
                 continue;
             }
             let labels = if rules.is_empty() {
@@ -401,12 +400,7 @@ pub(super) fn free_seat(
     }
 }
 
-fn fixed_slot(pod: &Pod, shape: Arc<PodShape>) -> Slot {
-    let devices = pod
-        .record
-        .as_ref()
-        .map(|record| record.devices.clone())
-        .unwrap_or_default();
+fn fixed_slot(pod: &Pod, devices: Vec<DeviceUuid>, shape: Arc<PodShape>) -> Slot {
     let mut slot = Slot::new(pod.node.clone(), devices, shape);
     slot.pod = Some(pod.uid.clone());
     slot.bound = true;
