@@ -69,8 +69,8 @@ pub struct WorkloadRef {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.planId) || (has(self.epoch) && has(self.members))")
-        .message("a plan has an epoch and members"),
+    validation = Rule::new("!has(self.planId) || has(self.epoch)")
+        .message("a plan has an epoch"),
     validation = Rule::new("!has(oldSelf.epoch) || (has(self.epoch) && self.epoch >= oldSelf.epoch)")
         .message("status.epoch never goes back: another leader has written since")
 )]
