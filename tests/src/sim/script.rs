@@ -43,10 +43,18 @@ struct State {
     away_until: Option<Instant>,
 }
 
+/// Bindings that an administrator's policy refuses.
+#[derive(Debug)]
+struct Refused {
+    prefix: String,
+    why: String,
+}
+
 /// The faults of a run.
 #[derive(Debug, Default)]
 pub struct Script {
     state: Mutex<State>,
+    refused: Mutex<Option<Refused>>,
     signal: Signal,
 }
 
@@ -61,6 +69,25 @@ impl Script {
             trap,
             ..State::default()
         };
+    }
+
+    /// From now on Bindings of pods with this prefix are forbidden, with this text; or none are.
+    pub fn refuse_bindings(&self, prefix_and_why: Option<(String, String)>) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        *refused = prefix_and_why.map(|(prefix, why)| Refused { prefix, why });
+    }
+
+    /// What an administrator's policy says to a request.
+    fn forbidden(&self, request: &RequestInfo) -> Option<ApiError> {
+        if (request.resource.as_str(), request.subresource.as_str()) != ("pods", "binding") {
+            return None;
+        }
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = refused.as_ref()?;
+        let name = &request.name;
+        let said = format!("pods \"{name}\" is forbidden: {}", refused.why);
+        name.starts_with(&refused.prefix)
+            .then(|| ApiError::new(403, "Forbidden", said))
     }
 
     /// A new scheduler runs: its requests are let through.
@@ -128,6 +155,9 @@ impl Faults for Script {
         }
         if state.away_until.is_some_and(|until| Instant::now() < until) {
             return Before::Disconnect;
+        }
+        if let Some(error) = self.forbidden(request) {
+            return Before::Refuse(error);
         }
         if !counts(request) {
             return Before::Proceed;

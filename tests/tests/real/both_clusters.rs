@@ -5,6 +5,10 @@
 //!   file ───► Place (a kube client, nothing else) on ┌ embedded cluster, paused clock ─► outcomes ┐
 //!                                                    └ etcd, kube-apiserver, ...      ─► outcomes ┴► equal
 //! ```
+//!
+//! What breaks, and what an administrator forbids, is done by the cluster's owner: `owner.rs`.
+
+mod owner;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,6 +25,7 @@ use muster_tests::jobs::{Job, Role};
 use muster_tests::pods::{By, PodGang};
 use muster_tests::sim::{Sim, SimOptions, gpu_pool};
 use muster_tests::stack::{Stack, StackOptions};
+use owner::Owner;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -61,6 +66,16 @@ enum Step {
     Cordon { node: usize, on: bool },
     /// An administrator taints a node, or takes that back.
     Taint { node: usize, effect: Option<String> },
+    /// A GPU falls off the bus; the device plugin offers it no more.
+    Xid { node: usize, gpu: u32 },
+    /// A node's GPUs are repaired, all of them.
+    Repair { node: usize },
+    /// A node's kubelet is not heard any more, or is again.
+    Ready { node: usize, on: bool },
+    /// A node is deleted, and the pods that were there are given up.
+    Lose { node: usize },
+    /// An administrator's policy refuses the Bindings of pods with this prefix, or is taken away.
+    Refuse { prefix: String, on: bool },
     /// A user deletes an object and waits until it, and the pods with this prefix, are gone.
     Delete { kind: String, name: String },
     /// A pod is deleted and comes back with another UID.
@@ -184,11 +199,13 @@ struct Outcome {
 }
 
 /// A cluster, as its users see it.
-struct Place {
+struct Place<'a> {
     client: Client,
+    /// What its users cannot do.
+    owner: Owner<'a>,
 }
 
-impl Place {
+impl Place<'_> {
     fn api(&self, kind: &str) -> anyhow::Result<Api<DynamicObject>> {
         let (group, version, plural) = match kind {
             "PyTorchJob" => ("kubeflow.org", "v1", "pytorchjobs"),
@@ -303,6 +320,19 @@ impl Place {
         .await
     }
 
+    async fn lose(&self, node: usize) -> anyhow::Result<()> {
+        let name = self.node(node).await?;
+        let nodes = self.api("Node")?;
+        nodes.delete(&name, &DeleteParams::default()).await?;
+        let at_once = DeleteParams::default().grace_period(0);
+        for (pod, object) in self.list("Pod").await? {
+            if value::text(&object, &["spec", "nodeName"]) == name {
+                self.api("Pod")?.delete(&pod, &at_once).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn replace(&self, pod: &str) -> anyhow::Result<()> {
         let before = self.uid("Pod", pod).await?;
         let api = self.api("Pod")?;
@@ -351,6 +381,11 @@ impl Place {
                 let patch = json!({"spec": {"taints": taints}});
                 self.change_node(*node, &patch).await
             }
+            Step::Xid { node, gpu } => self.owner.xid(&self.node(*node).await?, *gpu).await,
+            Step::Repair { node } => self.owner.repair(&self.node(*node).await?).await,
+            Step::Ready { node, on } => self.owner.ready(&self.node(*node).await?, *on).await,
+            Step::Lose { node } => self.lose(*node).await,
+            Step::Refuse { prefix, on } => self.owner.refuse(prefix, *on).await,
             Step::Delete { kind, name } => self.delete(kind, name).await,
             Step::Replace(pod) => self.replace(pod).await,
             Step::Look(_) => Ok(()),
@@ -449,7 +484,8 @@ fn on_the_embedded_cluster(
         })
         .await?;
         let client = sim.cluster.client("user");
-        let outcomes = Place { client }.play(steps).await?;
+        let owner = Owner::Embedded(&sim);
+        let outcomes = Place { client, owner }.play(steps).await?;
         sim.judge().await?;
         sim.stop().await;
         Ok(outcomes)
@@ -476,6 +512,7 @@ fn on_the_real_control_plane(
         .await?;
         let place = Place {
             client: stack.cluster.admin(),
+            owner: Owner::real(&stack),
         };
         let outcomes = stack.step("the scenario", place.play(steps)).await?;
         stack.judge().await?;
@@ -517,4 +554,16 @@ fn one_scenario_has_the_same_outcomes_on_both_clusters() -> anyhow::Result<()> {
 #[test]
 fn one_scenario_without_policies_has_the_same_outcomes_on_both_clusters() -> anyhow::Result<()> {
     play_on_both("ungated.yaml", false)
+}
+
+#[test]
+fn gpus_and_nodes_that_fail_and_bindings_refused_have_the_same_outcomes_on_both_clusters()
+-> anyhow::Result<()> {
+    play_on_both("faults.yaml", true)
+}
+
+#[test]
+fn without_policies_what_fails_and_is_refused_has_the_same_outcomes_on_both_clusters()
+-> anyhow::Result<()> {
+    play_on_both("faults.yaml", false)
 }
