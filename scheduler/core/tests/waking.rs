@@ -7,8 +7,8 @@ mod world;
 use std::sync::Arc;
 
 use muster_core::ids::GangKey;
-use muster_core::node::HostPort;
-use muster_core::pod::{PodPhase, PodShape};
+use muster_core::node::{HostPort, TaintEffect, Toleration, TolerationOperator};
+use muster_core::pod::{Membership, MembershipSource, PodPhase, PodShape};
 use muster_core::workload::{Hold, MemberSource, Workload};
 use world::{World, gpus, shape};
 
@@ -101,6 +101,34 @@ fn pod_that_its_job_makes_again_from_the_edited_template_is_planned_although_no_
     world.delete_pod(&pod);
     world.settle();
     assert_eq!(world.phase(&key), "Running AllBound 1/1");
+}
+
+#[test]
+fn tolerations_that_the_api_server_gives_every_pod_make_no_member_another() {
+    let mut world = World::new(1, 1);
+    let key = world.submit("train", &[("Worker", 3, gpus(1))], Hold::Free);
+    world.operator = false;
+    world.settle();
+    let first = world.reason(&key);
+    assert!(first.contains("3 Worker"), "{first}");
+    let mut born = shape(1);
+    born.tolerations
+        .extend(["not-ready", "unreachable"].map(|state| Toleration {
+            key: Some(Arc::from(format!("node.kubernetes.io/{state}"))),
+            operator: TolerationOperator::Exists,
+            effect: Some(TaintEffect::NoExecute),
+        }));
+    let membership = Membership {
+        gang: key.clone(),
+        source: MembershipSource::Job,
+        role: Some("Worker".into()),
+        index: Some(0),
+    };
+    world.pod("train-Worker-0", Some(membership), Arc::new(born));
+    world.settle();
+    world.edit(&key, |job| job.generation += 1);
+    world.settle();
+    assert_eq!(world.reason(&key), first);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use super::gang::{Gang, Seat, Slot};
 use super::members::{default_role, wished_shape};
 use crate::ids::{DeviceUuid, PodUid, RoleName};
 use crate::interpod::{InterPodRule, Labels, looked_at};
+use crate::node::{TaintEffect, Toleration};
 use crate::plan::{RoleRequest, Standing};
 use crate::pod::{MembershipSource, Pod, PodPhase, PodShape};
 use crate::reason::Reason;
@@ -187,7 +188,7 @@ impl Engine {
             };
             let seat = (role, index);
             let shape = wished_shape(gang, &seat, pod);
-            if shape != spec.shape {
+            if asks_otherwise(&shape, &spec.shape) {
                 own.insert(seat, shape);
             }
         }
@@ -398,6 +399,24 @@ pub(super) fn free_seat(
             return seat;
         }
     }
+}
+
+/// Whether a pod asks for something else than its template. Tolerations that the API server puts into every
+/// pod at its birth are no difference: they let nobody onto a node that is not ready.
+fn asks_otherwise(pod: &PodShape, template: &PodShape) -> bool {
+    const AT_BIRTH: [&str; 2] = [
+        "node.kubernetes.io/not-ready",
+        "node.kubernetes.io/unreachable",
+    ];
+    let own = |toleration: &&Toleration| {
+        let is_given = |key: &str| AT_BIRTH.contains(&key);
+        toleration.effect != Some(TaintEffect::NoExecute)
+            || !toleration.key.as_deref().is_some_and(is_given)
+    };
+    let (mut bare, mut given) = (template.clone(), pod.clone());
+    bare.tolerations.retain(|toleration| own(&toleration));
+    given.tolerations.retain(|toleration| own(&toleration));
+    bare != given
 }
 
 fn fixed_slot(pod: &Pod, devices: Vec<DeviceUuid>, shape: Arc<PodShape>) -> Slot {
