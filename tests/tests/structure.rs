@@ -321,6 +321,34 @@ fn translation_has_no_client_and_no_runtime() {
     );
 }
 
+/// A dump is the core's values as text: what is planned from it depends on nothing else.
+#[test]
+fn dump_has_no_runtime_and_no_client() {
+    assert_free_of(
+        "muster-dump",
+        &[
+            "tokio",
+            "futures",
+            "kube",
+            "kube-core",
+            "k8s-openapi",
+            "tracing",
+            "jiff",
+            "rand",
+            "axum",
+            "hyper",
+            "clap",
+            "muster-kubernetes",
+            "muster-proto",
+        ],
+    );
+    for (path, text) in sources(&root().join("scheduler/dump/src")) {
+        let words = ["HashMap", "HashSet", "RandomState", "Instant", "SystemTime"];
+        let found = lines_with(&text, &words);
+        assert!(found.is_empty(), "{path}: {found:?}");
+    }
+}
+
 /// A replay is the core, files and nothing else: no runtime, no client, no clock of its own.
 #[test]
 fn replay_has_no_runtime_and_no_client() {

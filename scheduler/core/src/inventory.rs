@@ -121,6 +121,11 @@ struct InUse {
 }
 
 impl Belief {
+    /// `metadata.uid` of the Node that its agent spoke for; `None` when there was none.
+    pub fn node_uid(&self) -> Option<&Arc<str>> {
+        self.node_uid.as_ref()
+    }
+
     /// Its agent is there, and speaks for the Node that stands behind the name now.
     fn hear(&mut self, node: Option<&NodeIdentity>, now: Timestamp) {
         self.heard = self.heard.max(now);
@@ -223,6 +228,22 @@ impl Inventory {
         belief.hear(self.nodes.get(&belief.report.node), now);
         self.beliefs.insert(belief.report.node.clone(), belief);
         Ok(true)
+    }
+
+    /// Believes a report as it was believed before, for the Node with this uid. For a copy that is
+    /// planned on: what the kubelet said of devices that the report lacks is not in it.
+    pub fn believe(&mut self, report: NodeReport, heard: Timestamp, node_uid: Option<Arc<str>>) {
+        self.forget_devices(&report.node);
+        for device in &report.devices {
+            self.claim(&device.uuid, &report.node);
+        }
+        let belief = Belief {
+            heard,
+            remembered: BTreeMap::new(),
+            node_uid,
+            report,
+        };
+        self.beliefs.insert(belief.report.node.clone(), belief);
     }
 
     /// Notes that `node` reports `uuid`.

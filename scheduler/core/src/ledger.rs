@@ -28,6 +28,33 @@ pub struct SlotKey {
     pub index: u32,
 }
 
+/// Who holds room on a node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holder {
+    /// A pod that is bound there.
+    Pod {
+        /// `metadata.uid`.
+        uid: PodUid,
+        /// `metadata.namespace`.
+        namespace: Namespace,
+        /// `metadata.name`.
+        name: Arc<str>,
+    },
+    /// A place of a plan, or what is left of one.
+    Slot(SlotKey),
+}
+
+/// Room on a node that somebody holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// Who.
+    pub holder: Holder,
+    /// What it asks for.
+    pub shape: Arc<PodShape>,
+    /// Devices that it was predicted to get.
+    pub devices: Vec<DeviceUuid>,
+}
+
 #[derive(Clone, Debug)]
 struct Charge {
     shape: Arc<PodShape>,
@@ -134,21 +161,15 @@ impl Ledger {
         let mut changed = self.remove_pod(&pod.uid);
         if let Some(node) = wanted {
             let record = pod.record.as_ref();
-            let account = self.accounts.entry(node.clone()).or_default();
-            account.used.add(&pod.shape.requests);
-            account.used_is_vague |= account.used.is_saturated();
-            account.pods.insert(
-                pod.uid.clone(),
-                Charge {
-                    shape: Arc::clone(&pod.shape),
-                    given: given.is_some(),
-                    devices: given
-                        .or_else(|| record.map(|record| record.devices.clone()))
-                        .unwrap_or_default(),
-                    pod: Some((pod.namespace.clone(), Arc::clone(&pod.name))),
-                },
-            );
-            self.places.insert(pod.uid.clone(), node.clone());
+            let charge = Charge {
+                shape: Arc::clone(&pod.shape),
+                given: given.is_some(),
+                devices: given
+                    .or_else(|| record.map(|record| record.devices.clone()))
+                    .unwrap_or_default(),
+                pod: Some((pod.namespace.clone(), Arc::clone(&pod.name))),
+            };
+            self.charge(pod.uid.clone(), node.clone(), charge);
             changed.push(node);
         }
         changed
@@ -227,6 +248,71 @@ impl Ledger {
         }
         self.drop_if_empty(&node);
         Some(node)
+    }
+
+    /// Nodes of which something is known, those too that do not exist any more.
+    pub fn accounted(&self) -> impl Iterator<Item = &NodeName> {
+        self.accounts.keys()
+    }
+
+    /// Who holds room on a node: pods, then slots, each in order.
+    pub fn holdings(&self, node: &NodeName) -> impl Iterator<Item = Holding> {
+        let account = self.accounts.get(node).into_iter();
+        let pods = account.clone().flat_map(|account| &account.pods);
+        let pods = pods.filter_map(|(uid, charge)| {
+            let (namespace, name) = charge.pod.clone()?;
+            let uid = uid.clone();
+            Some((
+                Holder::Pod {
+                    uid,
+                    namespace,
+                    name,
+                },
+                charge,
+            ))
+        });
+        let slots = account.flat_map(|account| &account.reserved);
+        let slots = slots.map(|(slot, charge)| (Holder::Slot(slot.clone()), charge));
+        pods.chain(slots).map(|(holder, charge)| Holding {
+            holder,
+            shape: Arc::clone(&charge.shape),
+            devices: charge.devices.clone(),
+        })
+    }
+
+    /// Takes up what [`Ledger::holdings`] has told.
+    pub fn hold(&mut self, node: NodeName, holding: Holding) {
+        let Holding {
+            holder,
+            shape,
+            devices,
+        } = holding;
+        match holder {
+            Holder::Slot(slot) => self.reserve(slot, node, shape, devices),
+            Holder::Pod {
+                uid,
+                namespace,
+                name,
+            } => {
+                self.remove_pod(&uid);
+                let pod = Some((namespace, name));
+                let charge = Charge {
+                    shape,
+                    devices,
+                    given: false,
+                    pod,
+                };
+                self.charge(uid, node, charge);
+            }
+        }
+    }
+
+    fn charge(&mut self, uid: PodUid, node: NodeName, charge: Charge) {
+        let account = self.accounts.entry(node.clone()).or_default();
+        account.used.add(&charge.shape.requests);
+        account.used_is_vague |= account.used.is_saturated();
+        account.pods.insert(uid.clone(), charge);
+        self.places.insert(uid, node);
     }
 
     /// Slots reserved on a node.

@@ -30,6 +30,7 @@ pub mod reason;
 pub mod record;
 pub mod resources;
 pub mod snapshot;
+pub mod state;
 pub mod time;
 pub mod topology;
 pub mod view;

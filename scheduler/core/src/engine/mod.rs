@@ -31,6 +31,7 @@ mod predictions;
 mod publish;
 mod release;
 mod repair;
+mod state;
 mod status;
 mod topology;
 #[cfg(test)]

@@ -48,13 +48,25 @@ impl Engine {
                 // Suspended: its controller is about to delete them.
                 return Ok(None);
             }
-            let needs = self.needs_of_job(gang, workload, &bound)?;
-            return self.with_topology(gang, needs).map(Some);
         }
-        match self.needs_of_pods(gang, &bound, now)? {
-            Some(needs) => self.with_topology(gang, needs).map(Some),
-            None => Ok(None),
-        }
+        self.asked(gang, &bound, now)
+    }
+
+    /// What is asked for the gang beside these bound members, whether it may be planned now or not.
+    pub(super) fn asked(
+        &self,
+        gang: &Gang,
+        bound: &[&Pod],
+        now: Timestamp,
+    ) -> Result<Option<Needs>, Reason> {
+        let needs = match &gang.workload {
+            Some(workload) if gang.is_job() => Some(self.needs_of_job(gang, workload, bound)?),
+            None if gang.is_job() => None,
+            _ => self.needs_of_pods(gang, bound, now)?,
+        };
+        needs
+            .map(|needs| self.with_topology(gang, needs))
+            .transpose()
     }
 
     /// The needs with what is asked of the topology.

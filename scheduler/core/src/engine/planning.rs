@@ -20,8 +20,8 @@ use crate::workload::MemberSource;
 /// Place in the queue; the larger goes first. Total: no two gangs have the same.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
-    priority: i32,
-    created_seconds: Reverse<i64>,
+    pub(super) priority: i32,
+    pub(super) created_seconds: Reverse<i64>,
     sequence: Reverse<u64>,
 }
 
@@ -97,7 +97,7 @@ impl Engine {
         }
     }
 
-    fn rank(&self, gang: &Gang) -> Rank {
+    pub(super) fn rank(&self, gang: &Gang) -> Rank {
         let pods = || gang.pods.iter().filter_map(|uid| self.pods.get(uid));
         let workload = gang.workload.as_ref();
         let of_pods = pods().map(|pod| pod.priority).max().unwrap_or(0);
@@ -420,7 +420,12 @@ impl Engine {
     }
 
     /// The vacancies of a gang, those together that are looked for together.
-    fn batches(&self, gang: &Gang, plan: &Plan, topology: &TopologyRequest) -> Vec<Batch> {
+    pub(super) fn batches(
+        &self,
+        gang: &Gang,
+        plan: &Plan,
+        topology: &TopologyRequest,
+    ) -> Vec<Batch> {
         let missing = self.missing_seats(gang, plan);
         if topology.is_empty() {
             let each = missing.into_iter();
@@ -455,10 +460,10 @@ impl Engine {
 }
 
 /// Vacancies that are looked for together.
-struct Batch {
-    roles: Vec<RoleRequest>,
+pub(super) struct Batch {
+    pub(super) roles: Vec<RoleRequest>,
     /// How many may stay without a place.
-    spare: u32,
+    pub(super) spare: u32,
 }
 
 impl Batch {

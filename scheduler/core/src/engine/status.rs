@@ -44,7 +44,7 @@ impl Engine {
         }
     }
 
-    fn status(&self, gang: &Gang) -> GangStatus {
+    pub(super) fn status(&self, gang: &Gang) -> GangStatus {
         let phase = Self::phase(gang);
         let reason = match (phase, &gang.plan) {
             (Phase::Starting, Some(plan)) => {
