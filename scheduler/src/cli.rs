@@ -11,6 +11,7 @@ use crate::certificates::MakeCerts;
 use crate::clock::Wall;
 use crate::config::{Config, DOCUMENTED};
 use crate::logs;
+use crate::plan::Plan;
 use crate::scheduler::{Clients, Ended, Options, Scheduler};
 use crate::server::Door;
 use crate::simulate::Simulate;
@@ -39,6 +40,8 @@ enum Command {
     Demo(crate::demo::Demo),
     /// Replay gangs in virtual time on nodes that do not exist; figures and pictures go to a folder.
     Simulate(Simulate),
+    /// Plan the gangs of a dump: where each of them goes, or why it goes nowhere.
+    Plan(Plan),
     /// Check a configuration file and say what is wrong with it.
     CheckConfig {
         /// The file.
@@ -63,7 +66,7 @@ pub struct Serve {
     /// Without it, port 8444 of every address, or of loopback with --insecure-loopback.
     #[arg(long, value_name = "ADDR")]
     agent_listen: Option<SocketAddr>,
-    /// Address for /metrics, /healthz and /readyz: plain HTTP.
+    /// Address for /metrics, /healthz, /readyz and, on loopback only, /debug/dump: plain HTTP.
     /// Without it, port 8080 of every address, or of loopback with --insecure-loopback.
     #[arg(long, value_name = "ADDR")]
     http_listen: Option<SocketAddr>,
@@ -126,6 +129,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         #[cfg(feature = "demo")]
         Command::Demo(demo) => demo.run().await,
         Command::Simulate(simulate) => simulate.run(),
+        Command::Plan(plan) => plan.run(),
         Command::Print(print) => {
             std::io::Write::write_all(&mut std::io::stdout(), print.text()?.as_bytes())?;
             Ok(())
@@ -363,6 +367,9 @@ mod tests {
              --limit-jobs 9 --seed 42 --policy fifo --write-delay 50ms --until last-arrival --out o --force",
             "muster-scheduler simulate --format muri --jobs j --nodes 8 --policy greedy --out o",
             "muster-scheduler simulate --format scenario --file f --out o",
+            "muster-scheduler simulate --format scenario --file f --out o --dump d --dump-at 90s",
+            "muster-scheduler plan --dump d",
+            "muster-scheduler plan --dump - --gang team/job --json",
         ];
         for line in lines {
             if let Err(error) = parse(line) {

@@ -25,9 +25,10 @@ use muster_core::engine::Engine;
 use muster_core::event::Event;
 use muster_core::ids::GangKey;
 use muster_core::record::{GangRecord, Phase};
+use muster_core::state::State;
 use muster_core::time::{Millis, Timestamp};
 use muster_core::view::View;
-use tokio::sync::{mpsc, watch as signal};
+use tokio::sync::{mpsc, oneshot, watch as signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -76,7 +77,12 @@ pub struct Cycle {
     pub metrics: Arc<Metrics>,
     /// When the invariants were checked last.
     pub audited: Timestamp,
+    /// Who wants to see what the planner sees.
+    pub looks: mpsc::Receiver<Look>,
 }
+
+/// Where a copy of what the planner sees is awaited.
+pub type Look = oneshot::Sender<State>;
 
 /// When the cycle turned last. Cheap to clone; all clones are one.
 #[derive(Clone, Debug)]
@@ -150,6 +156,11 @@ impl Cycle {
                     if let Some(write) = backlog.pop_front() {
                         permit.send(write);
                     }
+                    continue;
+                }
+                Some(look) = self.looks.recv() => {
+                    // Whoever asked may have left.
+                    let _ = look.send(self.engine.state(self.clock.now()));
                     continue;
                 }
                 () = tokio::time::sleep_until(rested), if Instant::now() < rested => continue,
@@ -349,6 +360,7 @@ mod tests {
             relist,
             metrics: Arc::default(),
             audited: Timestamp(0),
+            looks: mpsc::channel(1).1,
         };
         let stop = CancellationToken::new();
         let running = tokio::spawn(cycle.run(stop.clone()));

@@ -1,24 +1,36 @@
-//! `/metrics`, `/healthz` and `/readyz`.
+//! `/metrics`, `/healthz`, `/readyz` and `/debug/dump`.
 //!
 //! `/healthz` says 200 while the scheduling cycle turns: a process whose cycle hangs is to be started
 //! again. `/readyz` says 200 when this replica could lead, too: every kind has been listed and no
 //! watch has been failing for long. Both name what is wrong.
+//!
+//! `/debug/dump` gives what the planner sees, for `muster-scheduler plan --dump`. The other pages may be read by
+//! anybody who reaches the port; a dump names every tenant's pods, and costs the cycle a walk over the
+//! cluster. So it is given on loopback only: to `kubectl port-forward`, for which the API server asks for the right to
+//! do that, and to processes of the Pod. A proxy beside us comes from loopback, too: a request that says it
+//! was forwarded, or that was sent to another host, is refused.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::clock::Clock;
-use crate::cycle::Pulse;
+use crate::cycle::{Look, Pulse};
 use crate::fence::Fence;
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
+use crate::server::Peer;
 use crate::watch::Health;
+
+/// Longest wait for the cycle to show its state.
+const LOOK_MAX: Duration = Duration::from_secs(10);
 
 /// What the pages are made from.
 #[derive(Clone, Debug)]
@@ -37,6 +49,22 @@ pub struct Pages {
     pub published: Arc<std::sync::atomic::AtomicU64>,
     /// Whether the cycle turns.
     pub pulse: Pulse,
+    /// For dumps.
+    pub looks: Looks,
+}
+
+/// Asks the cycle for what the planner sees, one after the other.
+#[derive(Clone, Debug)]
+pub struct Looks {
+    asks: mpsc::Sender<Look>,
+    turn: Arc<Semaphore>,
+}
+
+/// Looks, and where the cycle finds them.
+pub fn looks() -> (Looks, mpsc::Receiver<Look>) {
+    let (asks, asked) = mpsc::channel(1);
+    let turn = Arc::new(Semaphore::new(1));
+    (Looks { asks, turn }, asked)
 }
 
 /// The pages as a service.
@@ -45,6 +73,7 @@ pub fn router(pages: Pages) -> Router {
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
+        .route("/debug/dump", get(dump))
         .with_state(pages)
 }
 
@@ -70,6 +99,71 @@ async fn ready(State(pages): State<Pages>) -> impl IntoResponse {
         "ready",
         pages.pulse.problem().into_iter().chain(watches).collect(),
     )
+}
+
+async fn dump(
+    State(pages): State<Pages>,
+    peer: Option<Extension<Peer>>,
+    headers: HeaderMap,
+) -> Response {
+    if let Some(why) = not_local(peer.map(|Extension(peer)| peer), &headers) {
+        let said = format!(
+            "a dump is given on loopback only, to kubectl port-forward for example: {why}\n"
+        );
+        return (StatusCode::FORBIDDEN, said).into_response();
+    }
+    let Ok(_turn) = pages.looks.turn.try_acquire() else {
+        let said = "another dump is being made\n";
+        return (StatusCode::TOO_MANY_REQUESTS, said).into_response();
+    };
+    match written(&pages.looks).await {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
+}
+
+/// Why a request does not come from this machine, as far as can be told.
+fn not_local(peer: Option<Peer>, headers: &HeaderMap) -> Option<String> {
+    let Some(Peer(peer)) = peer else {
+        return Some("the caller's address is not known".into());
+    };
+    // A mapped address is what a socket for both families sees.
+    if !peer.ip().to_canonical().is_loopback() {
+        return Some(format!("the caller is {}", peer.ip()));
+    }
+    let is_trace =
+        |name: &str| name == "forwarded" || name == "via" || name.starts_with("x-forwarded");
+    if let Some(name) = headers.keys().find(|name| is_trace(name.as_str())) {
+        return Some(format!("the request has a header {name}"));
+    }
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let host = host.and_then(|host| host.parse::<Authority>().ok());
+    let is_local = |host: &Authority| {
+        let name = host.host().trim_matches(['[', ']']);
+        let address = name.parse::<std::net::IpAddr>();
+        name == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    };
+    // Without one no browser asks, and no proxy.
+    host.filter(|host| !is_local(host))
+        .map(|host| format!("it was sent to {host}"))
+}
+
+/// The text of a dump, or why there is none.
+async fn written(looks: &Looks) -> Result<String, String> {
+    let (look, seen) = oneshot::channel();
+    let asked = async {
+        looks.asks.send(look).await.ok()?;
+        seen.await.ok()
+    };
+    let seen = tokio::time::timeout(LOOK_MAX, asked).await;
+    let seen = seen.map_err(|_| "the scheduling cycle does not answer")?;
+    let state = seen.ok_or("the scheduling cycle has ended")?;
+    // Tens of megabytes on a large cluster: not on a thread that answers kube-scheduler.
+    let text = tokio::task::spawn_blocking(move || muster_dump::write(&state)).await;
+    let text = text.map_err(|error| format!("the dump was not written: {error}"))?;
+    text.map_err(|error| format!("the dump cannot be written: {error}"))
 }
 
 /// 200 with a word, or 503 with every problem in a line.
@@ -105,6 +199,7 @@ mod tests {
             clock,
             published: Arc::default(),
             pulse: Pulse::new(clock),
+            looks: looks().0,
         };
         let both = async || {
             (

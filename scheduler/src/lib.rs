@@ -31,6 +31,7 @@ pub mod inbox;
 pub mod lease;
 pub mod logs;
 pub mod metrics;
+pub mod plan;
 pub mod scheduler;
 pub mod server;
 pub mod simulate;

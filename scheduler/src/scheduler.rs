@@ -151,6 +151,7 @@ impl Scheduler {
         ));
         let published = Arc::new(AtomicU64::new(0));
         let pulse = Pulse::new(clock);
+        let (looks, looked_for) = http::looks();
         let caller = Caller::new(clients.write.clone(), config.writes.attempt_timeout.0)
             .telling(inbox.clone());
         let mut scheduler = Self {
@@ -180,6 +181,7 @@ impl Scheduler {
                 clock,
                 published: Arc::clone(&published),
                 pulse: pulse.clone(),
+                looks,
             }),
             inbox: inbox.clone(),
             view: Arc::clone(&view),
@@ -208,6 +210,7 @@ impl Scheduler {
             relist,
             metrics: Arc::clone(&metrics),
             audited: Timestamp(0),
+            looks: looked_for,
         });
         scheduler.spawn_writer(
             Writer::new(

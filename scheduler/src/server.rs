@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -39,7 +39,13 @@ pub struct Door {
     pub certificates: Option<Certificates>,
     /// Most connections at once.
     pub connections_max: usize,
+    /// Each request carries the [`Peer`] that it came from.
+    pub tells_peers: bool,
 }
+
+/// Address of a connection's other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub SocketAddr);
 
 /// Why a socket is not opened.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +91,7 @@ impl Door {
             listener,
             certificates,
             connections_max,
+            tells_peers: false,
         })
     }
 
@@ -104,6 +111,7 @@ impl Door {
             listener,
             certificates: None,
             connections_max,
+            tells_peers: true,
         })
     }
 
@@ -124,11 +132,11 @@ impl Door {
                 slot = Arc::clone(&slots).acquire_owned() => slot,
             };
             let Ok(slot) = slot else { break };
-            let stream = tokio::select! {
+            let (stream, peer) = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
+                    Ok(accepted) => accepted,
                     Err(error) => {
                         // Out of file handles, usually: waiting is all that helps.
                         tracing::warn!(door = self.name, %error, "a connection was not accepted");
@@ -137,7 +145,10 @@ impl Door {
                     }
                 },
             };
-            let router = router.clone();
+            let router = match self.tells_peers {
+                true => router.clone().layer(Extension(Peer(peer))),
+                false => router.clone(),
+            };
             let certificates = self.certificates.clone();
             let stop = stop.clone();
             connections.spawn(async move {

@@ -9,7 +9,7 @@ use clap::Args;
 use muster_simulate::input::trace::TraceOptions;
 use muster_simulate::openb::{self, Experiment};
 use muster_simulate::progress::Meter;
-use muster_simulate::{Format, Input, PolicyKind, Simulation, Until};
+use muster_simulate::{At, Format, Input, PolicyKind, Simulation, Until};
 
 use crate::span::Span;
 
@@ -71,6 +71,13 @@ pub struct Simulate {
     /// Write into a folder that is not empty.
     #[arg(long)]
     force: bool,
+    /// Write what the planner sees to a file, for `muster-scheduler plan --dump FILE`; for the policy muster.
+    #[arg(long, value_name = "FILE")]
+    dump: Option<PathBuf>,
+    /// When: a time of the replay like 90s, 12h, 30d, once everything of that time has been decided. Without it
+    /// at the end.
+    #[arg(long, value_name = "TIME", requires = "dump")]
+    dump_at: Option<At>,
 }
 
 /// What `--format` names.
@@ -137,6 +144,10 @@ impl Simulate {
             until: self.until,
             out: self.out,
             force: self.force,
+            dump: self.dump.map(|file| {
+                let end = At(u64::MAX);
+                (file, self.dump_at.unwrap_or(end).0)
+            }),
         };
         let mut meter = Meter::stderr();
         let summary = simulation.run(&mut |progress| meter.update(progress));

@@ -36,7 +36,7 @@ use std::path::PathBuf;
 pub use self::error::Error;
 use self::input::trace::{TraceFormat, TraceOptions};
 pub use self::policy::PolicyKind;
-pub use self::replay::{Progress, Setting, Until};
+pub use self::replay::{At, Progress, Setting, Until};
 use self::summary::About;
 pub use self::summary::Summary;
 
@@ -71,6 +71,9 @@ pub struct Simulation {
     pub out: PathBuf,
     /// Write into a folder that is not empty.
     pub force: bool,
+    /// File for what the planner sees, and when: milliseconds, at the end at the latest. Only for
+    /// [`PolicyKind::Muster`].
+    pub dump: Option<(PathBuf, u64)>,
 }
 
 /// A format of input, by its name on the command line.
@@ -125,6 +128,10 @@ impl Simulation {
             let limit = format!("must be at most {WRITE_DELAY_MAX_MS} ms");
             return Err(Error::flag("--write-delay", value, limit));
         }
+        if self.dump.is_some() && self.policy != PolicyKind::Muster {
+            let limit = "must be muster with --dump: the others have no engine";
+            return Err(Error::flag("--policy", self.policy.as_str(), limit));
+        }
         let (scene, until, format, load) = match &self.input {
             Input::Trace(kind, options) => {
                 let format = match kind {
@@ -144,6 +151,7 @@ impl Simulation {
             policy: self.policy,
             write_delay_ms: self.write_delay_ms,
             until: self.until.unwrap_or(until),
+            state_at_ms: self.dump.as_ref().map(|(_, at_ms)| *at_ms),
         };
         let outcome = replay::replay(&scene, &setting, progress)?;
         let about = About {
@@ -159,6 +167,9 @@ impl Simulation {
         output::write(&self.out, "timeline.csv", &timeline::text(record))?;
         let page = report::page(&summary, &scene, record);
         output::write(&self.out, "report.html", &page)?;
+        if let (Some((file, _)), Some(state)) = (&self.dump, &outcome.state) {
+            output::write_dump(file, state)?;
+        }
         Ok(summary)
     }
 }

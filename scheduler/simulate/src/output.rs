@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use muster_core::state::State;
+
 use crate::error::Error;
 
 /// Makes sure that the folder is there, and empty unless `force` is given.
@@ -19,4 +21,11 @@ pub fn prepare(folder: &Path, force: bool) -> Result<(), Error> {
 pub fn write(folder: &Path, name: &str, text: &str) -> Result<(), Error> {
     let path = folder.join(name);
     std::fs::write(&path, text).map_err(Error::io(&path))
+}
+
+/// Writes what the planner sees.
+pub fn write_dump(path: &Path, state: &State) -> Result<(), Error> {
+    let text = muster_dump::write(state).map_err(std::io::Error::other);
+    let written = text.and_then(|text| std::fs::write(path, text));
+    written.map_err(Error::io(path))
 }

@@ -11,6 +11,7 @@ use muster_core::inventory::Inventory;
 use muster_core::ledger::Ledger;
 use muster_core::plan::plan_part;
 use muster_core::snapshot::Snapshot;
+use muster_core::state::State;
 use muster_core::time::{Millis, Timestamp};
 
 use crate::cluster::{Cluster, Holders};
@@ -41,27 +42,41 @@ impl std::str::FromStr for Until {
 
     /// `drained`, `last-arrival`, or a time like `90s`, `12h` or `30d`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let units = [
-            ("s", 1_000),
-            ("m", 60_000),
-            ("h", 3_600_000),
-            ("d", 86_400_000),
-        ];
         match text {
             "drained" => return Ok(Self::Drained),
             "last-arrival" => return Ok(Self::LastArrival),
             _ => {}
         }
-        units
-            .iter()
-            .find_map(|(unit, ms)| {
-                let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
-                number.checked_mul(*ms).filter(|ms| *ms <= TIME_MAX_MS)
-            })
-            .map(Self::Time)
-            .ok_or_else(|| {
-                "must be drained, last-arrival, or a number with s, m, h or d, up to 36500d".into()
-            })
+        time_ms(text).map(Self::Time).ok_or_else(|| {
+            "must be drained, last-arrival, or a number with s, m, h or d, up to 36500d".into()
+        })
+    }
+}
+
+/// A time like `90s`, `12h` or `30d`, milliseconds.
+fn time_ms(text: &str) -> Option<u64> {
+    let units = [
+        ("s", 1_000),
+        ("m", 60_000),
+        ("h", 3_600_000),
+        ("d", 86_400_000),
+    ];
+    units.iter().find_map(|(unit, ms)| {
+        let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
+        number.checked_mul(*ms).filter(|ms| *ms <= TIME_MAX_MS)
+    })
+}
+
+/// A time in a replay, milliseconds from its beginning; `90s`, `12h` or `30d` on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At(pub u64);
+
+impl std::str::FromStr for At {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let limit = || "must be a number with s, m, h or d, up to 36500d".into();
+        time_ms(text).map(Self).ok_or_else(limit)
     }
 }
 
@@ -74,6 +89,9 @@ pub struct Setting {
     pub write_delay_ms: u64,
     /// When it ends.
     pub until: Until,
+    /// When what the planner sees is kept, milliseconds: after everything of that time has been decided, and at
+    /// the end of the replay at the latest.
+    pub state_at_ms: Option<u64>,
 }
 
 /// How far a replay is.
@@ -96,6 +114,8 @@ pub struct Outcome {
     pub reasons: BTreeMap<usize, String>,
     /// Invariants of the engine that did not hold.
     pub violations: u64,
+    /// What the planner saw at the time that was asked for, under the production engine.
+    pub state: Option<State>,
 }
 
 struct Replay<'a> {
@@ -139,7 +159,7 @@ pub fn replay(
     for (gang, why) in impossible(scene) {
         replay.record.impossible(gang, why);
     }
-    replay.run(until_ms(scene, setting.until), progress)
+    replay.run(setting, progress)
 }
 
 fn until_ms(scene: &Scene, until: Until) -> u64 {
@@ -191,7 +211,14 @@ fn impossible(scene: &Scene) -> BTreeMap<usize, String> {
 }
 
 impl Replay<'_> {
-    fn run(mut self, until_ms: u64, progress: &mut dyn FnMut(Progress)) -> Result<Outcome, Error> {
+    fn run(
+        mut self,
+        setting: &Setting,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Outcome, Error> {
+        let until_ms = until_ms(self.scene, setting.until);
+        let mut state_at_ms = setting.state_at_ms;
+        let mut state = None;
         for node in 0..self.cluster.len() {
             self.policy.node_changed(&mut self.cluster, node, 0);
             self.record.node(&self.cluster, node, 0);
@@ -214,7 +241,13 @@ impl Replay<'_> {
                 now_ms,
             });
             let quiet = stirred_ms.saturating_add(QUIET_MAX_MS);
-            let Some(next) = self.next_ms(quiet) else {
+            let next = self.next_ms(quiet);
+            if let Some(at) = state_at_ms.take_if(|at| next.is_none_or(|next| next > *at)) {
+                // Without anything to come this is the end.
+                let at = next.map_or(now_ms, |_| at.min(until_ms).max(now_ms));
+                state = self.policy.state(at);
+            }
+            let Some(next) = next else {
                 break;
             };
             if next > until_ms {
@@ -225,11 +258,15 @@ impl Replay<'_> {
         }
         self.record.sample(self.cluster.totals(), now_ms);
         violations = violations.saturating_add(self.policy.audit());
+        if state_at_ms.is_some() {
+            state = self.policy.state(now_ms);
+        }
         let reasons = self.reasons();
         Ok(Outcome {
             record: self.record,
             reasons,
             violations,
+            state,
         })
     }
 

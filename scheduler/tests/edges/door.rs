@@ -5,13 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::routing::get;
+use axum::{Extension, Router};
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use muster_core::event::Event;
-use muster_scheduler::server::{Door, InvalidDoor};
+use muster_scheduler::server::{Door, InvalidDoor, Peer};
 use muster_scheduler::tls::{Certificates, InvalidTls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls_pki_types::pem::PemObject;
@@ -255,4 +257,23 @@ async fn plain_http_is_refused_off_loopback_and_bad_certificates_are_named() {
     }
     let nonsense = Certificates::read(directory.path(), true).unwrap_err();
     assert!(matches!(nonsense, InvalidTls::NoPem { .. }), "{nonsense}");
+}
+
+#[tokio::test]
+async fn pages_are_told_who_asks() {
+    let door = Door::open_pages("pages", "127.0.0.1:0".parse().unwrap(), 4).unwrap();
+    let address = door.address().unwrap();
+    let said = async |Extension(Peer(peer)): Extension<Peer>| peer.to_string();
+    let stop = CancellationToken::new();
+    let router = Router::new().route("/", get(said));
+    let served = tokio::spawn(door.serve(router, stop.clone()));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let own = stream.local_addr().unwrap().to_string();
+    let request = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    assert!(text.ends_with(&own), "{text}");
+    stop.cancel();
+    served.await.unwrap();
 }

@@ -8,6 +8,7 @@ use axum::http::Request;
 use muster_scheduler::clock::Wall;
 use muster_scheduler::config::Config;
 use muster_scheduler::scheduler::{Clients, Ended, Options, Scheduler};
+use muster_scheduler::server::Peer;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -72,7 +73,10 @@ async fn until(mut what: impl FnMut() -> bool) {
 }
 
 async fn page(scheduler: &Scheduler, path: &str) -> (u16, String) {
-    let request = Request::get(path).body(Body::empty()).unwrap();
+    answer(scheduler, Request::get(path).body(Body::empty()).unwrap()).await
+}
+
+async fn answer(scheduler: &Scheduler, request: Request<Body>) -> (u16, String) {
     let response = scheduler.pages().oneshot(request).await.unwrap();
     let code = response.status().as_u16();
     let bytes = axum::body::to_bytes(response.into_body(), 1 << 20)
@@ -147,4 +151,61 @@ async fn f44_login_that_stays_refused_ends_the_process() {
     let ended = scheduler.ended().await;
     assert!(matches!(ended, Ended::Watch(_)), "{ended}");
     assert!(ended.to_string().contains("401"), "{ended}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_planner_sees_is_given_on_loopback_only() {
+    let standin = cluster(|call| {
+        let is_list = call.path == "/api/v1/nodes" && !call.is_watch();
+        is_list.then(|| list(json!([node("a"), node("b")])))
+    });
+    let scheduler = start(&standin);
+    until(|| scheduler.leads()).await;
+    until(|| scheduler.view().free.size() == 2).await;
+    let ask = async |peer: Option<&str>, header: Option<(&str, &str)>| {
+        let mut request = Request::get("/debug/dump");
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
+        if let Some(peer) = peer {
+            request = request.extension(Peer(peer.parse().unwrap()));
+        }
+        answer(&scheduler, request.body(Body::empty()).unwrap()).await
+    };
+    let near = Some("127.0.0.1:40000");
+    let (code, text) = ask(near, Some(("host", "127.0.0.1:8080"))).await;
+    assert_eq!(code, 200, "{text}");
+    let state = muster_dump::read(&text).unwrap();
+    let names: Vec<&str> = state.nodes.iter().map(|node| node.name.as_str()).collect();
+    assert_eq!((names, state.leads), (vec!["a", "b"], true));
+    assert_eq!(muster_dump::write(&state).unwrap(), text);
+    for (peer, header) in [
+        ("[::1]:40000", Some(("host", "[::1]:8080"))),
+        ("[::ffff:127.0.0.1]:40000", Some(("host", "localhost:8080"))),
+        ("127.0.0.1:40000", None),
+    ] {
+        assert_eq!(ask(Some(peer), header).await.0, 200, "{peer} {header:?}");
+    }
+    for (peer, header, why) in [
+        (None, None, "the caller's address is not known"),
+        (Some("10.0.0.7:40000"), None, "the caller is 10.0.0.7"),
+        // What a page in a browser on this machine could do, and a proxy in this Pod.
+        (
+            near,
+            Some(("host", "evil.example")),
+            "it was sent to evil.example",
+        ),
+        (
+            near,
+            Some(("x-forwarded-proto", "https")),
+            "a header x-forwarded-proto",
+        ),
+    ] {
+        let (code, said) = ask(peer, header).await;
+        assert_eq!(code, 403, "{said}");
+        assert!(
+            said.contains(why) && said.starts_with("a dump is given on loopback only"),
+            "{said}"
+        );
+    }
 }

@@ -10,6 +10,7 @@ use muster_core::ledger::{Ledger, SlotKey};
 use muster_core::plan::{Placement, plan_part};
 use muster_core::reason::Unplaceable;
 use muster_core::snapshot::Snapshot;
+use muster_core::state::State;
 
 use super::{Fact, Policy, config, timestamp};
 use crate::cluster::{Cluster, Holders};
@@ -272,6 +273,10 @@ impl Policy for Baseline<'_> {
             Some(why) => Some(why.to_string()),
             None => Some("waits behind an earlier gang".into()),
         }
+    }
+
+    fn state(&self, _: u64) -> Option<State> {
+        None
     }
 
     fn audit(&mut self) -> u64 {

@@ -6,6 +6,7 @@ mod store;
 
 use muster_core::config::Config;
 use muster_core::ids::NodeName;
+use muster_core::state::State;
 use muster_core::time::{Millis, Timestamp};
 
 pub use self::baseline::{Baseline, Order};
@@ -102,6 +103,9 @@ pub trait Policy {
 
     /// Why a gang waits.
     fn reason(&self, gang: usize) -> Option<String>;
+
+    /// What the planner sees; `None` for a policy that is not the engine.
+    fn state(&self, now_ms: u64) -> Option<State>;
 
     /// Invariants of the engine that did not hold. To be called now and then, and at the end.
     fn audit(&mut self) -> u64;

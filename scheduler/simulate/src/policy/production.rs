@@ -7,6 +7,7 @@ use muster_core::action::{Action, Write};
 use muster_core::engine::Engine;
 use muster_core::event::{BindAsked, Event, Ticket};
 use muster_core::ids::{Epoch, NodeName, PodUid};
+use muster_core::state::State;
 use muster_core::time::{Millis, Timestamp};
 use muster_core::view::FilterAnswer;
 
@@ -341,6 +342,10 @@ impl Policy for Production<'_> {
 
     fn reason(&self, gang: usize) -> Option<String> {
         self.store.reason(gang)
+    }
+
+    fn state(&self, now_ms: u64) -> Option<State> {
+        Some(self.engine.state(timestamp(now_ms)))
     }
 
     fn audit(&mut self) -> u64 {

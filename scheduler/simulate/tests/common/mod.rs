@@ -44,6 +44,7 @@ pub fn simulation(file: &Path, input: Input, policy: PolicyKind) -> Simulation {
         until: None,
         out: PathBuf::new(),
         force: false,
+        dump: None,
     }
 }
 
