@@ -64,8 +64,8 @@ pub struct Simulate {
     /// Not for openb.
     #[arg(long, value_name = "WHEN")]
     until: Option<Until>,
-    /// Folder for summary.json, timeline.csv and report.html, and for openb allocation.csv: empty, or not
-    /// there yet.
+    /// Folder for summary.json, timeline.csv, gangs.csv (for openb allocation.csv) and report.html: empty, or
+    /// not there yet.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Write into a folder that is not empty.

@@ -1,9 +1,9 @@
 //! Replays of gang arrivals in virtual time, on a cluster that does not exist.
 //!
 //! ```text
-//!   input (trace, scenario) ──> Scene ──> replay ──> Record ──> summary.json
-//!                                          │  ▲                 timeline.csv
-//!                              events, now ▼  │ facts           report.html
+//!   input (trace, scenario) ──> Scene ──> replay ──> Record ──> summary.json, report.html
+//!                                          │  ▲                 timeline.csv, gangs.csv
+//!                              events, now ▼  │ facts
 //!                                         Policy: the production engine, fifo, greedy
 //! ```
 //!
@@ -16,6 +16,7 @@
 
 pub mod cluster;
 pub mod error;
+pub mod gangs;
 pub mod input;
 pub mod openb;
 pub mod output;
@@ -165,6 +166,7 @@ impl Simulation {
         let record = &outcome.record;
         output::write(&self.out, "summary.json", &summary.json())?;
         output::write(&self.out, "timeline.csv", &timeline::text(record))?;
+        output::write(&self.out, "gangs.csv", &gangs::text(&scene, record))?;
         let page = report::page(&summary, &scene, record);
         output::write(&self.out, "report.html", &page)?;
         if let (Some((file, _)), Some(state)) = (&self.dump, &outcome.state) {

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use muster_core::ids::NodeName;
+
 use crate::cluster::{Cluster, Totals};
 use crate::policy::Fact;
 use crate::scene::{GangSpec, Scene};
@@ -22,6 +24,8 @@ pub struct Life {
     pub halts: u32,
     /// It runs.
     pub running: bool,
+    /// Nodes that its pods were on when it first ran.
+    pub nodes: u32,
 }
 
 /// The cluster at one time, until the next sample.
@@ -80,6 +84,8 @@ pub struct Record {
     pub end_ms: u64,
     /// Gangs that wait, by GPUs.
     waiting: BTreeMap<u64, u32>,
+    /// Pods of each gang by node, those of gangs that have none left out.
+    standing: BTreeMap<usize, BTreeMap<NodeName, u32>>,
     now: Sample,
 }
 
@@ -132,7 +138,11 @@ impl Record {
             return;
         };
         life.running = true;
-        life.started_ms.get_or_insert(now_ms);
+        if life.started_ms.is_none() {
+            life.started_ms = Some(now_ms);
+            let nodes = self.standing.get(&gang).map_or(0, BTreeMap::len);
+            life.nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+        }
         let gpus = spec.gpus();
         self.now.running = self.now.running.saturating_add(1);
         self.now.waiting = self.now.waiting.saturating_sub(1);
@@ -176,11 +186,12 @@ impl Record {
 
     /// Applies what a pod does to its node.
     pub fn pod(&mut self, cluster: &mut Cluster, fact: &Fact, now_ms: u64) {
-        let (name, gpus, takes) = match fact {
-            Fact::Takes { node, gpus } => (node, *gpus, true),
-            Fact::Frees { node, gpus } => (node, *gpus, false),
+        let (gang, name, gpus, takes) = match fact {
+            Fact::Takes { gang, node, gpus } => (*gang, node, *gpus, true),
+            Fact::Frees { gang, node, gpus } => (*gang, node, *gpus, false),
             _ => return,
         };
+        self.stands(gang, name, takes);
         let Some(node) = cluster.position(name).filter(|_| gpus > 0) else {
             return;
         };
@@ -190,6 +201,22 @@ impl Record {
             cluster.free(node, gpus);
         }
         self.node(cluster, node, now_ms);
+    }
+
+    /// A pod of a gang comes to a node, or leaves it.
+    fn stands(&mut self, gang: usize, node: &NodeName, comes: bool) {
+        let pods = self.standing.entry(gang).or_default();
+        let count = pods.entry(node.clone()).or_default();
+        *count = match comes {
+            true => count.saturating_add(1),
+            false => count.saturating_sub(1),
+        };
+        if *count == 0 {
+            pods.remove(node);
+        }
+        if pods.is_empty() {
+            self.standing.remove(&gang);
+        }
     }
 
     /// Writes down how things are now, if that is new.

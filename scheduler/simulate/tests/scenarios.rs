@@ -99,6 +99,55 @@ fn broken_and_cordoned_nodes_take_nothing_and_priority_goes_first() {
 }
 
 #[test]
+fn every_gang_has_its_row() {
+    let run = scenario("broken-gpu", PolicyKind::Muster);
+    assert_eq!(
+        run.text("gangs.csv"),
+        "gang,state,members,gpus,submitted_seconds,started_seconds,waited_seconds,finished_seconds,passed_by,\
+         runs_lost,nodes\n\
+         busy,completed,1,4,0.000,0.000,0.000,900.000,0,0,1\n\
+         whole,completed,2,16,60.000,1200.000,1140.000,3000.000,1,0,2\n\
+         patient,completed,1,4,100.000,1500.000,1400.000,2100.000,1,0,1\n\
+         urgent,completed,1,4,120.000,900.000,780.000,1500.000,0,0,1\n\
+         too-big,impossible,1,16,,,,,0,0,\n"
+    );
+    // What the summary says of all of them is what their rows add up to.
+    for policy in PolicyKind::ALL {
+        let run = scenario("large-among-small", policy);
+        let rows = run.text("gangs.csv");
+        let rows: Vec<Vec<&str>> = rows
+            .lines()
+            .skip(1)
+            .map(|row| row.split(',').collect())
+            .collect();
+        assert_eq!(rows.len(), run.summary.gangs);
+        let waited = rows.iter().map(|row| row[6].parse::<f64>().unwrap());
+        let longest = waited.clone().fold(0.0, f64::max);
+        let mean = waited.sum::<f64>() / 31.0;
+        assert_eq!(longest, run.summary.gang_wait_seconds_max);
+        assert!(
+            (mean - run.summary.gang_wait_seconds_mean).abs() < 0.001,
+            "{policy:?}"
+        );
+        let large = rows.iter().find(|row| row[0] == "large").unwrap();
+        let passed = match policy {
+            PolicyKind::Fifo => "0",
+            // All that come after it.
+            _ => "27",
+        };
+        // A master without GPUs stands beside a worker, or on its own.
+        assert_eq!((large[8], large[10]), (passed, "4"), "{policy:?}");
+    }
+    let lost = scenario("lost-node", PolicyKind::Muster).text("gangs.csv");
+    let runs: Vec<&str> = lost
+        .lines()
+        .skip(1)
+        .map(|row| row.split(',').nth(9).unwrap())
+        .collect();
+    assert_eq!(runs, ["0", "1"], "{lost}");
+}
+
+#[test]
 fn end_of_a_scenario_shows_who_starves_and_why() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("cut.yaml");

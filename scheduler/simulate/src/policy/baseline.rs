@@ -99,6 +99,7 @@ impl<'a> Baseline<'a> {
             self.ledger.release(&member.slot);
             self.refresh(&member.node);
             self.facts.push(Fact::Frees {
+                gang,
                 node: member.node,
                 gpus: member.gpus,
             });
@@ -124,6 +125,7 @@ impl<'a> Baseline<'a> {
             );
             self.refresh(&member.node);
             self.facts.push(Fact::Takes {
+                gang,
                 node: member.node.clone(),
                 gpus,
             });

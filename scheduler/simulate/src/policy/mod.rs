@@ -55,6 +55,8 @@ impl std::str::FromStr for PolicyKind {
 pub enum Fact {
     /// A pod of the gang is bound and takes GPUs of a node.
     Takes {
+        /// Position of the gang.
+        gang: usize,
         /// The node.
         node: NodeName,
         /// GPUs.
@@ -62,6 +64,8 @@ pub enum Fact {
     },
     /// A pod has ended or is gone, and its GPUs are free.
     Frees {
+        /// Position of the gang.
+        gang: usize,
         /// The node.
         node: NodeName,
         /// GPUs.

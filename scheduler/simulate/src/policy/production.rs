@@ -186,7 +186,7 @@ impl<'a> Production<'a> {
                         }
                         self.unreported.insert(node.clone());
                         let gpus = pod.shape.requests.extended(GPU);
-                        self.facts.push(Fact::Takes { node, gpus });
+                        self.facts.push(Fact::Takes { gang, node, gpus });
                     }
                 }
                 Change::Left(pod, gang) => {
@@ -207,7 +207,7 @@ impl<'a> Production<'a> {
                     }
                     self.unreported.insert(node.clone());
                     let gpus = pod.shape.requests.extended(GPU);
-                    self.facts.push(Fact::Frees { node, gpus });
+                    self.facts.push(Fact::Frees { gang, node, gpus });
                 }
             }
         }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use muster_simulate::input::trace::{TraceFormat, TraceOptions};
 use muster_simulate::{Error, Input, PolicyKind, Simulation, Summary, Until};
 
-pub const FILES: [&str; 3] = ["summary.json", "timeline.csv", "report.html"];
+pub const FILES: [&str; 4] = ["summary.json", "timeline.csv", "gangs.csv", "report.html"];
 
 /// What a simulation found and wrote.
 pub struct Run {
