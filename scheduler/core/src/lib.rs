@@ -29,6 +29,7 @@ pub mod pod;
 pub mod reason;
 pub mod record;
 pub mod resources;
+pub mod settings;
 pub mod snapshot;
 pub mod state;
 pub mod time;

@@ -208,7 +208,8 @@ pub struct Pod {
     pub unschedulable: Option<Arc<str>>,
     /// `status.reason`, for example `UnexpectedAdmissionError`.
     pub status_reason: Option<Arc<str>>,
-    /// Its annotations that speak of the topology; see [`crate::topology::KEYS`].
+    /// Its annotations that speak of the topology, see [`crate::topology::KEYS`], and keys under `muster.dev/` that
+    /// nobody reads.
     pub settings: BTreeMap<Arc<str>, Arc<str>>,
 }
 

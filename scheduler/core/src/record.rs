@@ -110,6 +110,8 @@ pub struct GangStatus {
     pub minimum: u32,
     /// Generation of the workload that this status speaks about.
     pub observed_generation: i64,
+    /// What is said of keys under `muster.dev/` that nobody reads; see [`crate::settings`].
+    pub ignored: Option<Arc<str>>,
 }
 
 /// What a Gang object was last seen to say.

@@ -281,6 +281,8 @@ pub(crate) struct Gang {
     pub last_pod_at: Timestamp,
     /// Phase and reason last announced.
     pub announced: Option<(crate::record::Phase, &'static str)>,
+    /// Ignored keys of which an Event has been sent.
+    pub warned: Option<Arc<str>>,
     /// Something was to be announced before the Gang object, which it is about, was made.
     pub unannounced: bool,
     pub deadline: Option<Timestamp>,
@@ -347,6 +349,7 @@ impl Gang {
             sought: None,
             last_pod_at: now,
             announced: None,
+            warned: None,
             unannounced: false,
             deadline: None,
             blocked_until: Timestamp(0),

@@ -11,12 +11,16 @@ use crate::event::{WriteId, WriteOutcome};
 use crate::ids::{Epoch, GangKey, NodeName, PlanId};
 use crate::reason::Reason;
 use crate::record::{GangStatus, Phase, SlotRecord};
+use crate::settings;
 use crate::time::{Millis, Timestamp};
 use crate::workload::{Hold, Outcome, WorkloadKind};
 
 /// Pause after a write of a Gang object of which nothing is known; doubles with each in a row, up
 /// to sixteen times this.
 const STATUS_PAUSE: Millis = Millis(500);
+
+/// Reason of the Event about keys that nobody reads.
+const IGNORED: &str = "UnknownKey";
 
 impl Engine {
     /// Phase that the gang is in.
@@ -77,12 +81,14 @@ impl Engine {
                 .workload
                 .as_ref()
                 .map_or(0, |workload| workload.generation),
+            ignored: self.settings_of(gang).and_then(settings::ignored),
         }
     }
 
     /// Makes the Gang object, or writes its status if that is worth a write.
     pub(super) fn write_status(&mut self, gang: &mut Gang, now: Timestamp) {
         let wanted = self.status(gang);
+        self.warn(gang, &wanted);
         self.announce(gang, &wanted);
         if matches!(gang.record, Record::Unreadable(_)) {
             return;
@@ -267,6 +273,29 @@ impl Engine {
         }
     }
 
+    /// One Event when keys are ignored. What an earlier process has found it has said.
+    fn warn(&mut self, gang: &mut Gang, status: &GangStatus) {
+        if gang.warned == status.ignored {
+            return;
+        }
+        let subject = subject(gang);
+        let is_to_come = matches!(subject, Subject::Gang { uid: None, .. });
+        if is_to_come && status.ignored.is_some() && gang.status_failures == 0 {
+            return;
+        }
+        let is_new = gang.announced.is_some() || gang.unannounced || gang.acked.is_none();
+        gang.warned.clone_from(&status.ignored);
+        if let Some(message) = status.ignored.clone().filter(|_| is_new) {
+            self.actions.push_back(Action::Announce(Announcement {
+                gang: gang.key.clone(),
+                subject,
+                warning: true,
+                reason: IGNORED,
+                message,
+            }));
+        }
+    }
+
     /// One Event per change of phase or reason. Starting is not told: it is over in a moment, or
     /// ends in something that is. An Event about a Gang object waits until that is made.
     fn announce(&mut self, gang: &mut Gang, status: &GangStatus) {
@@ -408,6 +437,7 @@ fn is_worth_a_write(acked: &GangStatus, wanted: &GangStatus) -> bool {
     if acked.phase != wanted.phase
         || code(acked) != code(wanted)
         || promise(acked) != promise(wanted)
+        || acked.ignored != wanted.ignored
     {
         return true;
     }

@@ -37,17 +37,25 @@ impl Engine {
     /// What the gang asks of the topology: by annotations of its job or PodGroup, or of its first pod
     /// where it has neither.
     pub(super) fn topology_of(&self, gang: &Gang) -> Result<TopologyRequest, InvalidWorkload> {
-        let levels = &self.config.topology;
+        self.settings_of(gang).map_or_else(
+            || Ok(TopologyRequest::default()),
+            |settings| TopologyRequest::of(settings, &self.config.topology),
+        )
+    }
+
+    /// Annotations and labels that the gang's policy is read from: those of its job or PodGroup, or of its first
+    /// pod where it has neither.
+    pub(super) fn settings_of<'a>(
+        &'a self,
+        gang: &'a Gang,
+    ) -> Option<&'a BTreeMap<Arc<str>, Arc<str>>> {
         if let Some(workload) = &gang.workload {
-            return TopologyRequest::of(&workload.settings, levels);
+            return Some(&workload.settings);
         }
         let first = self
             .alive(gang)
             .min_by_key(|pod| (pod.created_seconds, &pod.name, &pod.uid));
-        first.map_or_else(
-            || Ok(TopologyRequest::default()),
-            |pod| TopologyRequest::of(&pod.settings, levels),
-        )
+        first.map(|pod| &pod.settings)
     }
 
     /// The segments of a gang, by its roles as its job says them, or as its pods do.

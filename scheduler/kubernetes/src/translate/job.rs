@@ -4,6 +4,7 @@
 //! are applied here too: one replica, `init-pytorch` in workers beside a Master, the rendezvous
 //! port. What is wrong becomes one [`InvalidWorkload`], the first one found.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -88,8 +89,28 @@ pub fn pytorchjob(job: &LitePyTorchJob, rules: &PodRules) -> Option<Workload> {
         shown: shown_by(&job.status),
         finished: finished(&job.status),
         invalid: reading.problem.map(InvalidWorkload::from),
-        settings: settings(meta),
+        settings: all_settings(meta, specs),
     })
+}
+
+/// The job's own settings, and keys of its templates that nobody reads.
+fn all_settings(meta: &ObjectMeta, specs: &Map<String, Value>) -> BTreeMap<Arc<str>, Arc<str>> {
+    let mut found = settings(meta);
+    let templates = specs
+        .values()
+        .filter_map(|spec| spec.get("template")?.get("metadata"));
+    for part in templates.flat_map(|meta| [meta.get("labels"), meta.get("annotations")]) {
+        for key in part
+            .and_then(Value::as_object)
+            .into_iter()
+            .flat_map(|part| part.keys())
+        {
+            if key.starts_with(names::PREFIX) && !muster_core::settings::is_known(key) {
+                found.entry(Arc::from(key.as_str())).or_default();
+            }
+        }
+    }
+    found
 }
 
 /// A value as a number of members, 0 to [`MEMBERS_MAX`].

@@ -155,5 +155,12 @@ fn settings(meta: &ObjectMeta) -> BTreeMap<Arc<str>, Arc<str>> {
         .collect()
 }
 
+/// Those of them that nobody reads.
+fn unread(meta: &ObjectMeta) -> BTreeMap<Arc<str>, Arc<str>> {
+    let mut found = settings(meta);
+    found.retain(|key, _| !muster_core::settings::is_known(key));
+    found
+}
+
 #[cfg(test)]
 mod tests;

@@ -21,7 +21,7 @@ use muster_core::topology;
 use muster_core::workload::MEMBERS_MAX;
 
 use super::between::{self, Whose};
-use super::{PodRules, annotation, created_seconds, group, label, shape, shortened, text};
+use super::{PodRules, annotation, created_seconds, group, label, shape, shortened, text, unread};
 use crate::lite::LitePod;
 use crate::names;
 
@@ -89,12 +89,24 @@ pub fn pod(pod: &LitePod, rules: &PodRules) -> Pod {
             .as_deref()
             .filter(|reason| !reason.is_empty())
             .map(Arc::from),
-        settings: topology::KEYS
-            .into_iter()
-            .filter_map(|key| Some((Arc::from(key), Arc::from(annotation(meta, key)?))))
-            .collect(),
+        settings: if ours {
+            own_settings(meta)
+        } else {
+            BTreeMap::new()
+        },
         node,
     }
+}
+
+/// What a pod asks of the topology, and its keys that nobody reads.
+fn own_settings(meta: &ObjectMeta) -> BTreeMap<Arc<str>, Arc<str>> {
+    let mut found = unread(meta);
+    for key in topology::KEYS {
+        if let Some(value) = annotation(meta, key) {
+            found.insert(Arc::from(key), Arc::from(value));
+        }
+    }
+    found
 }
 
 fn phase(text: Option<&str>) -> PodPhase {

@@ -11,6 +11,9 @@ use crate::gang::{Condition, Gang, GangSpec, GangStatus, Member, RECORD_VERSION,
 /// Longest message in a status, characters.
 const MESSAGE_MAX: usize = 1024;
 
+/// Type of the condition of a gang with keys under `muster.dev/` that nobody reads.
+const KEYS_IGNORED: &str = "KeysIgnored";
+
 /// A Gang object without status. It belongs to its PyTorchJob or Pod by owner reference. A labelled
 /// gang has no owner; the key of a PodGroup's gang does not carry the PodGroup's UID, so [`own`]
 /// adds that owner once its UID is known.
@@ -131,7 +134,11 @@ fn conditions(
         },
         ("Running", running, reason, message),
     ];
+    // There only where there is something to say.
+    let ignored = status.ignored.as_ref();
+    let ignored = ignored.map(|keys| (KEYS_IGNORED, true, "UnknownKey", cut(keys)));
     both.into_iter()
+        .chain(ignored)
         .map(|(type_, holds, reason, message)| {
             let holds = if holds { "True" } else { "False" };
             let unchanged = previous

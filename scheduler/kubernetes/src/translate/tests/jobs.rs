@@ -553,6 +553,39 @@ fn pins_are_read_apart_from_what_the_user_asks() {
 }
 
 #[test]
+fn mistyped_keys_of_a_job_and_of_its_templates_are_spoken_of() {
+    let said = |annotations: &str, template: &str| {
+        let worker = workers("1").replace(
+            "template: {",
+            &format!("template: {{metadata: {{{template}}}, "),
+        );
+        assert!(worker.contains("metadata"), "{worker}");
+        let spec = format!("pytorchReplicaSpecs: {{Worker: {worker}}}");
+        let workload = job(&format!(", annotations: {{{annotations}}}"), &spec).expect("ours");
+        assert_eq!(workload.invalid, None);
+        muster_core::settings::ignored(&workload.settings)
+    };
+    let known =
+        "muster.dev/required-topology: rack, muster.dev/hold: queued, muster.dev/plan: e1-1";
+    assert_eq!(said(known, "labels: {muster.dev/role: a, other: b}"), None);
+    let wanted =
+        "muster.dev/requird-topology is ignored, did you mean muster.dev/required-topology?";
+    let typed = "muster.dev/requird-topology: rack";
+    assert_eq!(said(typed, "").as_deref(), Some(wanted));
+    for template in [
+        format!("labels: {{{typed}}}"),
+        format!("annotations: {{{typed}}}"),
+    ] {
+        assert_eq!(said("", &template).as_deref(), Some(wanted), "{template}");
+    }
+    // In both places it is one slip.
+    assert_eq!(
+        said(typed, &format!("labels: {{{typed}}}")).as_deref(),
+        Some(wanted)
+    );
+}
+
+#[test]
 fn identity_and_settings() {
     let workload = job(
         ", creationTimestamp: '1970-01-01T00:02:00Z', labels: {muster.dev/queue: a, other: b}, annotations: {muster.dev/queue: c, muster.dev/x: y, other: z}",

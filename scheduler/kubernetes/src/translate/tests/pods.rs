@@ -23,6 +23,42 @@ spec: {schedulerName: muster}
 }
 
 #[test]
+fn mistyped_keys_of_a_pod_are_spoken_of_if_it_is_ours() {
+    let said = |scheduler: &str| {
+        let pod = pod_of(&format!(
+            "
+metadata:
+  labels: {{muster.dev/gang: g, muster.dev/gang-sise: '3'}}
+  annotations: {{muster.dev/devices: GPU-1, muster.dev/epoch: '3'}}
+spec: {{schedulerName: {scheduler}}}
+"
+        ));
+        muster_core::settings::ignored(&pod.settings)
+    };
+    let wanted = "muster.dev/gang-sise is ignored, did you mean muster.dev/gang-size?";
+    assert_eq!(said("muster").as_deref(), Some(wanted));
+    assert_eq!(said("default-scheduler"), None);
+}
+
+/// The core tells slips from keys by a list of its own: it holds every name that this crate uses.
+#[test]
+fn every_key_that_is_used_is_known_as_one() {
+    let source = include_str!("../../names.rs");
+    let mut used: Vec<&str> = source
+        .split('"')
+        .filter(|word| word.starts_with(names::PREFIX) && *word != names::PREFIX)
+        .chain(muster_core::topology::KEYS)
+        .collect();
+    let all = muster_core::settings::OF_USERS.into_iter();
+    let mut known: Vec<&str> = all.chain(muster_core::settings::OWN).collect();
+    for list in [&mut used, &mut known] {
+        list.sort_unstable();
+        list.dedup();
+    }
+    assert_eq!(used, known);
+}
+
+#[test]
 fn t18_requests_are_counted_as_kubernetes_counts_them() {
     let cases = [
         (

@@ -10,6 +10,7 @@ use muster_core::workload::WorkloadKind;
 use serde_json::json;
 
 use super::super::{gang_object, own, status};
+use crate::gang::{Condition, GangStatus};
 use crate::translate::record;
 
 fn at(seconds: i64) -> Timestamp {
@@ -43,7 +44,42 @@ fn planned() -> CoreStatus {
         total: 2,
         minimum: 2,
         observed_generation: 5,
+        ignored: None,
     }
+}
+
+#[test]
+fn keys_that_nobody_reads_are_a_condition_and_go_with_the_slip() {
+    let of = |status: &GangStatus| -> Vec<(String, String, String, String)> {
+        let conditions = status.conditions.iter().cloned();
+        let words = |it: Condition| (it.type_, it.status, it.reason, it.message);
+        conditions.map(words).collect()
+    };
+    let said = "muster.dev/required-topolgy is ignored, did you mean muster.dev/required-topology?";
+    let mut core = planned();
+    core.ignored = Some(said.into());
+    let first = status(&core, None, at(60));
+    let ignored = ("KeysIgnored", "True", "UnknownKey", said);
+    let (type_, holds, reason, message) = ignored;
+    assert_eq!(
+        of(&first)[2..],
+        [(
+            type_.to_owned(),
+            holds.to_owned(),
+            reason.to_owned(),
+            message.to_owned()
+        )]
+    );
+    // The same bytes later on, and nothing else differs from a status without it.
+    let second = status(&core, Some(&first), at(120));
+    assert_eq!(second, first);
+    core.ignored = None;
+    let mended = status(&core, Some(&first), at(120));
+    assert_eq!(of(&mended), of(&first)[..2]);
+    assert_eq!(
+        (mended.phase, mended.reason, mended.message),
+        (first.phase, first.reason, first.message)
+    );
 }
 
 #[test]
