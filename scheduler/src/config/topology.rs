@@ -5,7 +5,8 @@ use std::sync::Arc;
 use muster_core::topology as core;
 use serde::Deserialize;
 
-use super::{InvalidConfig, count, text};
+use super::InvalidConfig;
+use super::limits::{count, text};
 
 /// The network, as far as gangs may ask something of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
