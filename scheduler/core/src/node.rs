@@ -1,6 +1,7 @@
 //! A node as the API server describes it, and the rules by which a pod may stand on it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use crate::ids::NodeName;
@@ -49,6 +50,21 @@ pub struct Taint {
     pub value: Arc<str>,
     /// What it does.
     pub effect: TaintEffect,
+}
+
+impl fmt::Display for Taint {
+    /// As kubectl has it: `nvidia.com/gpu=present:NoSchedule`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.key)?;
+        if !self.value.is_empty() {
+            write!(f, "={}", self.value)?;
+        }
+        f.write_str(match self.effect {
+            TaintEffect::NoSchedule => ":NoSchedule",
+            TaintEffect::PreferNoSchedule => ":PreferNoSchedule",
+            TaintEffect::NoExecute => ":NoExecute",
+        })
+    }
 }
 
 /// How a toleration compares values.

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use crate::ids::{NodeName, ResourceName, RoleName};
 use crate::interpod::InterPodKind;
+use crate::node::Taint;
 use crate::resources::Shortage;
 use crate::workload::InvalidWorkload;
 
 /// How many nodes were turned down for one role, by the first cause that applies to each.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeTally {
     /// Nodes looked at.
     pub nodes: u32,
@@ -22,6 +23,8 @@ pub struct NodeTally {
     pub pressure: u32,
     /// A taint is not tolerated.
     pub taint: u32,
+    /// The taint of most of them: the first that is not tolerated of each node.
+    pub tainted_by: Option<Taint>,
     /// `nodeSelector` or required affinity does not match.
     pub selector: u32,
     /// No agent reports it, or its report is too old.
@@ -64,6 +67,9 @@ impl fmt::Display for NodeTally {
         for (name, count) in parts.into_iter().filter(|(_, count)| *count > 0) {
             write!(f, "{} {name} {count}", if first { "" } else { "," })?;
             first = false;
+            if let Some(taint) = self.tainted_by.as_ref().filter(|_| name == "taint") {
+                write!(f, " ({taint})")?;
+            }
         }
         if first {
             f.write_str(" none")?;

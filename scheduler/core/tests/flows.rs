@@ -351,7 +351,8 @@ fn node_short_of_memory_is_for_those_that_tolerate_it() {
     world.settle();
     let said = format!("{} {}", world.phase(&key), world.reason(&key));
     assert!(said.starts_with("Waiting NotEnoughFree 0/2"), "{said}");
-    assert!(said.contains("taint 1"), "{said}");
+    let named = "taint 1 (node.kubernetes.io/memory-pressure:NoSchedule)";
+    assert!(said.contains(named), "{said}");
     let mut shape = world::shape(8);
     shape.tolerations.push(Toleration {
         key: None,
@@ -790,7 +791,7 @@ fn untolerated_taint_and_wrong_selector_are_counted() {
     world.settle();
     assert_eq!(
         world.reason(&key),
-        "no node may take Worker. Nodes 3: taint 1, selector 2"
+        "no node may take Worker. Nodes 3: taint 1 (other:NoSchedule), selector 2"
     );
 }
 

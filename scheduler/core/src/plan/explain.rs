@@ -9,10 +9,12 @@ use super::{Failure, GangRequest, Missed, RoleRequest, Terms};
 use super::{devices_of, place, ports_taken};
 use crate::config::Config;
 use crate::ids::ResourceName;
+use crate::node::{Taint, untolerated};
 use crate::reason::{NodeTally, Unplaceable};
 use crate::resources::{Resources, Shortage};
 use crate::snapshot::{Eligibility, NodeCapacity, SharedDevice, Snapshot};
 use crate::topology::TopologyRequest;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -359,6 +361,7 @@ fn too_large(
 fn tally(parts: &[Part], gang: &GangRequest, role: &RoleRequest, config: &Config) -> NodeTally {
     let mut tally = NodeTally::default();
     let devices = devices_of(&role.shape, config) > 0;
+    let mut taints: BTreeMap<&Taint, u32> = BTreeMap::new();
     for part in parts {
         tally.nodes = tally.nodes.saturating_add(part.count);
         let count = match part.kept_off {
@@ -367,7 +370,18 @@ fn tally(parts: &[Part], gang: &GangRequest, role: &RoleRequest, config: &Config
             None => cause(&mut tally, part.node, gang, role, devices),
         };
         *count = count.saturating_add(part.count);
+        if part.kept_off == Some(KeptOff::Taint)
+            && let Some(taint) = untolerated(part.node.node.own_taints(), &role.shape.tolerations)
+        {
+            let nodes = taints.entry(taint).or_default();
+            *nodes = nodes.saturating_add(part.count);
+        }
     }
+    // Of two that are as frequent the first by name, so that the same nodes give the same text.
+    let most = taints
+        .into_iter()
+        .max_by_key(|(taint, nodes)| (*nodes, Reverse(*taint)));
+    tally.tainted_by = most.map(|(taint, _)| taint.clone());
     tally
 }
 

@@ -119,7 +119,7 @@ fn spread_counts_zones_that_taints_keep_away_and_not_those_that_are_not_selected
          node b gpu=8 label=zone:y taint=infra
          role worker 2x2 spread=zone:1",
         "SpreadNotMet: needs room for 2 worker spread over zone with maxSkew 1; found room for 1, \
-         and when the cluster is empty for 1. Nodes 2: taint 1, with room 1",
+         and when the cluster is empty for 1. Nodes 2: taint 1 (infra:NoSchedule), with room 1",
     );
     check_plan(
         "node a gpu=8 label=zone:x label=pool:p

@@ -479,7 +479,27 @@ fn taint_that_is_not_tolerated_keeps_every_member_away() {
          node b gpu=8
          role worker 2x8",
         "NeverFits: needs 2 worker with 8 nvidia.com/gpu each; even when empty the cluster has room \
-         for 1, the largest node offers 8. Nodes 2: taint 1, with room 1",
+         for 1, the largest node offers 8. Nodes 2: taint 1 (infra:NoSchedule), with room 1",
+    );
+}
+
+#[test]
+fn taint_of_most_nodes_is_the_one_that_is_named() {
+    check_plan(
+        "node a gpu=8 taint=zoo
+         node b gpu=8 taint=infra
+         node c gpu=8 taint=zoo
+         role worker 1x8",
+        "NoMatchingNode: no node may take worker. Nodes 3: taint 3 (zoo:NoSchedule)",
+    );
+    // Of two that are as frequent the first by name; a taint that is tolerated is not the cause.
+    check_plan(
+        "node a gpu=8 taint=zoo taint=infra
+         node b gpu=8 taint=ada
+         node c gpu=8 taint=infra
+         node d gpu=8 taint=zoo taint=ada
+         role worker 1x8 tolerate=zoo",
+        "NoMatchingNode: no node may take worker. Nodes 4: taint 4 (ada:NoSchedule)",
     );
 }
 
