@@ -12,6 +12,7 @@ pub use self::topology::{Level, Topology};
 use crate::span::Span;
 
 mod limits;
+mod names;
 mod topology;
 
 /// A file with every key at its default, and what each is for. What `print config` prints.
@@ -329,9 +330,14 @@ impl Config {
                 }
             }
         });
-        let config = read.map_err(|error| InvalidConfig::Malformed {
-            path: malformed.unwrap_or_else(|| "configuration".into()),
-            error: error.to_string(),
+        let config = read.map_err(|error| {
+            let path = malformed.unwrap_or_else(|| "configuration".into());
+            let unit = limits::unit_of(&path);
+            let unit = unit.map(|unit| format!("must be a whole number of {unit}: "));
+            InvalidConfig::Malformed {
+                error: format!("{}{error}", unit.unwrap_or_default()),
+                path,
+            }
         })?;
         config.check()?;
         Ok(config)

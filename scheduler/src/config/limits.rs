@@ -1,6 +1,8 @@
 //! What every value of the file may be.
 
-use super::{Config, InvalidConfig};
+use super::{
+    Agents, Config, Extender, Gang, InvalidConfig, Inventory, Lease, Watch, Writes, names,
+};
 use crate::span::Span;
 
 impl Config {
@@ -8,9 +10,9 @@ impl Config {
     pub fn check(&self) -> Result<(), InvalidConfig> {
         text("schedulerName", &self.scheduler_name)?;
         text("agents.audience", &self.agents.audience)?;
-        account("agents.serviceAccount", &self.agents.service_account)?;
-        text("lease.namespace", &self.lease.namespace)?;
-        text("lease.name", &self.lease.name)?;
+        names::account("agents.serviceAccount", &self.agents.service_account)?;
+        names::namespace("lease.namespace", &self.lease.namespace)?;
+        names::object("lease.name", &self.lease.name)?;
         count(
             "deviceResources (entries)",
             self.device_resources.len(),
@@ -18,7 +20,7 @@ impl Config {
             64,
         )?;
         for name in &self.device_resources {
-            text("deviceResources", name)?;
+            names::resource("deviceResources", name)?;
         }
         self.topology.check()?;
         self.check_spans()?;
@@ -54,110 +56,232 @@ impl Config {
 
     fn check_spans(&self) -> Result<(), InvalidConfig> {
         let hour = Span::secs(3600);
+        let day = Span::secs(86_400);
         let (second, tenth) = (Span::secs(1), Span(std::time::Duration::from_millis(100)));
-        let half_bind = Span(self.extender.bind_timeout.0 / 2);
-        span(
-            "inventory.reportAgeMax",
-            self.inventory.report_age_max,
-            Span::secs(5),
-            hour,
-        )?;
-        span(
-            "extender.bindTimeout",
-            self.extender.bind_timeout,
-            Span::secs(2),
-            hour,
-        )?;
-        span("gang.gatherMax", self.gang.gather_max, second, half_bind)?;
-        span(
-            "gang.gatherQuietMax",
-            self.gang.gather_quiet_max,
-            second,
-            hour,
-        )?;
-        span("gang.repairMax", self.gang.repair_max, second, hour)?;
-        span(
-            "gang.refusalGrace",
-            self.gang.refusal_grace,
-            Span::secs(0),
-            hour,
-        )?;
-        span("gang.retryAfter", self.gang.retry_after, tenth, hour)?;
-        span(
-            "gang.refusedNodeFor",
-            self.gang.refused_node_for,
-            second,
-            Span::secs(86_400),
-        )?;
-        span("gang.settle", self.gang.settle, tenth, hour)?;
-        span(
-            "writes.attemptTimeout",
-            self.writes.attempt_timeout,
-            tenth,
-            self.writes.deadline,
-        )?;
-        span(
-            "writes.deadline",
-            self.writes.deadline,
-            tenth,
-            // The last of the held Binds is written within the time of the first.
-            Span(
-                self.extender
-                    .bind_timeout
-                    .0
-                    .saturating_sub(self.gang.gather_max.0),
+        let alone = [
+            (
+                "inventory.reportAgeMax",
+                self.inventory.report_age_max,
+                Span::secs(5),
+                hour,
             ),
-        )?;
-        span(
-            "watch.backoffFirst",
-            self.watch.backoff_first,
-            Span::secs(0),
-            hour,
-        )?;
-        span(
-            "watch.backoffMax",
-            self.watch.backoff_max,
-            self.watch.backoff_first,
-            hour,
-        )?;
-        span(
-            "watch.unhealthyAfter",
-            self.watch.unhealthy_after,
-            second,
-            hour,
-        )?;
-        span(
-            "watch.rediscoverEvery",
-            self.watch.rediscover_every,
-            second,
-            hour,
-        )?;
-        span(
-            "agents.heartbeatEvery",
-            self.agents.heartbeat_every,
-            second,
-            self.inventory.report_age_max,
-        )?;
-        span(
-            "agents.streamAgeMax",
-            self.agents.stream_age_max,
-            Span::secs(10),
-            Span::secs(86_400),
-        )?;
-        span("lease.duration", self.lease.duration, second, hour)?;
-        span(
-            "lease.renewDeadline",
-            self.lease.renew_deadline,
-            tenth,
-            below(self.lease.duration),
-        )?;
-        span(
-            "lease.retryPeriod",
-            self.lease.retry_period,
-            tenth,
-            below(self.lease.renew_deadline),
-        )
+            (
+                "extender.bindTimeout",
+                self.extender.bind_timeout,
+                Span::secs(2),
+                hour,
+            ),
+            (
+                "gang.gatherQuietMax",
+                self.gang.gather_quiet_max,
+                second,
+                hour,
+            ),
+            ("gang.repairMax", self.gang.repair_max, second, hour),
+            (
+                "gang.refusalGrace",
+                self.gang.refusal_grace,
+                Span::secs(0),
+                hour,
+            ),
+            ("gang.retryAfter", self.gang.retry_after, tenth, hour),
+            (
+                "gang.refusedNodeFor",
+                self.gang.refused_node_for,
+                second,
+                day,
+            ),
+            ("gang.settle", self.gang.settle, tenth, hour),
+            (
+                "watch.backoffFirst",
+                self.watch.backoff_first,
+                Span::secs(0),
+                hour,
+            ),
+            (
+                "watch.unhealthyAfter",
+                self.watch.unhealthy_after,
+                second,
+                hour,
+            ),
+            (
+                "watch.rediscoverEvery",
+                self.watch.rediscover_every,
+                second,
+                hour,
+            ),
+            (
+                "agents.streamAgeMax",
+                self.agents.stream_age_max,
+                Span::secs(10),
+                day,
+            ),
+            ("lease.duration", self.lease.duration, second, hour),
+        ];
+        for (key, value, min, max) in alone {
+            span(key, value, min, max)?;
+        }
+        self.check_writing()?;
+        self.check_watching()?;
+        self.check_lease()
     }
+
+    /// How long things take that are waited for by kube-scheduler.
+    fn check_writing(&self) -> Result<(), InvalidConfig> {
+        let (second, tenth) = (Span::secs(1), Span(std::time::Duration::from_millis(100)));
+        let bind = Timed {
+            key: "extender.bindTimeout",
+            value: self.extender.bind_timeout,
+            default: Extender::default().bind_timeout,
+        };
+        let gather = Timed {
+            key: "gang.gatherMax",
+            value: self.gang.gather_max,
+            default: Gang::default().gather_max,
+        };
+        let deadline = Timed {
+            key: "writes.deadline",
+            value: self.writes.deadline,
+            default: Writes::default().deadline,
+        };
+        let attempt = Timed {
+            key: "writes.attemptTimeout",
+            value: self.writes.attempt_timeout,
+            default: Writes::default().attempt_timeout,
+        };
+        let most = Most {
+            span: Span(bind.value.0 / 2),
+            how: "half of extender.bindTimeout",
+            needs: Span(gather.value.0.saturating_mul(2)),
+        };
+        gather.within(second, most, &bind)?;
+        // The last of the held Binds is written within the time of the first.
+        let most = Most {
+            span: Span(bind.value.0.saturating_sub(gather.value.0)),
+            how: "extender.bindTimeout less gang.gatherMax",
+            needs: Span(gather.value.0.saturating_add(deadline.value.0)),
+        };
+        deadline.within(tenth, most, &bind)?;
+        let most = Most {
+            span: deadline.value,
+            how: "writes.deadline",
+            needs: attempt.value,
+        };
+        attempt.within(tenth, most, &deadline)
+    }
+
+    fn check_watching(&self) -> Result<(), InvalidConfig> {
+        let first = Timed {
+            key: "watch.backoffFirst",
+            value: self.watch.backoff_first,
+            default: Watch::default().backoff_first,
+        };
+        let longest = Timed {
+            key: "watch.backoffMax",
+            value: self.watch.backoff_max,
+            default: Watch::default().backoff_max,
+        };
+        span(longest.key, longest.value, Span::secs(0), Span::secs(3600))?;
+        let most = Most {
+            span: longest.value,
+            how: "watch.backoffMax",
+            needs: first.value,
+        };
+        first.within(Span::secs(0), most, &longest)?;
+        let beat = Timed {
+            key: "agents.heartbeatEvery",
+            value: self.agents.heartbeat_every,
+            default: Agents::default().heartbeat_every,
+        };
+        let age = Timed {
+            key: "inventory.reportAgeMax",
+            value: self.inventory.report_age_max,
+            default: Inventory::default().report_age_max,
+        };
+        let most = Most {
+            span: age.value,
+            how: "inventory.reportAgeMax",
+            needs: beat.value,
+        };
+        beat.within(Span::secs(1), most, &age)
+    }
+
+    fn check_lease(&self) -> Result<(), InvalidConfig> {
+        let tenth = Span(std::time::Duration::from_millis(100));
+        let default = Lease::default();
+        let duration = Timed {
+            key: "lease.duration",
+            value: self.lease.duration,
+            default: default.duration,
+        };
+        let renew = Timed {
+            key: "lease.renewDeadline",
+            value: self.lease.renew_deadline,
+            default: default.renew_deadline,
+        };
+        let retry = Timed {
+            key: "lease.retryPeriod",
+            value: self.lease.retry_period,
+            default: default.retry_period,
+        };
+        let most = Most {
+            span: below(duration.value),
+            how: "less than lease.duration",
+            needs: above(renew.value),
+        };
+        renew.within(tenth, most, &duration)?;
+        let most = Most {
+            span: below(renew.value),
+            how: "less than lease.renewDeadline",
+            needs: above(retry.value),
+        };
+        retry.within(tenth, most, &renew)
+    }
+}
+
+/// A span that is bounded by another one.
+struct Timed {
+    key: &'static str,
+    value: Span,
+    default: Span,
+}
+
+/// How far it may go.
+struct Most<'a> {
+    span: Span,
+    /// Where that comes from.
+    how: &'a str,
+    /// What the other one would have to be at least.
+    needs: Span,
+}
+
+impl Timed {
+    /// Between `min` and `most`, which comes from `other`. The one that was set is blamed: where this one is as
+    /// it always is and the other is not, that is what has to be looked at.
+    fn within(&self, min: Span, most: Most<'_>, other: &Self) -> Result<(), InvalidConfig> {
+        if (min..=most.span).contains(&self.value) {
+            return Ok(());
+        }
+        if self.value == self.default && other.value != other.default {
+            return Err(InvalidConfig::OutOfRange {
+                key: other.key,
+                value: other.value.to_string(),
+                limit: format!(
+                    "must be at least {}, or {}, which is {}, be made shorter",
+                    most.needs, self.key, self.value
+                ),
+            });
+        }
+        Err(InvalidConfig::OutOfRange {
+            key: self.key,
+            value: self.value.to_string(),
+            limit: format!("must be {min} to {}, {}", most.span, most.how),
+        })
+    }
+}
+
+fn above(span: Span) -> Span {
+    Span(span.0.saturating_add(std::time::Duration::from_millis(1)))
 }
 
 fn below(span: Span) -> Span {
@@ -175,24 +299,21 @@ pub(super) fn text(key: &'static str, value: &str) -> Result<(), InvalidConfig> 
     Ok(())
 }
 
-/// A ServiceAccount's user name.
-fn account(key: &'static str, value: &str) -> Result<(), InvalidConfig> {
-    text(key, value)?;
-    let parts: Vec<&str> = value.split(':').collect();
-    match parts.as_slice() {
-        ["system", "serviceaccount", namespace, name]
-            if !namespace.is_empty() && !name.is_empty() =>
-        {
-            Ok(())
-        }
-        _ => Err(InvalidConfig::OutOfRange {
-            key,
-            value: format!("\"{}\"", value.chars().take(64).collect::<String>()),
-            limit: "must be system:serviceaccount:NAMESPACE:NAME".into(),
-        }),
-    }
+/// What the number at this key counts.
+pub(super) fn unit_of(key: &str) -> Option<&'static str> {
+    Some(match key {
+        "gang.templateNodesMax" => "nodes",
+        "writes.inFlightMax" => "writes",
+        "extender.bindsHeldMax" => "Binds",
+        "extender.bodyBytesMax" => "bytes",
+        "extender.connectionsMax" => "connections",
+        "agents.streamsMax" => "streams",
+        "agents.tokenReviewsPerSecond" => "TokenReviews a second",
+        _ => return None,
+    })
 }
 
+/// A number of entries, or of what [`unit_of`] says.
 pub(super) fn count(
     key: &'static str,
     value: usize,
@@ -205,7 +326,10 @@ pub(super) fn count(
     Err(InvalidConfig::OutOfRange {
         key,
         value: value.to_string(),
-        limit: format!("must be {min} to {max}"),
+        limit: format!(
+            "must be {min} to {max} {}",
+            unit_of(key).unwrap_or("entries")
+        ),
     })
 }
 

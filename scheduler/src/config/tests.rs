@@ -137,7 +137,10 @@ fn values_arrive_and_wrong_ones_name_the_key() {
         "{said}"
     );
     let said = refusal("gang: {gatherMax: 200s}\n");
-    assert_eq!(said, "gang.gatherMax is 200s: must be 1s to 150s");
+    assert_eq!(
+        said,
+        "gang.gatherMax is 200s: must be 1s to 150s, half of extender.bindTimeout"
+    );
     for wrong in ["muster-agent", "system:serviceaccount::a", "system:node:n1"] {
         let said = refusal(&format!("agents: {{serviceAccount: '{wrong}'}}\n"));
         assert!(said.contains("agents.serviceAccount is"), "{said}");
@@ -146,4 +149,137 @@ fn values_arrive_and_wrong_ones_name_the_key() {
     assert!(said.contains("lease.renewDeadline is 15s"), "{said}");
     let said = refusal("writes: {deadline: 30}\n");
     assert!(said.contains("writes.deadline"), "{said}");
+}
+
+#[test]
+fn the_key_that_was_set_is_blamed_where_two_do_not_go_together() {
+    for (text, wanted) in [
+        (
+            "extender: {bindTimeout: 100s}",
+            "extender.bindTimeout is 100s: must be at least 300s, or gang.gatherMax, which is 150s, be made shorter",
+        ),
+        (
+            "{extender: {bindTimeout: 100s}, gang: {gatherMax: 60s}}",
+            "gang.gatherMax is 60s: must be 1s to 50s, half of extender.bindTimeout",
+        ),
+        (
+            "{extender: {bindTimeout: 60s}, gang: {gatherMax: 30s}, writes: {deadline: 40s}}",
+            "writes.deadline is 40s: must be 100ms to 30s, extender.bindTimeout less gang.gatherMax",
+        ),
+        (
+            "{extender: {bindTimeout: 30s}, gang: {gatherMax: 15s}}",
+            "extender.bindTimeout is 30s: must be at least 35s, or writes.deadline, which is 20s, be made shorter",
+        ),
+        (
+            "writes: {deadline: 1s}",
+            "writes.deadline is 1s: must be at least 5s, or writes.attemptTimeout, which is 5s, be made shorter",
+        ),
+        (
+            "lease: {duration: 5s}",
+            "lease.duration is 5s: must be at least 10001ms, or lease.renewDeadline, which is 10s, be made shorter",
+        ),
+        (
+            "lease: {retryPeriod: 11s}",
+            "lease.retryPeriod is 11s: must be 100ms to 9999ms, less than lease.renewDeadline",
+        ),
+        (
+            "inventory: {reportAgeMax: 6s}",
+            "inventory.reportAgeMax is 6s: must be at least 10s, or agents.heartbeatEvery, which is 10s, be made shorter",
+        ),
+        (
+            "watch: {backoffMax: 100ms}",
+            "watch.backoffMax is 100ms: must be at least 200ms, or watch.backoffFirst, which is 200ms, be made shorter",
+        ),
+    ] {
+        assert_eq!(refusal(text), wanted);
+    }
+}
+
+#[test]
+fn names_that_kubernetes_would_not_take_are_refused() {
+    let label = |key: &str| {
+        refusal(&format!(
+            "topology: {{levels: [{{name: rack, label: '{key}'}}]}}"
+        ))
+    };
+    for key in [
+        "rack",
+        "Example_1.b",
+        "example.com/rack",
+        "topology.kubernetes.io/zone",
+    ] {
+        assert_eq!(label(key), "", "{key}");
+    }
+    let long = "x".repeat(64);
+    for key in [
+        "",
+        "a b",
+        "/rack",
+        "example.com/",
+        "Example.com/rack",
+        "a/b/c",
+        "-rack",
+        "rack_",
+        &long,
+    ] {
+        let said = label(key);
+        assert!(
+            said.contains("topology.levels[].label is") && said.contains("must be a label key"),
+            "{key}: {said}"
+        );
+    }
+    for (text, wanted) in [
+        (
+            "lease: {namespace: muster.system}",
+            "lease.namespace is \"muster.system\": must be a namespace",
+        ),
+        (
+            "lease: {name: Muster}",
+            "lease.name is \"Muster\": must be a name",
+        ),
+        (
+            "deviceResources: ['nvidia.com/gpu*x']",
+            "deviceResources is \"nvidia.com/gpu*x\"",
+        ),
+        ("deviceResources: ['*']", ""),
+        (
+            "deviceResources: ['amd.com/*', 'nvidia.com/mig-*', gpu]",
+            "",
+        ),
+        (
+            "agents: {serviceAccount: 'system:serviceaccount:a b:c'}",
+            "agents.serviceAccount is",
+        ),
+    ] {
+        let said = refusal(text);
+        assert!(
+            said.starts_with(wanted) && said.is_empty() == wanted.is_empty(),
+            "{text}: {said}"
+        );
+    }
+}
+
+#[test]
+fn numbers_that_are_refused_say_what_they_count() {
+    for (text, wanted) in [
+        (
+            "extender: {bodyBytesMax: 5}",
+            "extender.bodyBytesMax is 5: must be 65536 to 268435456 bytes",
+        ),
+        (
+            "gang: {templateNodesMax: 2000}",
+            "gang.templateNodesMax is 2000: must be 0 to 1024 nodes",
+        ),
+        (
+            "agents: {tokenReviewsPerSecond: 0}",
+            "agents.tokenReviewsPerSecond is 0: must be 1 to 10000 TokenReviews a second",
+        ),
+    ] {
+        assert_eq!(refusal(text), wanted);
+    }
+    let said = refusal("writes: {deadline: 30}");
+    assert!(
+        said.contains("write numbers with units h, m, s or ms, for example 30s"),
+        "{said}"
+    );
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use muster_core::topology as core;
 use serde::Deserialize;
 
-use super::InvalidConfig;
 use super::limits::{count, text};
+use super::{InvalidConfig, names};
 
 /// The network, as far as gangs may ask something of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -63,7 +63,10 @@ impl Topology {
             }
             let others = || self.levels.iter().take(at).flat_map(Level::words);
             for (key, value) in level.words() {
-                text(key, value)?;
+                match level.label.as_ref() == Some(value) && key.ends_with("label") {
+                    true => names::label(key, value)?,
+                    false => text(key, value)?,
+                }
                 if others().any(|(_, word)| word == value) {
                     return Err(InvalidConfig::OutOfRange {
                         key,

@@ -157,10 +157,14 @@ pub fn parse(name: &str, text: &str) -> Result<(Scene, Until), Error> {
         let tracked = serde_path_to_error::Deserializer::new(deserializer, &mut track);
         File::deserialize(tracked).inspect_err(|_| malformed = Some(track.path().to_string()))
     });
-    let file = read.map_err(|error| Error::Malformed {
-        file: name.to_owned(),
-        path: malformed.unwrap_or_else(|| "scenario".into()),
-        said: error.to_string(),
+    let file = read.map_err(|error| {
+        let path = malformed.unwrap_or_else(|| "scenario".into());
+        let unit = unit_of(&path).map(|unit| format!("must be a whole number of {unit}: "));
+        Error::Malformed {
+            file: name.to_owned(),
+            said: format!("{}{error}", unit.unwrap_or_default()),
+            path,
+        }
     })?;
     let reader = Reader { file: name };
     let mut scene = Scene {
@@ -175,6 +179,18 @@ pub fn parse(name: &str, text: &str) -> Result<(Scene, Until), Error> {
         None => Until::Drained,
     };
     Ok((scene, until))
+}
+
+/// What the number at this path counts.
+fn unit_of(path: &str) -> Option<&'static str> {
+    match path.rsplit('.').next()? {
+        "arrival" | "every" | "duration" | "at" | "until" => Some("seconds"),
+        "gpus" => Some("GPUs"),
+        "cpu" => Some("cores"),
+        "memory" => Some("GiB"),
+        "minAvailable" => Some("members"),
+        _ => None,
+    }
 }
 
 /// Checks values against their limits.
@@ -192,16 +208,19 @@ impl Reader<'_> {
         }
     }
 
-    fn within(&self, path: &str, value: u64, least: u64, most: u64) -> Result<u64, Error> {
+    /// A number of `unit`.
+    fn within(&self, path: &str, value: u64, range: (u64, u64), unit: &str) -> Result<u64, Error> {
+        let (least, most) = range;
         if (least..=most).contains(&value) {
             return Ok(value);
         }
-        Err(self.wrong(path, value, format!("must be {least} to {most}")))
+        let limit = format!("must be {least} to {most} {unit}");
+        Err(self.wrong(path, value, limit))
     }
 
     /// A time in seconds, as milliseconds.
     fn time(&self, path: &str, seconds: u64) -> Result<u64, Error> {
-        let seconds = self.within(path, seconds, 0, SECONDS_MAX)?;
+        let seconds = self.within(path, seconds, (0, SECONDS_MAX), "seconds")?;
         Ok(seconds.saturating_mul(1000))
     }
 
@@ -236,11 +255,16 @@ impl Reader<'_> {
             let at = |field: &str| format!("nodes[{position}].{field}");
             self.name(&at("name"), &group.name)?;
             let most = u64::try_from(NODES_MAX).unwrap_or(u64::MAX);
-            self.within(&at("count"), u64::from(group.count.unwrap_or(1)), 1, most)?;
+            self.within(
+                &at("count"),
+                u64::from(group.count.unwrap_or(1)),
+                (1, most),
+                "nodes",
+            )?;
             let gpus = u64::from(group.gpus);
-            self.within(&at("gpus"), gpus, 0, u64::from(GPUS_PER_NODE_MAX))?;
-            self.within(&at("cpu"), group.cpu, 1, CORES_MAX)?;
-            self.within(&at("memory"), group.memory, 1, GIB_MAX)?;
+            self.within(&at("gpus"), gpus, (0, u64::from(GPUS_PER_NODE_MAX)), "GPUs")?;
+            self.within(&at("cpu"), group.cpu, (1, CORES_MAX), "cores")?;
+            self.within(&at("memory"), group.memory, (1, GIB_MAX), "GiB")?;
             self.labels(&at("labels"), &group.labels)?;
             for name in numbered(&group.name, group.count) {
                 if !names.insert(name.clone()) {
@@ -293,7 +317,7 @@ impl Reader<'_> {
         let count = u64::from(gang.count.unwrap_or(1));
         let room = GANGS_MAX.saturating_sub(scene.gangs.len());
         let room = u64::try_from(room).unwrap_or(u64::MAX);
-        self.within(&at("count"), count, 1, room)?;
+        self.within(&at("count"), count, (1, room), "gangs")?;
         let arrival = self.time(&at("arrival"), gang.arrival)?;
         let every = self.time(&at("every"), gang.every)?;
         let duration = self.time(&at("duration"), gang.duration)?;
@@ -309,7 +333,12 @@ impl Reader<'_> {
         };
         if let Some(minimum) = gang.min_available {
             let most = u64::from(spec.members());
-            self.within(&at("minAvailable"), u64::from(minimum), 1, most)?;
+            self.within(
+                &at("minAvailable"),
+                u64::from(minimum),
+                (1, most),
+                "members",
+            )?;
             spec.minimum = Some(minimum);
         }
         for name in numbered(&gang.name, gang.count) {
@@ -333,16 +362,17 @@ impl Reader<'_> {
         for (position, role) in roles.iter().enumerate() {
             let at = |field: &str| format!("{path}.roles[{position}].{field}");
             self.name(&at("name"), &role.name.to_ascii_lowercase())?;
+            let members_max = u64::from(MEMBERS_MAX);
             self.within(
                 &at("count"),
                 u64::from(role.count),
-                1,
-                u64::from(MEMBERS_MAX),
+                (1, members_max),
+                "members",
             )?;
             let most = u64::from(GPUS_PER_NODE_MAX);
-            self.within(&at("gpus"), u64::from(role.gpus), 0, most)?;
-            self.within(&at("cpu"), role.cpu, 0, CORES_MAX)?;
-            self.within(&at("memory"), role.memory, 0, GIB_MAX)?;
+            self.within(&at("gpus"), u64::from(role.gpus), (0, most), "GPUs")?;
+            self.within(&at("cpu"), role.cpu, (0, CORES_MAX), "cores")?;
+            self.within(&at("memory"), role.memory, (0, GIB_MAX), "GiB")?;
             self.labels(&at("nodeSelector"), &role.node_selector)?;
             if found.iter().any(|other| other.name.as_str() == role.name) {
                 return Err(self.wrong(&at("name"), &role.name, "is the name of another role too"));
@@ -360,7 +390,12 @@ impl Reader<'_> {
             });
         }
         let all = format!("{path}.roles (members)");
-        self.within(&all, u64::from(members), 1, u64::from(MEMBERS_MAX))?;
+        self.within(
+            &all,
+            u64::from(members),
+            (1, u64::from(MEMBERS_MAX)),
+            "members",
+        )?;
         Ok(found)
     }
 
@@ -472,7 +507,7 @@ events:
         );
         assert_eq!(
             changed("minAvailable: 2", "minAvailable: 4"),
-            "s.yaml: gangs[0].minAvailable is 4: must be 1 to 3"
+            "s.yaml: gangs[0].minAvailable is 4: must be 1 to 3 members"
         );
         assert_eq!(
             changed("node: a-1", "node: b"),
@@ -480,10 +515,27 @@ events:
         );
         assert_eq!(
             changed("gpus: 8", "gpus: 65"),
-            "s.yaml: nodes[0].gpus is 65: must be 0 to 64"
+            "s.yaml: nodes[0].gpus is 65: must be 0 to 64 GPUs"
+        );
+        assert_eq!(
+            changed("count: 2, gpus", "count: 0, gpus"),
+            "s.yaml: nodes[0].count is 0: must be 1 to 20000 nodes"
+        );
+        assert_eq!(
+            changed("arrival: 1", "arrival: 3153600001"),
+            "s.yaml: gangs[0].arrival is 3153600001: must be 0 to 3153600000 seconds"
         );
         for (from, to, wanted) in [
-            ("duration: 60", "duration: soon", "gangs[0].duration"),
+            (
+                "duration: 60",
+                "duration: soon",
+                "gangs[0].duration: must be a whole number of seconds: ",
+            ),
+            (
+                "gpus: 4",
+                "gpus: 4Gi",
+                "roles[0].gpus: must be a whole number of GPUs: ",
+            ),
             ("duration: 60", "length: 60", "length"),
             ("do: gpuUnhealthy", "do: explode", "events[0].do"),
             ("gangs:", "gang:", "gang"),
