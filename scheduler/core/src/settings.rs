@@ -31,6 +31,14 @@ pub const OWN: [&str; 7] = [
     "muster.dev/emulate",
 ];
 
+/// Keys under `muster.dev/` by which fake kubelets are told what a pod does, in the demo and in tests.
+pub const OF_FAKES: [&str; 4] = [
+    "muster.dev/run-seconds",
+    "muster.dev/fail-seconds",
+    "muster.dev/terminate-seconds",
+    "muster.dev/exit-code",
+];
+
 /// Most keys that are named.
 const NAMED_MAX: usize = 3;
 
@@ -39,7 +47,7 @@ const SHOWN_MAX: usize = 64;
 
 /// Whether somebody reads this key.
 pub fn is_known(key: &str) -> bool {
-    OF_USERS.contains(&key) || OWN.contains(&key)
+    OF_USERS.contains(&key) || OWN.contains(&key) || OF_FAKES.contains(&key)
 }
 
 /// What is said of keys that nobody reads; `None` where there are none. The same keys give the same text.
@@ -137,6 +145,8 @@ mod tests {
     fn keys_that_somebody_reads_are_not_spoken_of_and_many_are_cut_short() {
         assert_eq!(said(&OF_USERS), "");
         assert_eq!(said(&OWN), "");
+        // The demo's own batch job was warned of the key that ends it.
+        assert_eq!(said(&OF_FAKES), "");
         let many = [
             "muster.dev/a1b2",
             "muster.dev/b",
