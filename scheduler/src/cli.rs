@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -123,11 +124,11 @@ pub struct Print {
 }
 
 /// Runs the command line; the result becomes the exit code.
-pub async fn run(cli: Cli) -> anyhow::Result<()> {
-    match cli.command {
+pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let done = match cli.command {
         Command::Serve(serve) => serve.run().await,
         #[cfg(feature = "demo")]
-        Command::Demo(demo) => demo.run().await,
+        Command::Demo(demo) => return demo.run().await,
         Command::Simulate(simulate) => simulate.run(),
         Command::Plan(plan) => plan.run(),
         Command::Print(print) => {
@@ -143,7 +144,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
             Config::read(&file)?;
             writeln(&format!("{}: ok", file.display()))
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn writeln(text: &str) -> anyhow::Result<()> {

@@ -19,7 +19,7 @@ use muster_kubernetes::manifests;
 use serde_json::json;
 
 use crate::clock::Wall;
-use crate::config::Config;
+use crate::config::{Config, Level, Topology};
 use crate::scheduler::{Clients, Options, Scheduler};
 use crate::server::Door;
 
@@ -41,6 +41,8 @@ pub struct Laptop {
     pub held: Held,
     /// kubeconfig for kubectl.
     pub kubeconfig: PathBuf,
+    /// Where `/metrics` and `/debug/dump` are.
+    pub pages: String,
     served: Option<Served>,
 }
 
@@ -60,7 +62,10 @@ impl Laptop {
             wall: Wall::System,
             agents_believed: true,
         };
-        let config = Config::default();
+        let config = Config {
+            topology: levels(),
+            ..Config::default()
+        };
         let clients = Clients::from(cluster.client("muster-scheduler"));
         let mut scheduler = Scheduler::start(&clients, &config, &options);
         let loopback = ([127, 0, 0, 1], 0).into();
@@ -70,6 +75,10 @@ impl Laptop {
             format!("http://{}", extender.address()?),
             format!("http://{}", agents.address()?),
         );
+        let pages = Door::open_pages("http door", loopback, 64)?;
+        let pages_url = format!("http://{}", pages.address()?);
+        let served_pages = scheduler.pages();
+        scheduler.serve(pages, served_pages);
         let (verbs, reports) = (scheduler.extender(), scheduler.agents().router());
         scheduler.serve(extender, verbs);
         scheduler.serve(agents, reports);
@@ -83,6 +92,7 @@ impl Laptop {
             fleet: running,
             held,
             kubeconfig,
+            pages: pages_url,
             served: Some(served),
         };
         laptop.wait_ready(nodes).await?;
@@ -170,6 +180,43 @@ impl Laptop {
     }
 }
 
+/// Labels of the block and the rack that a node is in.
+const BLOCK: &str = "example.com/block";
+const RACK: &str = "example.com/rack";
+/// Nodes of a rack.
+const PER_RACK: usize = 8;
+
+/// The levels of the network: each pool is a block, and eight nodes of it are a rack.
+fn levels() -> Topology {
+    let level = |name: &str, label: &str| Level {
+        name: name.to_owned(),
+        label: Some(label.to_owned()),
+        source: None,
+    };
+    Topology {
+        levels: vec![level("block", BLOCK), level("rack", RACK)],
+    }
+}
+
+/// The nodes of a pool, rack by rack.
+fn label_racks(cluster: &EmbeddedCluster, pool: &str) -> anyhow::Result<()> {
+    let prefix = format!("pool-{pool}-");
+    for node in cluster.list(("", "nodes")) {
+        let name = muster_embedded::value::name(&node);
+        let number = name
+            .strip_prefix(&prefix)
+            .and_then(|rest| rest.parse().ok());
+        let Some(number): Option<usize> = number else {
+            continue;
+        };
+        let rack = number.checked_div(PER_RACK).unwrap_or(0);
+        let labels = json!({BLOCK: pool, RACK: format!("{pool}{rack}")});
+        let patch = json!({"metadata": {"labels": labels}});
+        cluster.patch(("", "nodes"), "", name, "", &patch)?;
+    }
+    Ok(())
+}
+
 /// Devices that more than one container holds: DEV-1 is broken.
 pub fn held_twice(held: &Held) -> Vec<String> {
     let held = held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -227,6 +274,9 @@ fn cluster(
         .kubelet(Some(kubelet))
         .admission_policies()
         .start()?;
+    for pool in ["a", "b"] {
+        label_racks(&cluster, pool)?;
+    }
     cluster.apply_yaml(&manifests::crds())?;
     cluster.apply_yaml(&manifests::rbac())?;
     Ok(cluster)

@@ -15,14 +15,20 @@ mod screen;
 mod story;
 
 use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use laptop::Laptop;
 use look::Look;
 use story::Story;
+
+/// Exit code of a demo that Ctrl-C ends before the end of its story, as shells have it: 128 and the signal's
+/// number.
+pub const INTERRUPTED: u8 = 130;
 
 /// How often the picture is drawn.
 const FRAME: Duration = Duration::from_millis(500);
@@ -43,8 +49,8 @@ pub struct Demo {
 
 impl Demo {
     /// Runs the story. An error when something that must always hold did not, or the story did not
-    /// end as it should.
-    pub async fn run(self) -> anyhow::Result<()> {
+    /// end as it should. [`INTERRUPTED`] when its user ended it before.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
         crate::cli::install_provider();
         if std::env::var_os("RUST_LOG").is_some() {
             crate::logs::start();
@@ -59,12 +65,16 @@ impl Demo {
         )?;
         writeln!(
             out,
-            "  export KUBECONFIG={}\n  kubectl get gangs\n",
-            laptop.kubeconfig.display()
+            "  export KUBECONFIG={}\n  kubectl get gangs\n  curl -s {}/debug/dump | muster-scheduler plan --dump -\n",
+            laptop.kubeconfig.display(),
+            laptop.pages
         )?;
         let started = Instant::now();
         let mut look = Look::new(started);
         let mut story = Story::new();
+        // One for all of it: a signal that comes while something is drawn is not lost.
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut interrupted = false;
         loop {
             let said = story.tell(&laptop, started.elapsed())?;
             look.note(said);
@@ -80,8 +90,8 @@ impl Demo {
             tokio::select! {
                 biased;
                 ended = laptop.scheduler.ended() => anyhow::bail!("the scheduler ended: {ended}"),
-                signal = tokio::signal::ctrl_c(), if !self.hold => {
-                    signal?;
+                _ = interrupt.recv() => {
+                    interrupted = true;
                     break;
                 }
                 () = tokio::time::sleep(FRAME) => {}
@@ -89,8 +99,9 @@ impl Demo {
         }
         look.summary(&laptop, &mut out)?;
         let ended = story.missing(&look);
-        if self.hold {
-            self.hold(&mut laptop, &mut look, &mut out).await?;
+        if self.hold && !interrupted {
+            self.hold(&mut laptop, &mut look, &mut out, &mut interrupt)
+                .await?;
         }
         // What broke while it was held counts as well.
         let broken = look.broken(&laptop);
@@ -98,10 +109,18 @@ impl Demo {
         if let Some(first) = broken.first() {
             anyhow::bail!("{} invariants broke, the first: {first}", broken.len());
         }
+        if interrupted {
+            let after = started.elapsed().as_secs();
+            writeln!(
+                out,
+                "Ended by Ctrl-C after {after} s, before the end of the story."
+            )?;
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
         if let Some(what) = ended {
             anyhow::bail!("the story did not end as it should: {what}");
         }
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     }
 
     /// Keeps the cluster up and prints what changes, until Ctrl-C.
@@ -110,6 +129,7 @@ impl Demo {
         laptop: &mut Laptop,
         look: &mut Look,
         out: &mut impl std::io::Write,
+        interrupt: &mut Signal,
     ) -> anyhow::Result<()> {
         writeln!(
             out,
@@ -123,7 +143,7 @@ impl Demo {
         loop {
             tokio::select! {
                 biased;
-                signal = tokio::signal::ctrl_c() => return Ok(signal?),
+                _ = interrupt.recv() => return Ok(()),
                 ended = laptop.scheduler.ended() => anyhow::bail!("the scheduler ended: {ended}"),
                 () = tokio::time::sleep(FRAME) => {}
             }
