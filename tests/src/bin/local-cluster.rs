@@ -24,7 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 #[derive(Debug, Parser)]
 #[command(name = "local-cluster")]
 struct Arguments {
-    /// GPU nodes with 8 fake H100s each, tainted nvidia.com/gpu=present:NoSchedule, named gpu-0 and so on
+    /// GPU nodes with 8 fake H100s each, tainted nvidia.com/gpu=present:NoSchedule, named gpu-0 and so on; eight are a
+    /// rack and eight racks a block, by the labels example.com/rack and example.com/block
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=5_000))]
     nodes: u32,
     /// Nodes without GPUs and taints, named cpu-0 and so on
@@ -38,12 +39,35 @@ struct Arguments {
     gang_scheduler_name: Option<String>,
 }
 
+/// Nodes of a rack, and of a block.
+const PER_RACK: u32 = 8;
+const PER_BLOCK: u32 = 64;
+
+/// The levels of the network, for Muster's configuration.
+const LEVELS: &str = "topology: {levels: [{name: block, label: example.com/block}, {name: rack, label: example.com/rack}]}\n";
+
+/// The GPU nodes, rack by rack: `gpu-0` to `gpu-7` are the first rack of the first block.
+fn racks(nodes: u32) -> impl Iterator<Item = NodeTemplate> {
+    (0..nodes.div_ceil(PER_RACK)).map(move |rack| {
+        let first = rack.saturating_mul(PER_RACK);
+        let count = nodes.saturating_sub(first).min(PER_RACK);
+        let mut pool = NodeTemplate {
+            first,
+            ..NodeTemplate::gpu_pool("gpu", count)
+        };
+        let block = first.div_euclid(PER_BLOCK);
+        for (level, name) in [("block", format!("b{block}")), ("rack", format!("r{rack}"))] {
+            pool.labels.insert(format!("example.com/{level}"), name);
+        }
+        pool
+    })
+}
+
 fn options(arguments: &Arguments) -> StackOptions {
+    let cpus = NodeTemplate::cpu_pool("cpu", arguments.cpu_nodes);
     StackOptions {
-        pools: vec![
-            NodeTemplate::gpu_pool("gpu", arguments.nodes),
-            NodeTemplate::cpu_pool("cpu", arguments.cpu_nodes),
-        ],
+        pools: racks(arguments.nodes).chain([cpus]).collect(),
+        config: LEVELS.to_owned(),
         policies: !arguments.no_admission_policies,
         operator: Some(TrainingOperatorOptions {
             gang_scheduler_name: arguments.gang_scheduler_name.clone(),
