@@ -10,6 +10,7 @@ use crate::ledger::{Holding, Ledger};
 use crate::node::Node;
 use crate::plan::GangRequest;
 use crate::record::Phase;
+use crate::snapshot::Usual;
 use crate::time::Timestamp;
 use crate::workload::WorkloadKind;
 
@@ -26,6 +27,8 @@ pub struct State {
     pub leads: bool,
     /// Whether the first LIST of every kind was in.
     pub synced: bool,
+    /// What members usually ask for, as planning goes by it.
+    pub demand: Vec<Usual>,
     /// Nodes, in order of name. Those that do not exist any more are here while something is known of them.
     pub nodes: Vec<NodeState>,
     /// Gangs, in order of their keys.

@@ -167,6 +167,11 @@ impl<'a> Desk<'a> {
         for node in &state.nodes {
             desk.refresh(&node.name);
         }
+        for usual in &state.demand {
+            desk.snapshot.learn(&usual.shape);
+        }
+        desk.snapshot
+            .restore_demand(state.demand.clone(), desk.config);
         desk
     }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::Engine;
 use super::gang::Gang;
 use crate::pod::PodShape;
-use crate::snapshot::Counts;
+use crate::snapshot::{Counts, Usual};
+use crate::time::Timestamp;
 use crate::workload::MemberSource;
 
 impl Engine {
@@ -15,14 +16,43 @@ impl Engine {
         if !self.snapshot.is_demand_due(known) {
             return;
         }
-        let mut counts = Counts::new();
-        for gang in self.gangs.values() {
-            self.count_members(gang, &mut counts);
-        }
+        let counts = self.counts();
         for shape in counts.keys() {
             self.snapshot.learn(shape);
         }
         self.snapshot.set_demand(&counts, &self.config);
+    }
+
+    /// The demand by which the next gang would be planned.
+    pub(super) fn demand(&self, now: Timestamp) -> Vec<Usual> {
+        let mut snapshot = self.snapshot.clone();
+        for name in &self.dirty_nodes {
+            let (ledger, inventory) = (&self.ledger, &self.inventory);
+            match ledger.capacity(name, inventory, &self.config, now) {
+                Some(capacity) => snapshot.set(Arc::new(capacity)),
+                None => {
+                    snapshot.remove(name);
+                }
+            }
+        }
+        let known = self.gangs.len().saturating_add(self.pods.len());
+        if snapshot.is_demand_due(known) {
+            let counts = self.counts();
+            for shape in counts.keys() {
+                snapshot.learn(shape);
+            }
+            snapshot.set_demand(&counts, &self.config);
+        }
+        snapshot.demand().to_vec()
+    }
+
+    /// What the members of all gangs ask for.
+    fn counts(&self) -> Counts {
+        let mut counts = Counts::new();
+        for gang in self.gangs.values() {
+            self.count_members(gang, &mut counts);
+        }
+        counts
     }
 
     fn count_members(&self, gang: &Gang, counts: &mut Counts) {

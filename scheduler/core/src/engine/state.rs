@@ -21,6 +21,7 @@ impl Engine {
             epoch: self.epoch,
             leads: self.lead == super::Lead::Yes,
             synced: self.synced,
+            demand: self.demand(now),
             nodes: self.node_states(),
             gangs: self
                 .gangs

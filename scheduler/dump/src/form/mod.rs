@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use self::config::Config;
 use self::gang::{Gang, Known};
 use self::node::Node;
-use self::shape::{Shape, Shapes};
+use self::shape::{Shape, Shapes, Usual};
 use crate::error::Error;
 
 /// Version of the form. Another one is refused.
@@ -73,6 +73,7 @@ struct File {
     synced: bool,
     config: Config,
     shapes: Vec<Shape>,
+    demand: Vec<Usual>,
     nodes: Vec<Node>,
     gangs: Vec<Gang>,
 }
@@ -88,6 +89,7 @@ pub fn write(state: &State) -> Result<String, serde_json::Error> {
         epoch,
         leads,
         synced,
+        demand,
         nodes,
         gangs,
     } = state;
@@ -106,6 +108,12 @@ pub fn write(state: &State) -> Result<String, serde_json::Error> {
         text.push_str(&format!("\"{key}\":{value},\n"));
     }
     list(&mut text, "shapes", shapes.forms())?;
+    text.push_str(",\n");
+    list(
+        &mut text,
+        "demand",
+        demand.iter().map(|usual| Usual::of(usual, &shapes)),
+    )?;
     text.push_str(",\n");
     list(
         &mut text,
@@ -158,6 +166,8 @@ pub fn read(text: &str) -> Result<State, Error> {
         shapes: &shapes,
         levels: config.topology.len(),
     };
+    let demand = file.demand.into_iter().enumerate();
+    let demand = demand.map(|(at, usual)| usual.read(&format!("demand[{at}]"), &shapes));
     let nodes = file.nodes.into_iter().enumerate();
     let nodes = nodes.map(|(at, node)| node.read(&format!("nodes[{at}]"), &shapes));
     let gangs = file.gangs.into_iter().enumerate();
@@ -167,6 +177,7 @@ pub fn read(text: &str) -> Result<State, Error> {
         epoch: Epoch(file.epoch),
         leads: file.leads,
         synced: file.synced,
+        demand: demand.collect::<Result<_, _>>()?,
         nodes: nodes.collect::<Result<_, _>>()?,
         gangs: gangs.collect::<Result<_, _>>()?,
         config,
@@ -204,7 +215,8 @@ fn malformed(path: String, error: &serde_json::Error) -> Error {
 
 /// Every shape that something in the state has.
 fn shapes_of(state: &State) -> BTreeSet<Arc<PodShape>> {
-    let mut shapes = BTreeSet::new();
+    let mut shapes: BTreeSet<Arc<PodShape>> = BTreeSet::new();
+    shapes.extend(state.demand.iter().map(|usual| Arc::clone(&usual.shape)));
     for node in &state.nodes {
         shapes.extend(
             node.holdings

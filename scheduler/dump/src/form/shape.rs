@@ -8,6 +8,7 @@ use muster_core::interpod as rules;
 use muster_core::node;
 use muster_core::pod;
 use muster_core::resources as core;
+use muster_core::snapshot;
 use serde::{Deserialize, Serialize};
 
 use super::{Text, Words, is_default, text, texts, word, words};
@@ -71,6 +72,8 @@ impl Resources {
 #[serde(deny_unknown_fields)]
 pub(super) struct Shape {
     requests: Resources,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    share: Option<Share>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     node_selector: Words,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,6 +90,7 @@ impl Shape {
     pub fn of(shape: &pod::PodShape) -> Self {
         let pod::PodShape {
             requests,
+            share,
             node_selector,
             required_affinity,
             tolerations,
@@ -96,6 +100,7 @@ impl Shape {
         let terms = |terms: &Vec<node::SelectorTerm>| terms.iter().map(Term::of).collect();
         Self {
             requests: Resources::of(requests),
+            share: share.as_ref().map(Share::of),
             node_selector: words(node_selector),
             required_affinity: required_affinity.as_ref().map(terms),
             tolerations: tolerations.iter().map(Toleration::of).collect(),
@@ -110,12 +115,39 @@ impl Shape {
         let terms = |terms: Vec<Term>| terms.into_iter().map(Term::read).collect();
         Ok(pod::PodShape {
             requests: self.requests.read(&format!("{path}.requests"))?,
+            share: self
+                .share
+                .map(|share| share.read(&format!("{path}.share")))
+                .transpose()?,
             node_selector: texts(self.node_selector),
             required_affinity: self.required_affinity.map(terms),
             tolerations: self.tolerations.into_iter().map(Toleration::read).collect(),
             host_ports: self.host_ports.into_iter().map(HostPort::read).collect(),
             between_pods: rules.collect::<Result<_, _>>()?,
         })
+    }
+}
+
+/// A part of one device.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Share {
+    resource: String,
+    milli: u32,
+}
+
+impl Share {
+    fn of(share: &pod::Share) -> Self {
+        Self {
+            resource: share.resource.as_str().to_owned(),
+            milli: share.milli(),
+        }
+    }
+
+    fn read(self, path: &str) -> Result<pod::Share, Error> {
+        let share = pod::Share::new(ResourceName::from(self.resource), self.milli);
+        let path = format!("{path}.milli");
+        share.ok_or_else(|| Error::field(path, self.milli, "must be 1 to 999"))
     }
 }
 
@@ -407,6 +439,46 @@ impl Rule {
             kind,
             topology: text(self.topology),
             selector: self.selector.into_iter().map(Requirement::read).collect(),
+        })
+    }
+}
+
+/// What many members ask for.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Usual {
+    shape: usize,
+    members: u64,
+    weight: u32,
+}
+
+/// Largest weight of what is asked for: all that is asked of a resource together.
+const WEIGHT_MAX: u32 = 1 << 20;
+
+impl Usual {
+    pub fn of(usual: &snapshot::Usual, shapes: &Shapes) -> Self {
+        let snapshot::Usual {
+            shape,
+            members,
+            weight,
+        } = usual;
+        Self {
+            shape: shapes.position(shape),
+            members: *members,
+            weight: *weight,
+        }
+    }
+
+    pub fn read(self, path: &str, shapes: &Shapes) -> Result<snapshot::Usual, Error> {
+        if self.weight > WEIGHT_MAX {
+            let path = format!("{path}.weight");
+            let limit = format!("must be at most {WEIGHT_MAX}");
+            return Err(Error::field(path, self.weight, limit));
+        }
+        Ok(snapshot::Usual {
+            shape: shapes.get(&format!("{path}.shape"), self.shape)?,
+            members: self.members,
+            weight: self.weight,
         })
     }
 }

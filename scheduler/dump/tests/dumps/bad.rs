@@ -63,7 +63,13 @@ fn errors_name_the_field_its_value_and_what_is_allowed() {
         (
             "\"shape\":0",
             "\"shape\":7",
-            ".shape is 7: must be the position of a shape, of 2 from 0",
+            ".shape is 7: must be the position of a shape, of 3 from 0",
+        ),
+        ("\"weight\":", "\"weight\":9", ": must be at most 1048576"),
+        (
+            "\"shapes\":[\n{",
+            "\"shapes\":[\n{\"share\":{\"resource\":\"nvidia.com/gpu\",\"milli\":1000},",
+            "shapes[0].share.milli is 1000: must be 1 to 999",
         ),
         (
             "\"phase\":\"Waiting\"",

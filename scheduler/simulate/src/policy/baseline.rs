@@ -9,7 +9,7 @@ use muster_core::inventory::Inventory;
 use muster_core::ledger::{Ledger, SlotKey};
 use muster_core::plan::{Placement, plan_part};
 use muster_core::reason::Unplaceable;
-use muster_core::snapshot::Snapshot;
+use muster_core::snapshot::{Counts, Snapshot};
 use muster_core::state::State;
 
 use super::{Fact, Policy, config, timestamp};
@@ -140,6 +140,26 @@ impl<'a> Baseline<'a> {
         self.facts.push(Fact::Runs { gang });
     }
 
+    /// As the engine does: what the gangs that wait and run ask for.
+    fn review_demand(&mut self) {
+        let known = self.waiting.len().saturating_add(self.running.len());
+        if !self.snapshot.is_demand_due(known) {
+            return;
+        }
+        let mut counts = Counts::new();
+        for gang in self.waiting.iter().chain(self.running.keys()) {
+            let roles = self.scene.gangs.get(*gang).map(|spec| spec.roles.iter());
+            for role in roles.into_iter().flatten() {
+                let count = counts.entry(Arc::clone(&role.shape)).or_default();
+                *count = count.saturating_add(u64::from(role.count));
+            }
+        }
+        for shape in counts.keys() {
+            self.snapshot.learn(shape);
+        }
+        self.snapshot.set_demand(&counts, &self.config);
+    }
+
     fn find(&mut self, spec: &GangSpec) -> Result<Placement, Unplaceable> {
         for role in spec.roles.iter() {
             self.snapshot.learn(&role.shape);
@@ -253,6 +273,7 @@ impl Policy for Baseline<'_> {
         facts: &mut Vec<Fact>,
     ) -> Result<(), Error> {
         self.now_ms = now_ms;
+        self.review_demand();
         match self.order {
             Order::Fifo => self.pass_fifo(),
             Order::Greedy => self.pass_greedy(),
