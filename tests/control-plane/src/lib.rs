@@ -24,6 +24,8 @@
 //! | mTLS for an extender | [`Cluster::authority`] (serving certificates, the CA file), [`Cluster::kube_scheduler_cert`] |
 //! | faults | [`Cluster::kill`], [`Cluster::stop`], [`Cluster::start`], [`Cluster::pause`], [`Cluster::stop_api_server_for`] |
 //! | a program of one's own | [`Cluster::spawn`], then the same faults on [`Program::Other`] |
+//! | programs of another Go module | [`build_tools`] |
+//! | a scheduler made from kube-scheduler | [`Cluster::start_scheduler`] |
 //! | costs | [`Cluster::api_writes`], [`Cluster::audit_writes`], [`Cluster::usage`] |
 //! | judgement | [`history::Recorder`], [`history::History`] |
 //!
@@ -54,6 +56,7 @@ mod binaries;
 mod certs;
 mod cluster;
 mod error;
+mod go;
 pub mod history;
 mod kwok;
 mod nodes;
@@ -71,6 +74,7 @@ pub use cluster::{
     Cluster, ClusterBuilder, Identity, KubectlOutput, Outage, Program, TokenOptions,
 };
 pub use error::{Error, Result};
+pub use go::{Manifest, build_tools};
 pub use kwok::{FAIL_SECONDS, RUN_SECONDS, TERMINATE_SECONDS};
 pub use nodes::{NODE_SET_LABEL, NVIDIA_GPU, NodeTemplate};
 pub use training_operator::TrainingOperatorOptions;

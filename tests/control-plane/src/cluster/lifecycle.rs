@@ -192,22 +192,31 @@ impl Cluster {
 
     /// Starts kube-scheduler with a KubeSchedulerConfiguration file.
     pub async fn start_kube_scheduler(&self, config: &Path) -> Result<()> {
-        self.start_scheduler_as(Program::KubeScheduler, config)
-            .await
+        self.start_scheduler_as(
+            Program::KubeScheduler,
+            &self.binaries.kube_scheduler,
+            config,
+        )
+        .await
     }
 
     /// Starts one more kube-scheduler, such as the cluster's default one beside a dedicated one.
     pub async fn start_extra_kube_scheduler(&self, name: &str, config: &Path) -> Result<()> {
-        self.start_scheduler_as(Program::Other(name.to_owned()), config)
+        self.start_scheduler(name, &self.binaries.kube_scheduler, config)
             .await
     }
 
-    async fn start_scheduler_as(&self, program: Program, config: &Path) -> Result<()> {
+    /// Starts a program that takes kube-scheduler's command line, such as kube-scheduler with further plugins compiled in.
+    pub async fn start_scheduler(&self, name: &str, path: &Path, config: &Path) -> Result<()> {
+        self.start_scheduler_as(Program::Other(name.to_owned()), path, config)
+            .await
+    }
+
+    async fn start_scheduler_as(&self, program: Program, path: &Path, config: &Path) -> Result<()> {
         let port = free_port()?;
         let args = flags::kube_scheduler(self.folder(), config, port, &self.feature_gates);
-        let path = self.binaries.kube_scheduler.clone();
         let probe = self.https_probe(port, "/healthz")?;
-        self.insert(&program, &path, args, probe)?;
+        self.insert(&program, path, args, probe)?;
         self.start(&program).await
     }
 
