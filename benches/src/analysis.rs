@@ -26,6 +26,8 @@ pub struct Outcome {
     pub waiting_gpus: u64,
     /// Pods bound at the end.
     pub bound: usize,
+    /// When the first member of any gang was bound.
+    pub first_bound: Option<Timestamp>,
     /// When the last member of any gang was bound.
     pub last_bound: Option<Timestamp>,
     /// For each whole gang, from its submission to its last binding.
@@ -54,6 +56,7 @@ pub struct Tick {
 struct Walk {
     bound: BTreeSet<String>,
     first_pod: Option<Timestamp>,
+    first_bound: Option<Timestamp>,
     last_bound: Option<Timestamp>,
     partial_since: Option<Timestamp>,
     partial_longest: Duration,
@@ -70,6 +73,7 @@ impl Walk {
         self.first_pod.get_or_insert(at);
         if !gone && pod.is_bound_and_live() {
             if self.bound.insert(pod.uid.clone()) {
+                self.first_bound.get_or_insert(at);
                 self.last_bound = Some(at);
             }
         } else {
@@ -153,6 +157,8 @@ impl Outcome {
     fn add(&mut self, gang: &Gang, walk: &Walk, submitted: Option<Timestamp>) {
         self.partial_longest = self.partial_longest.max(walk.partial_longest);
         self.bound = self.bound.saturating_add(walk.bound.len());
+        let firsts = [self.first_bound, walk.first_bound];
+        self.first_bound = firsts.into_iter().flatten().min();
         self.last_bound = self.last_bound.max(walk.last_bound);
         if walk.bound.len() >= gang.pods {
             self.whole = self.whole.saturating_add(1);
@@ -313,6 +319,7 @@ mod tests {
         assert_eq!(outcome.partial_longest, Duration::from_millis(80));
         assert_eq!((outcome.waiting_gpus, outcome.waiting_gpus_most), (4, 4));
         assert_eq!(outcome.latencies, [Duration::from_millis(40)]);
+        assert_eq!(outcome.first_bound, Some(at(10)));
         assert_eq!(outcome.last_bound, Some(at(40)));
     }
 

@@ -12,24 +12,31 @@ use crate::contender::Contender;
 use crate::goals;
 use crate::machine::Machine;
 use crate::measure;
+use crate::peers::Peers;
 use crate::programs::Programs;
-use crate::report::Report;
+use crate::report::{Absent, Report};
 use crate::stage::Options;
 
-/// Compares schedulers on a real control plane: kube-scheduler without gangs, its native gang
-/// scheduling, and Muster in three ways, each in turn on a fresh cluster.
+/// Compares schedulers on a real control plane: bindings without any scheduler, kube-scheduler
+/// without gangs, its native gang scheduling, other gang schedulers on request, and Muster in three
+/// ways, each in turn on a fresh cluster.
 ///
 /// Compare rows of one run only: the machine is part of every figure.
 #[derive(Debug, Parser)]
 #[command(name = "compare")]
 pub struct Cli {
-    /// Cases: `all`, or some of `many`, `whole-nodes`, `one`, `overload`, separated by commas.
+    /// Cases: `all`, or some of `many`, `whole-nodes`, `one`, `large`, `before`, `overload`, `verdict`,
+    /// separated by commas.
     #[arg(long, default_value = "all", value_delimiter = ',')]
     case: Vec<String>,
-    /// Schedulers: `all`, or some of `kube-scheduler`, `native-gang`, `muster-job`, `muster-gate`,
-    /// `muster-ungated`, separated by commas.
+    /// Schedulers: `all`, or some of `raw`, `kube-scheduler`, `native-gang`, `coscheduling`, `kai`,
+    /// `muster-job`, `muster-gate`, `muster-ungated`, separated by commas. `all` are those that need
+    /// no further programs: without `coscheduling` and `kai`.
     #[arg(long, default_value = "all", value_delimiter = ',')]
     scheduler: Vec<String>,
+    /// Run `coscheduling` and `kai` as well. They are built with Go the first time (about 6 minutes).
+    #[arg(long)]
+    peers: bool,
     /// Nodes with 8 GPUs each, in the cases in which all gangs fit.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(260..=10_000))]
     nodes: u32,
@@ -63,8 +70,8 @@ impl Cli {
     /// Runs what is asked for and prints the table.
     ///
     /// # Errors
-    /// When any run failed: the others are still run, printed and written. When a floor was missed
-    /// and that counts.
+    /// When any run failed, but for those of other gang schedulers: the others are still run, printed
+    /// and written. When a floor was missed and that counts.
     pub async fn run(self) -> anyhow::Result<()> {
         let cases = self.cases()?;
         let contenders = self.contenders()?;
@@ -75,6 +82,7 @@ impl Cli {
         };
         let options = Options {
             programs,
+            peers: Peers::build(&contenders),
             agents: self.agents,
             audit: self.audit,
             log: self.muster_log.clone(),
@@ -85,31 +93,39 @@ impl Cli {
             agents: self.agents,
             audit: self.audit,
             rows: Vec::new(),
-            failures: Vec::new(),
+            absent: Vec::new(),
         };
         let limit = Duration::from_secs(self.limit);
         for round in 1..=self.rounds {
             for case in &cases {
                 for contender in &contenders {
+                    let absent = |failed: bool, why: String| Absent {
+                        case: case.name.to_owned(),
+                        case_title: case.title(),
+                        contender: contender.name().to_owned(),
+                        round,
+                        failed,
+                        why,
+                    };
+                    if let Some(why) = contender.has_no_part_in(case) {
+                        report.absent.push(absent(false, why.to_owned()));
+                        continue;
+                    }
                     let since = Instant::now();
                     eprint!("round {round}  {}  {} ... ", case.title(), contender.name());
                     match measure::run(case, *contender, &options, limit).await {
                         Ok(mut row) => {
                             row.round = round;
                             eprintln!(
-                                "{:.1} s ({:.0} s in all)",
-                                row.first_create_to_last_bound,
+                                "{} ({:.0} s in all)",
+                                row.in_short(),
                                 since.elapsed().as_secs_f64()
                             );
                             report.rows.push(row);
                         }
                         Err(error) => {
                             eprintln!("failed: {error:#}");
-                            report.failures.push(format!(
-                                "round {round}, {}, {}: {error:#}",
-                                case.name,
-                                contender.name()
-                            ));
+                            report.absent.push(absent(true, format!("{error:#}")));
                         }
                     }
                     report.write(&self.out)?;
@@ -118,8 +134,9 @@ impl Cli {
         }
         println!("{}", report.table());
         println!("written to {}", self.out.display());
-        if !report.failures.is_empty() {
-            bail!("{} runs failed", report.failures.len());
+        let failed = report.failures_that_count();
+        if failed > 0 {
+            bail!("{failed} runs failed");
         }
         let goals = goals::goals(&report.rows);
         let missed = goals.iter().filter(|goal| goal.floor && !goal.is_met());
@@ -142,11 +159,17 @@ impl Cli {
 
     fn contenders(&self) -> anyhow::Result<Vec<Contender>> {
         let names = Contender::ALL.map(Contender::name);
-        let wanted = chosen("--scheduler", &self.scheduler, &names)?;
-        Ok(Contender::ALL
-            .into_iter()
-            .filter(|contender| wanted.contains(&contender.name().to_owned()))
-            .collect())
+        chosen("--scheduler", &self.scheduler, &names)?;
+        let asked = |wanted: &str| self.scheduler.iter().any(|name| name == wanted);
+        let is_wanted = |contender: &Contender| {
+            let of_its_kind = if contender.is_peer() {
+                self.peers
+            } else {
+                asked("all")
+            };
+            of_its_kind || asked(contender.name())
+        };
+        Ok(Contender::ALL.into_iter().filter(is_wanted).collect())
     }
 }
 
@@ -180,6 +203,34 @@ mod tests {
         assert_eq!(
             chosen("--case", &["all".into()], &["many"]).unwrap(),
             ["many"]
+        );
+    }
+
+    #[test]
+    fn other_gang_schedulers_run_when_they_are_asked_for_and_never_by_themselves() {
+        let names = |arguments: &[&str]| {
+            let cli = Cli::try_parse_from([&["compare"], arguments].concat()).unwrap();
+            let contenders = cli.contenders().unwrap();
+            contenders
+                .into_iter()
+                .map(Contender::name)
+                .collect::<Vec<_>>()
+        };
+        let own = [
+            "raw",
+            "kube-scheduler",
+            "native-gang",
+            "muster-job",
+            "muster-gate",
+            "muster-ungated",
+        ];
+        assert_eq!(names(&[]), own);
+        assert_eq!(names(&["--peers"]).len(), Contender::ALL.len());
+        assert_eq!(names(&["--scheduler", "kai"]), ["kai"]);
+        assert_eq!(names(&["--scheduler", "all,kai"]).len(), own.len() + 1);
+        assert_eq!(
+            names(&["--scheduler", "muster-job", "--peers"]),
+            ["coscheduling", "kai", "muster-job"]
         );
     }
 }

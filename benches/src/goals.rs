@@ -38,45 +38,150 @@ pub fn goals(rows: &[Row]) -> Vec<Goal> {
             name if name == Contender::MusterGate.name() => 4.2,
             _ => continue,
         };
-        let of = |contender: Contender| {
-            rows.iter().find(|other| {
-                other.case == row.case
-                    && other.round == row.round
-                    && other.contender == contender.name()
-            })
+        let mut held = Held {
+            row,
+            rows,
+            goals: &mut goals,
         };
-        let mut add = |floor: bool, what: &str, figure: f64, most: f64| {
-            let what = format!("{} {}: {what}", row.case, row.contender);
-            goals.push(Goal {
-                floor,
-                what,
-                figure,
-                most,
-            });
-        };
-        if row.writes_after_settling.is_some() {
-            add(true, "writes per pod", row.writes_per_pod, 7.0);
-            continue;
+        match row.case.as_str() {
+            "overload" => held.floor("writes per pod", row.writes_per_pod, 7.0),
+            "verdict" => held.hold_verdict(),
+            "before" => held.hold_backlog(),
+            case => {
+                held.hold_to_native();
+                match case {
+                    "many" => held.hold_many(),
+                    "large" => held.hold_large(),
+                    _ => held.hold_to_plain(),
+                }
+                held.aim("writes per pod", row.writes_per_pod, writes);
+            }
         }
-        if let Some(native) = of(Contender::Native) {
-            let ratio = row.first_create_to_last_bound / native.first_create_to_last_bound;
-            add(true, "first create to last bound, of native's", ratio, 1.0);
-            let ratio = row.gang_p95 / native.gang_p95;
-            add(true, "gang p95, of native's", ratio, 1.0);
+    }
+    goals
+}
+
+/// A row while it is held to its goals.
+struct Held<'a> {
+    row: &'a Row,
+    rows: &'a [Row],
+    goals: &'a mut Vec<Goal>,
+}
+
+impl Held<'_> {
+    fn add(&mut self, floor: bool, what: &str, figure: f64, most: f64) {
+        let what = format!("{} {}: {what}", self.row.case, self.row.contender);
+        self.goals.push(Goal {
+            floor,
+            what,
+            figure,
+            most,
+        });
+    }
+
+    fn floor(&mut self, what: &str, figure: f64, most: f64) {
+        self.add(true, what, figure, most);
+    }
+
+    fn aim(&mut self, what: &str, figure: f64, most: f64) {
+        self.add(false, what, figure, most);
+    }
+
+    /// Another contender's row of the same case and round.
+    fn other(&self, contender: Contender) -> Option<&Row> {
+        self.rows.iter().find(|other| {
+            other.case == self.row.case
+                && other.round == self.row.round
+                && other.contender == contender.name()
+        })
+    }
+
+    /// The row's time as a part of another contender's.
+    fn time_of(&self, contender: Contender) -> Option<f64> {
+        let other = self.other(contender)?.first_create_to_last_bound;
+        Some(self.row.first_create_to_last_bound / other)
+    }
+
+    fn p95_of(&self, contender: Contender) -> Option<f64> {
+        Some(self.row.gang_p95 / self.other(contender)?.gang_p95)
+    }
+
+    fn is_big(&self) -> bool {
+        self.row.nodes >= BIG
+    }
+
+    fn hold_to_native(&mut self) {
+        if let Some(ratio) = self.time_of(Contender::Native) {
+            self.floor("first create to last bound, of native's", ratio, 1.0);
         }
-        if let Some(plain) = of(Contender::Plain) {
-            let ratio = row.first_create_to_last_bound / plain.first_create_to_last_bound;
-            let most = if row.nodes >= BIG { 0.95 } else { 1.2 };
-            add(
-                false,
+        if let Some(ratio) = self.p95_of(Contender::Native) {
+            self.floor("gang p95, of native's", ratio, 1.0);
+        }
+    }
+
+    fn hold_to_plain(&mut self) {
+        if let Some(ratio) = self.time_of(Contender::Plain) {
+            let most = if self.is_big() { 0.95 } else { 1.2 };
+            self.aim(
                 "first create to last bound, of kube-scheduler's",
                 ratio,
                 most,
             );
         }
-        add(false, "writes per pod", row.writes_per_pod, writes);
     }
-    goals
+
+    /// Many gangs while the scheduler runs. Their p95 is held against the native gangs' above.
+    fn hold_many(&mut self) {
+        if let Some(ratio) = self.time_of(Contender::Plain) {
+            let (floor, aim) = if self.is_big() {
+                (1.0, 0.85)
+            } else {
+                (1.3, 1.1)
+            };
+            let what = "first create to last bound, of kube-scheduler's";
+            self.floor(what, ratio, floor);
+            self.aim(what, ratio, aim);
+        }
+        for peer in Contender::ALL.into_iter().filter(|one| one.is_peer()) {
+            if let Some(ratio) = self.p95_of(peer) {
+                self.floor(&format!("gang p95, of {}'s", peer.name()), ratio, 1.0);
+            }
+        }
+    }
+
+    /// One gang that takes most of the cluster.
+    fn hold_large(&mut self) {
+        let what = "first create to last bound, s";
+        let seconds = self.row.first_create_to_last_bound;
+        self.floor(what, seconds, 5.0);
+        let raw = self.other(Contender::Raw);
+        let most = raw.map_or(1.0, |raw| (raw.first_create_to_last_bound * 1.2).max(1.0));
+        self.aim(what, seconds, most);
+    }
+
+    /// All gangs are there before the scheduler.
+    fn hold_backlog(&mut self) {
+        if let Some(ratio) = self.time_of(Contender::Plain) {
+            // 1.3 times its pods per second.
+            let what = "start to last bound, of kube-scheduler's";
+            self.floor(what, ratio, 1.0);
+            self.aim(what, ratio, 1.0 / 1.3);
+        }
+        let what = "half of the gangs whole, share of the time";
+        let share = self.row.half_share;
+        self.floor(what, share, 0.6);
+        self.aim(what, share, 0.5);
+    }
+
+    /// A gang that cannot run.
+    fn hold_verdict(&mut self) {
+        if let Some(told) = &self.row.told {
+            let what = "last create to verdict, s";
+            let after = told.after;
+            self.floor(what, after, 1.0);
+            self.aim(what, after, 0.05);
+        }
+    }
 }
 
 /// The goals as a table; nothing when there are none.
@@ -101,6 +206,7 @@ pub fn table(goals: &[Goal]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::row::Told;
 
     fn row(contender: Contender, seconds: f64, writes: f64) -> Row {
         Row {
@@ -165,5 +271,104 @@ mod tests {
             table.contains("  1.25      1.00  floor MISSED  one muster-gate: gang p95"),
             "{table}"
         );
+    }
+
+    fn shown(rows: &[Row]) -> Vec<(bool, bool, String)> {
+        goals(rows)
+            .into_iter()
+            .map(|goal| (goal.floor, goal.is_met(), goal.what))
+            .collect()
+    }
+
+    #[test]
+    fn the_large_gang_may_take_a_second_or_a_fifth_more_than_bindings_alone() {
+        let large = |contender, seconds| Row {
+            case: "large".into(),
+            ..row(contender, seconds, 3.0)
+        };
+        let of = |raw: &[Row]| {
+            let rows = [raw, &[large(Contender::MusterJob, 1.7)]].concat();
+            let shown = shown(&rows);
+            let wanted = "large muster-job: first create to last bound, s";
+            let own = shown.into_iter().filter(|(_, _, what)| what == wanted);
+            own.map(|(floor, met, _)| (floor, met)).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&[]), [(true, true), (false, false)]);
+        assert_eq!(
+            of(&[large(Contender::Raw, 1.5)]),
+            [(true, true), (false, true)]
+        );
+    }
+
+    #[test]
+    fn a_verdict_a_backlog_and_many_gangs_have_goals_of_their_own() {
+        let told = Told {
+            after: 0.2,
+            ..Told::default()
+        };
+        let verdict = Row {
+            case: "verdict".into(),
+            told: Some(told),
+            ..row(Contender::MusterGate, 0.0, 3.0)
+        };
+        let before = |contender, seconds| Row {
+            case: "before".into(),
+            half_share: 0.55,
+            ..row(contender, seconds, 3.0)
+        };
+        let many = |contender, seconds| Row {
+            case: "many".into(),
+            ..row(contender, seconds, 3.0)
+        };
+        let rows = [
+            verdict,
+            before(Contender::Plain, 10.0),
+            before(Contender::MusterGate, 9.0),
+            many(Contender::Plain, 10.0),
+            many(Contender::Coscheduling, 11.0),
+            many(Contender::MusterGate, 12.0),
+        ];
+        let wanted = [
+            (true, true, "verdict muster-gate: last create to verdict, s"),
+            (
+                false,
+                false,
+                "verdict muster-gate: last create to verdict, s",
+            ),
+            (
+                true,
+                true,
+                "before muster-gate: start to last bound, of kube-scheduler's",
+            ),
+            (
+                false,
+                false,
+                "before muster-gate: start to last bound, of kube-scheduler's",
+            ),
+            (
+                true,
+                true,
+                "before muster-gate: half of the gangs whole, share of the time",
+            ),
+            (
+                false,
+                false,
+                "before muster-gate: half of the gangs whole, share of the time",
+            ),
+            (
+                true,
+                true,
+                "many muster-gate: first create to last bound, of kube-scheduler's",
+            ),
+            (
+                false,
+                false,
+                "many muster-gate: first create to last bound, of kube-scheduler's",
+            ),
+            (true, false, "many muster-gate: gang p95, of coscheduling's"),
+            (false, true, "many muster-gate: writes per pod"),
+        ];
+        let wanted = wanted.map(|(floor, met, what)| (floor, met, what.to_owned()));
+        assert_eq!(shown(&rows), wanted);
     }
 }

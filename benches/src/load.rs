@@ -3,6 +3,7 @@
 //! ```text
 //!   gangs that are submitted ---------------------------> steps --(64 requests in flight)--> API server
 //!   jobs that are submitted -> API server -> controller --^
+//!   without a scheduler: each pod that is there -> raw::bind
 //! ```
 
 use std::collections::BTreeMap;
@@ -21,9 +22,10 @@ use tokio::task::JoinSet;
 use crate::contender::Contender;
 use crate::controller;
 use crate::objects::{self, Gang, Object};
+use crate::raw::{self, Places};
 
 /// Requests in flight: more make the API server no faster on a few cores.
-const IN_FLIGHT: usize = 64;
+pub const IN_FLIGHT: usize = 64;
 /// Jobs or PodGroups in flight.
 const HEADS_IN_FLIGHT: usize = 8;
 /// Steps that wait for the maker; the submitter then waits as well.
@@ -50,6 +52,10 @@ pub struct Created {
     pub last_pod: Option<Timestamp>,
     /// Pods created.
     pub pods: usize,
+    /// When the last job was answered.
+    pub last_job: Option<Timestamp>,
+    /// Jobs created.
+    pub jobs: usize,
 }
 
 /// The load on its way. Dropping it stops what is still to be created.
@@ -60,18 +66,24 @@ pub struct Load {
 }
 
 impl Load {
-    /// Submits all gangs at once.
+    /// Submits all gangs at once. With places, each pod is bound to its own as soon as it is there.
     pub fn start(
         client: &Client,
         gangs: Vec<Gang>,
         contender: Contender,
         interleaved: bool,
+        places: Option<Places>,
     ) -> Load {
         let created: Arc<Mutex<Created>> = Arc::default();
         let (sender, receiver) = mpsc::channel(STEPS_MAX);
         let mut tasks = JoinSet::new();
-        tasks.spawn(make(client.clone(), receiver, Arc::clone(&created)));
-        if contender == Contender::MusterJob {
+        let binder = places.map(|places| {
+            let (binder, pods) = mpsc::channel(STEPS_MAX);
+            tasks.spawn(raw::bind(client.clone(), places, pods));
+            binder
+        });
+        tasks.spawn(make(client.clone(), receiver, Arc::clone(&created), binder));
+        if contender.has_jobs() {
             tasks.spawn(controller::run(client.clone(), sender));
             tasks.spawn(submit_jobs(
                 client.clone(),
@@ -89,6 +101,21 @@ impl Load {
             ));
         }
         Load { created, tasks }
+    }
+
+    /// Binds pods that are there already to their places.
+    pub fn bind(&mut self, client: &Client, places: Places) {
+        let (binder, pods) = mpsc::channel(STEPS_MAX);
+        let names: Vec<String> = places.keys().cloned().collect();
+        self.tasks.spawn(raw::bind(client.clone(), places, pods));
+        self.tasks.spawn(async move {
+            for name in names {
+                if binder.send(name).await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        });
     }
 
     /// What has been created so far.
@@ -118,13 +145,8 @@ async fn submit_pods(
 ) -> anyhow::Result<()> {
     let mut all = Vec::new();
     for gang in &gangs {
-        let head = if contender == Contender::Native {
-            vec![objects::pod_group(gang)?]
-        } else {
-            Vec::new()
-        };
         all.push(Step {
-            head,
+            head: objects::pod_group(gang, contender)?.into_iter().collect(),
             pods: objects::pods(gang, contender)?,
         });
     }
@@ -173,7 +195,11 @@ async fn submit_jobs(
             let (client, created) = (client.clone(), Arc::clone(&created));
             async move {
                 locked(&created).submitted.insert(name, Timestamp::now());
-                create(&client, job).await
+                create(&client, job).await?;
+                let mut created = locked(&created);
+                created.jobs = created.jobs.saturating_add(1);
+                created.last_job = Some(Timestamp::now());
+                Ok(())
             }
         })
         .buffered(HEADS_IN_FLIGHT)
@@ -181,11 +207,22 @@ async fn submit_jobs(
         .await
 }
 
-/// Creates what comes, step by step, until nothing more comes.
+/// Creates objects, as many at once as the load does.
+pub async fn create_all(client: &Client, objects: Vec<Object>) -> anyhow::Result<()> {
+    futures::stream::iter(objects)
+        .map(|object| create(client, object))
+        .buffer_unordered(IN_FLIGHT)
+        .try_for_each(|()| async { Ok(()) })
+        .await
+}
+
+/// Creates what comes, step by step, until nothing more comes, and tells the binder, if there is
+/// one, of each pod.
 async fn make(
     client: Client,
     steps: mpsc::Receiver<Step>,
     created: Arc<Mutex<Created>>,
+    binder: Option<mpsc::Sender<String>>,
 ) -> anyhow::Result<()> {
     let steps = futures::stream::unfold(steps, |mut steps| async move {
         let step = steps.recv().await?;
@@ -207,11 +244,18 @@ async fn make(
         .try_flatten()
         .map_ok(|pod| {
             let (client, created) = (client.clone(), Arc::clone(&created));
+            let binder = binder.clone();
             async move {
+                let name = pod.name.clone();
                 create(&client, pod).await?;
-                let mut created = locked(&created);
-                created.pods = created.pods.saturating_add(1);
-                created.last_pod = Some(Timestamp::now());
+                {
+                    let mut created = locked(&created);
+                    created.pods = created.pods.saturating_add(1);
+                    created.last_pod = Some(Timestamp::now());
+                }
+                if let Some(binder) = binder {
+                    binder.send(name).await.context("the binder has ended")?;
+                }
                 anyhow::Ok(())
             }
         })
@@ -220,7 +264,8 @@ async fn make(
         .await
 }
 
-async fn create(client: &Client, object: Object) -> anyhow::Result<()> {
+/// Creates one object.
+pub async fn create(client: &Client, object: Object) -> anyhow::Result<()> {
     let path = object.path.clone();
     let request = Request::new(object.path)
         .create(&PostParams::default(), object.body)
@@ -238,6 +283,7 @@ mod tests {
 
     fn object(name: &str) -> Object {
         Object {
+            name: name.into(),
             path: name.into(),
             body: Vec::new(),
         }

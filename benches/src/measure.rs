@@ -8,13 +8,14 @@ use jiff::Timestamp;
 use muster_control_plane::{AuditPosition, Cluster, Usage, WriteKind, Writes};
 
 use crate::analysis::{self, Outcome, percentile};
-use crate::case::Case;
+use crate::case::{Case, Scene};
 use crate::contender::Contender;
 use crate::load::{Created, Load};
 use crate::machine;
 use crate::objects::Gang;
-use crate::row::Row;
+use crate::row::{Row, Told};
 use crate::stage::{self, Options, Stage};
+use crate::verdict::{Ear, Verdict};
 
 /// Time without a binding after which an overloaded cluster counts as settled.
 const SETTLED: Duration = Duration::from_secs(5);
@@ -65,36 +66,30 @@ pub async fn run(
     options: &Options,
     limit: Duration,
 ) -> anyhow::Result<Row> {
-    let stage = Stage::start(case, contender, options).await?;
     let gangs = Gang::of(case);
-    let before = Counters::read(&stage.cluster).await?;
-    let mut load = Load::start(
-        &stage.cluster.admin(),
-        gangs.clone(),
-        contender,
-        case.interleaved,
-    );
-    if case.is_overload() {
-        settle(&stage, case, contender, &mut load, limit).await?;
-    } else {
-        let pods = case.pods_total();
-        let wanted = |world: &_| stage::running(world) == pods;
-        stage
-            .wait(limit, "all pods to run", Some(&mut load), wanted)
-            .await?;
-        tokio::time::sleep(LATE).await;
-    }
+    let mut run = Run::begin(case, contender, options, &gangs, limit).await?;
+    let verdict = run.end(case, contender, limit).await?;
+    let Run {
+        stage,
+        load,
+        before,
+        since,
+        ..
+    } = run;
     let after = Counters::read(&stage.cluster).await?;
-    let mut row = figures(&before, &after, case);
+    let mut row = figures(&before, &after, case, contender);
     row.writes = writes(&stage, &before, &after, options.audit)?;
     if case.is_overload() {
         tokio::time::sleep(AFTER).await;
         let later = stage.cluster.api_writes().await?.since(&after.writes);
-        row.writes_after_settling =
-            Some(later.count(|kind| is_cost(kind) && kind.resource != "leases"));
+        let later = later.count(|kind| is_cost(kind, contender) && kind.resource != "leases");
+        row.writes_after_settling = Some(later);
     }
-    let created = load.created();
+    let mut created = load.created();
     drop(load);
+    if let Some(since) = since {
+        created.submitted.values_mut().for_each(|at| *at = since);
+    }
     let history = stage.recorder.caught_up(RECORD_MAX).await?;
     if let Some(gap) = history.gaps.first() {
         bail!("the record has a gap at {gap}");
@@ -112,7 +107,127 @@ pub async fn run(
         row.muster_metrics = Some(muster.metrics().await?);
     }
     complete(&mut row, case, contender, &created, outcome)?;
+    row.told = verdict.map(|verdict| told(verdict, &created));
     Ok(row)
+}
+
+/// A run between its counters.
+struct Run {
+    stage: Stage,
+    load: Load,
+    before: Counters,
+    /// When the scheduler was started, where it came after the gangs.
+    since: Option<Timestamp>,
+    /// Listens for what is said of the gang, where that is the question.
+    ear: Option<Ear>,
+}
+
+impl Run {
+    /// Sets the stage, reads the counters and submits the gangs.
+    async fn begin(
+        case: &Case,
+        contender: Contender,
+        options: &Options,
+        gangs: &[Gang],
+        limit: Duration,
+    ) -> anyhow::Result<Self> {
+        if case.scene != Scene::NoScheduler {
+            let stage = Stage::start(case, contender, options).await?;
+            let full = gangs.first().filter(|_| case.scene == Scene::Full);
+            let ear = full.map(|gang| Ear::open(stage.cluster.admin(), contender, gang));
+            let before = Counters::read(&stage.cluster).await?;
+            return Ok(Self {
+                load: stage.load(gangs, case.interleaved, true),
+                before,
+                since: None,
+                ear,
+                stage,
+            });
+        }
+        let mut stage = Stage::prepare(case, contender, options).await?;
+        let mut load = stage.load(gangs, case.interleaved, false);
+        wait_created(&stage, case, contender, &mut load, limit).await?;
+        let before = Counters::read(&stage.cluster).await?;
+        let since = Timestamp::now();
+        stage.start_scheduler().await?;
+        if contender == Contender::Raw {
+            load.bind(&stage.cluster.admin(), stage.places(gangs));
+        }
+        Ok(Self {
+            stage,
+            load,
+            before,
+            since: Some(since),
+            ear: None,
+        })
+    }
+
+    /// Waits until there is nothing more to come. Returns the verdict, where one was waited for.
+    async fn end(
+        &mut self,
+        case: &Case,
+        contender: Contender,
+        limit: Duration,
+    ) -> anyhow::Result<Option<Verdict>> {
+        let mut verdict = None;
+        if let Some(ear) = &mut self.ear {
+            let heard = tokio::time::timeout(limit, ear.verdict()).await;
+            let heard = heard.with_context(|| {
+                format!("nothing said within {limit:?} that the gang cannot run")
+            })?;
+            verdict = Some(heard?);
+        } else if case.is_overload() {
+            settle(&self.stage, case, contender, &mut self.load, limit).await?;
+            return Ok(None);
+        } else {
+            let pods = case.pods_total();
+            let wanted = |world: &_| stage::running(world) == pods;
+            self.stage
+                .wait(limit, "all pods to run", Some(&mut self.load), wanted)
+                .await?;
+        }
+        tokio::time::sleep(LATE).await;
+        self.load.check()?;
+        Ok(verdict)
+    }
+}
+
+/// Waits until everything that can be there without a scheduler is there: pods, or jobs that are held.
+async fn wait_created(
+    stage: &Stage,
+    case: &Case,
+    contender: Contender,
+    load: &mut Load,
+    limit: Duration,
+) -> anyhow::Result<()> {
+    let held = contender.is_muster() && contender.has_jobs();
+    let since = Instant::now();
+    loop {
+        load.check()?;
+        stage.cluster.check_all_running()?;
+        let created = load.created();
+        if created.pods >= case.pods_total() || (held && created.jobs >= case.gangs) {
+            return stage.wait_quiet().await;
+        }
+        if since.elapsed() > limit {
+            bail!(
+                "waited {limit:?} for the load: {} jobs and {} pods are there",
+                created.jobs,
+                created.pods
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// How soon a verdict came after the last creation.
+fn told(verdict: Verdict, created: &Created) -> Told {
+    let last = created.last_pod.or(created.last_job).unwrap_or(verdict.at);
+    Told {
+        after: verdict.at.duration_since(last).as_secs_f64().max(0.0),
+        by: verdict.by,
+        text: verdict.text,
+    }
 }
 
 /// Waits until those that fit are bound and nothing is bound any more.
@@ -149,7 +264,7 @@ async fn settle(
     Ok(())
 }
 
-fn figures(before: &Counters, after: &Counters, case: &Case) -> Row {
+fn figures(before: &Counters, after: &Counters, case: &Case, contender: Contender) -> Row {
     let zero = Usage::default();
     let spent = |name: &String, usage: &Usage| {
         let earlier = before.usage.get(name).unwrap_or(&zero);
@@ -163,7 +278,8 @@ fn figures(before: &Counters, after: &Counters, case: &Case) -> Row {
     let wall = after.at.duration_since(before.at).as_secs_f64();
     let machine = wall * std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
     let others = after.busy.saturating_sub(before.busy).saturating_sub(own);
-    let writes = after.writes.since(&before.writes).count(is_cost);
+    let writes = after.writes.since(&before.writes);
+    let writes = writes.count(|kind| is_cost(kind, contender));
     Row {
         case: case.name.to_owned(),
         case_title: case.title(),
@@ -189,10 +305,14 @@ fn figures(before: &Counters, after: &Counters, case: &Case) -> Row {
 /// jobs and PodGroups, what authorization turned away (controllers of the control plane that try
 /// things which no run here is about), and statuses of pods that were refused as invalid: KWOK now
 /// and then writes the status of a pod that runs already once more, with another address.
-fn is_cost(kind: &WriteKind) -> bool {
-    let load = kind.verb == "create"
-        && kind.subresource.is_empty()
-        && matches!(kind.resource.as_str(), "pods" | "pytorchjobs" | "podgroups");
+fn is_cost(kind: &WriteKind, contender: Contender) -> bool {
+    let load = match kind.resource.as_str() {
+        "pods" | "pytorchjobs" => true,
+        // KAI makes its own.
+        "podgroups" => contender != Contender::Kai,
+        _ => false,
+    };
+    let load = load && kind.verb == "create" && kind.subresource.is_empty();
     let twice = kind.resource == "pods" && kind.subresource == "status" && kind.code == 422;
     !load && !twice && kind.code != 401 && kind.code != 403
 }
@@ -235,28 +355,34 @@ fn complete(
     created: &Created,
     outcome: Outcome,
 ) -> anyhow::Result<()> {
-    if contender.has_gangs() || !case.is_overload() {
-        if outcome.whole != case.fit() || outcome.partial != 0 {
-            bail!(
-                "{} whole gangs and {} in part at the end, {} and 0 were to be",
-                outcome.whole,
-                outcome.partial,
-                case.fit()
-            );
-        }
+    let as_wanted = outcome.whole == case.fit() && outcome.partial == 0;
+    if (contender.has_gangs() || !case.is_overload()) && !as_wanted {
+        bail!(
+            "{} whole gangs and {} in part at the end, {} and 0 were to be",
+            outcome.whole,
+            outcome.partial,
+            case.fit()
+        );
     }
-    let first = created.submitted.values().min().copied();
-    let (first, last) = first.zip(outcome.last_bound).context("nothing was bound")?;
     let seconds = |from: Timestamp, until: Timestamp| until.duration_since(from).as_secs_f64();
     let share = |values: &[Duration], share| {
         percentile(values, share).map_or(0.0, |value| value.as_secs_f64())
     };
     row.contender = contender.name().to_owned();
     row.pods_bound = outcome.bound;
-    row.first_create_to_last_bound = seconds(first, last);
-    row.last_create_to_last_bound = created.last_pod.map_or(0.0, |made| seconds(made, last));
-    row.pods_per_second = outcome.bound as f64 / row.first_create_to_last_bound.max(0.001);
     row.gang_p50 = share(&outcome.latencies, 0.5);
+    if case.fit() > 0 {
+        let first = created.submitted.values().min().copied();
+        let (first, last) = first.zip(outcome.last_bound).context("nothing was bound")?;
+        row.first_create_to_last_bound = seconds(first, last);
+        row.to_first_bound = outcome
+            .first_bound
+            .map_or(0.0, |bound| seconds(first, bound));
+        row.last_create_to_last_bound = created.last_pod.map_or(0.0, |made| seconds(made, last));
+        let whole = row.first_create_to_last_bound.max(0.001);
+        row.pods_per_second = outcome.bound as f64 / whole;
+        row.half_share = row.gang_p50 / whole;
+    }
     row.gang_p95 = share(&outcome.latencies, 0.95);
     row.gang_pods_p50 = share(&outcome.pod_latencies, 0.5);
     row.gang_pods_p95 = share(&outcome.pod_latencies, 0.95);

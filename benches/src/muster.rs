@@ -53,9 +53,8 @@ fn free_address() -> anyhow::Result<String> {
 }
 
 impl Muster {
-    /// Installs what `muster-scheduler print` prints, starts Muster with mutual TLS and waits until
-    /// it leads and is ready.
-    pub async fn start(cluster: &Cluster, settings: &Settings) -> anyhow::Result<Muster> {
+    /// Installs what `muster-scheduler print` prints.
+    pub async fn install(cluster: &Cluster, settings: &Settings) -> anyhow::Result<()> {
         cluster.install_job_crds().await?;
         cluster.apply_yaml(&manifests::crds()).await?;
         cluster.wait_for_crds(&["gangs.muster.dev"]).await?;
@@ -63,6 +62,11 @@ impl Muster {
         if settings.policies {
             cluster.apply_yaml(&manifests::admission_policy()).await?;
         }
+        Ok(())
+    }
+
+    /// Starts Muster, which is installed, with mutual TLS and waits until it leads and is ready.
+    pub async fn start(cluster: &Cluster, settings: &Settings) -> anyhow::Result<Muster> {
         let muster = Muster {
             http: free_address()?,
             agents: free_address()?,

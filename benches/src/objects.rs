@@ -7,15 +7,22 @@ use serde_json::{Map, Value, json};
 
 use crate::case::Case;
 use crate::contender::Contender;
+use crate::kai;
 
 /// Namespace of the load.
 pub const NAMESPACE: &str = "default";
 /// Label on every pod of the load: its gang.
 pub const GANG: &str = "bench.muster.dev/gang";
+/// Label on the pods that only take room.
+pub const FILLER: &str = "bench.muster.dev/filler";
+/// Label by which a pod names its PodGroup of scheduler-plugins.
+const POD_GROUP_LABEL: &str = "scheduling.x-k8s.io/pod-group";
 
 /// Something to create: where to POST what.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Object {
+    /// Its name.
+    pub name: String,
     /// Path of the collection.
     pub path: String,
     /// The object as JSON.
@@ -23,9 +30,12 @@ pub struct Object {
 }
 
 impl Object {
-    fn new(path: String, object: &Value) -> anyhow::Result<Self> {
+    /// An object to POST to the path.
+    pub fn new(path: String, object: &Value) -> anyhow::Result<Self> {
         let body = serde_json::to_vec(object).context("encode an object")?;
-        Ok(Self { path, body })
+        let name = object.pointer("/metadata/name").and_then(Value::as_str);
+        let name = name.unwrap_or_default().to_owned();
+        Ok(Self { name, path, body })
     }
 }
 
@@ -44,9 +54,13 @@ pub fn jobs_path() -> String {
     collection("/apis/kubeflow.org/v1", "pytorchjobs")
 }
 
-/// Path of the native PodGroups.
-pub fn pod_groups_path() -> String {
-    collection("/apis/scheduling.k8s.io/v1beta1", "podgroups")
+/// API version of a contender's PodGroups that the load has to create; nothing where there are none.
+pub fn pod_group_api(contender: Contender) -> Option<&'static str> {
+    match contender {
+        Contender::Native => Some("scheduling.k8s.io/v1beta1"),
+        Contender::Coscheduling => Some("scheduling.x-k8s.io/v1alpha1"),
+        _ => None,
+    }
 }
 
 /// A gang to be made.
@@ -71,6 +85,16 @@ impl Gang {
             })
             .collect()
     }
+
+    /// Name of one of its pods.
+    pub fn pod_name(&self, index: usize) -> String {
+        pod_name(&self.name, "worker", index)
+    }
+}
+
+/// Named as training-operator names pods.
+fn pod_name(job: &str, role: &str, index: usize) -> String {
+    format!("{job}-{role}-{index}")
 }
 
 /// The template's spec: what a user writes.
@@ -109,15 +133,21 @@ fn environment(job: &str, index: usize, pods: usize) -> Value {
 
 /// The PyTorchJob of a gang, as a user submits it.
 pub fn job(gang: &Gang, contender: Contender) -> anyhow::Result<Object> {
+    let mut labels = Map::new();
+    if contender == Contender::Kai {
+        labels.insert(kai::QUEUE_LABEL.to_owned(), json!(kai::QUEUE));
+    }
+    let mut of_pods = labels.clone();
+    of_pods.insert(GANG.to_owned(), json!(gang.name));
     let job = json!({
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
-        "metadata": {"name": gang.name, "namespace": NAMESPACE},
+        "metadata": {"name": gang.name, "namespace": NAMESPACE, "labels": labels},
         "spec": {"pytorchReplicaSpecs": {"Worker": {
             "replicas": gang.pods,
             "restartPolicy": "OnFailure",
             "template": {
-                "metadata": {"labels": {GANG: gang.name}},
+                "metadata": {"labels": of_pods},
                 "spec": template_spec(gang, contender),
             },
         }}},
@@ -125,15 +155,49 @@ pub fn job(gang: &Gang, contender: Contender) -> anyhow::Result<Object> {
     Object::new(jobs_path(), &job)
 }
 
-/// The native PodGroup of a gang.
-pub fn pod_group(gang: &Gang) -> anyhow::Result<Object> {
+/// The PodGroup that goes before a gang's pods; nothing where a contender has none.
+pub fn pod_group(gang: &Gang, contender: Contender) -> anyhow::Result<Option<Object>> {
+    let Some(api) = pod_group_api(contender) else {
+        return Ok(None);
+    };
+    let spec = match contender {
+        Contender::Native => json!({"schedulingPolicy": {"gang": {"minCount": gang.pods}}}),
+        _ => json!({"minMember": gang.pods}),
+    };
     let group = json!({
-        "apiVersion": "scheduling.k8s.io/v1beta1",
+        "apiVersion": api,
         "kind": "PodGroup",
         "metadata": {"name": gang.name, "namespace": NAMESPACE},
-        "spec": {"schedulingPolicy": {"gang": {"minCount": gang.pods}}},
+        "spec": spec,
     });
-    Object::new(pod_groups_path(), &group)
+    let path = collection(&format!("/apis/{api}"), "podgroups");
+    Object::new(path, &group).map(Some)
+}
+
+/// Pods that take every GPU of the nodes and that no scheduler has to place.
+pub fn fillers(nodes: impl Iterator<Item = String>, gpus: u32) -> anyhow::Result<Vec<Object>> {
+    nodes
+        .map(|node| {
+            let pod = json!({
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": format!("filler-{node}"), "namespace": NAMESPACE,
+                    "labels": {FILLER: "true"},
+                },
+                "spec": {
+                    "nodeName": node,
+                    "tolerations": [{"operator": "Exists"}],
+                    "containers": [{
+                        "name": "filler",
+                        "image": "registry.example/train:1",
+                        "resources": {"limits": {"nvidia.com/gpu": gpus}},
+                    }],
+                },
+            });
+            Object::new(pods_path(), &pod)
+        })
+        .collect()
 }
 
 /// The pods of a gang that no job stands for.
@@ -145,6 +209,9 @@ pub fn pods(gang: &Gang, contender: Contender) -> anyhow::Result<Vec<Object>> {
     if contender.is_muster() {
         labels.insert(names::GANG_LABEL.to_owned(), json!(gang.name));
         annotations.insert(names::GANG_SIZE.to_owned(), json!(gang.pods.to_string()));
+    }
+    if contender == Contender::Coscheduling {
+        labels.insert(POD_GROUP_LABEL.to_owned(), json!(gang.name));
     }
     if contender == Contender::Native
         && let Some(spec) = spec.as_object_mut()
@@ -206,7 +273,7 @@ fn pod(
     template: &Value,
 ) -> anyhow::Result<Object> {
     let mut pod = template.clone();
-    let name = format!("{job}-{role}-{index}");
+    let name = pod_name(job, role, index);
     let root = pod.as_object_mut().context("a template is an object")?;
     root.insert("apiVersion".to_owned(), json!("v1"));
     root.insert("kind".to_owned(), json!("Pod"));
@@ -301,6 +368,23 @@ mod tests {
         assert_eq!(plain["metadata"]["labels"][names::GANG_LABEL], Value::Null);
         let native = of(Contender::Native);
         assert_eq!(native["spec"]["schedulingGroup"]["podGroupName"], "g000");
+        let group = |contender| {
+            let group = pod_group(&gang(), contender).unwrap();
+            group.map(|group| (group.path.clone(), read(&group)["spec"].clone()))
+        };
+        let native = group(Contender::Native).unwrap();
+        assert_eq!(native.1["schedulingPolicy"]["gang"]["minCount"], 3);
+        let cosched = of(Contender::Coscheduling);
+        assert_eq!(cosched["metadata"]["labels"][POD_GROUP_LABEL], "g000");
+        let cosched = group(Contender::Coscheduling).unwrap();
+        assert_eq!(
+            cosched.0,
+            "/apis/scheduling.x-k8s.io/v1alpha1/namespaces/default/podgroups"
+        );
+        assert_eq!(cosched.1["minMember"], 3);
+        assert_eq!(group(Contender::MusterGate), None);
+        let kai = read(&job(&gang(), Contender::Kai).unwrap());
+        assert_eq!(kai["metadata"]["labels"][kai::QUEUE_LABEL], kai::QUEUE);
         let gated = of(Contender::MusterGate);
         assert_eq!(gated["metadata"]["labels"][names::GANG_LABEL], "g000");
         assert_eq!(gated["metadata"]["annotations"][names::GANG_SIZE], "3");

@@ -6,6 +6,18 @@ use serde::Serialize;
 
 use crate::analysis::Tick;
 
+/// How soon a gang that cannot run was told so.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Told {
+    /// From the answer to the last creation (of a pod; of the job where no pods are made before there
+    /// is room) until the watch brought the object that says so, s; 0 where it came before that answer.
+    pub after: f64,
+    /// Kind and name of that object.
+    pub by: String,
+    /// Its text.
+    pub text: String,
+}
+
 /// What one scheduler did with one case. Times in seconds.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Row {
@@ -23,8 +35,11 @@ pub struct Row {
     pub pods: usize,
     /// Pods bound at the end.
     pub pods_bound: usize,
-    /// From the first submission to the last binding.
+    /// From the first submission to the last binding; from the start of the scheduler where that
+    /// comes after the gangs.
     pub first_create_to_last_bound: f64,
+    /// From the same moment to the first binding.
+    pub to_first_bound: f64,
     /// From the answer to the last creation to the last binding.
     pub last_create_to_last_bound: f64,
     /// Pods bound for each second of that time.
@@ -37,6 +52,10 @@ pub struct Row {
     pub gang_pods_p50: f64,
     /// 95th percentile of the same.
     pub gang_pods_p95: f64,
+    /// Share of the first time by which half of the gangs had all members bound, 0 to 1.
+    pub half_share: f64,
+    /// How soon it was said that a gang cannot run, where that is the question.
+    pub told: Option<Told>,
     /// Write requests of all clients, events included, for each pod asked for. Without the load's
     /// own creation of pods, jobs and PodGroups, and without what authorization turned away.
     pub writes_per_pod: f64,
@@ -70,8 +89,41 @@ pub struct Row {
 }
 
 impl Row {
-    /// Processor time of a program, seconds; 0 when it did not run.
-    pub fn cpu_of(&self, program: &str) -> f64 {
-        self.cpu.get(program).copied().unwrap_or(0.0)
+    /// What the row says above all, for a line of progress.
+    pub fn in_short(&self) -> String {
+        self.told.as_ref().map_or_else(
+            || format!("{:.1} s", self.first_create_to_last_bound),
+            |told| format!("told after {:.0} ms", told.after * 1000.0),
+        )
+    }
+
+    /// Processor time of programs together, seconds; 0 for those that did not run.
+    pub fn cpu_of(&self, programs: &[&str]) -> f64 {
+        let cpu = programs.iter().filter_map(|program| self.cpu.get(*program));
+        // Not by `sum`, which is -0.0 of nothing.
+        cpu.fold(0.0, |sum, one| sum + one)
+    }
+
+    /// Sum of the programs' largest resident memories, MiB.
+    pub fn memory_of(&self, programs: &[&str]) -> u64 {
+        let memory = programs
+            .iter()
+            .filter_map(|program| self.memory_peak_mib.get(*program));
+        memory.sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cost_of_no_program_is_zero_and_not_minus_zero() {
+        let row = Row {
+            cpu: [("a".to_owned(), 1.5), ("b".to_owned(), 2.0)].into(),
+            ..Row::default()
+        };
+        assert_eq!(format!("{:.1}", row.cpu_of(&[])), "0.0");
+        assert_eq!(format!("{:.1}", row.cpu_of(&["a", "b", "c"])), "3.5");
     }
 }

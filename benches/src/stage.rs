@@ -1,4 +1,5 @@
-//! A fresh cluster with one scheduler, warmed up by one gang that goes the way of all others.
+//! A fresh cluster with one scheduler, warmed up by one gang that goes the way of all others. Where the
+//! scheduler is to find the gangs when it starts, nothing is warmed up.
 
 use std::time::{Duration, Instant};
 
@@ -9,13 +10,15 @@ use muster_control_plane::history::{Recorder, World};
 use muster_control_plane::{Cluster, NodeTemplate};
 use serde_json::Value;
 
-use crate::case::{Case, GPUS_PER_NODE};
+use crate::case::{Case, GPUS_PER_NODE, Scene};
 use crate::contender::Contender;
-use crate::fleet;
-use crate::load::Load;
+use crate::load::{self, Load};
 use crate::muster::{self, Muster, Settings};
-use crate::objects::{self, GANG, Gang, NAMESPACE};
+use crate::objects::{self, FILLER, GANG, Gang, NAMESPACE};
+use crate::peers::Peers;
 use crate::programs::Programs;
+use crate::raw::{self, Places};
+use crate::{coscheduling, fleet, kai};
 
 /// Name of the gang that warms up.
 const WARM: &str = "warm";
@@ -38,6 +41,8 @@ const POD_START: Duration = Duration::from_secs(1);
 pub struct Options {
     /// Muster's programs; absent when no contender needs them.
     pub programs: Option<Programs>,
+    /// The programs of other gang schedulers.
+    pub peers: Peers,
     /// Fake agents report the nodes.
     pub agents: bool,
     /// The API server writes an audit log, so that writes are known by client.
@@ -46,14 +51,18 @@ pub struct Options {
     pub log: String,
 }
 
-/// A cluster ready to be measured.
+/// A cluster with what a contender needs, on which its scheduler may run already.
 pub struct Stage {
     /// The control plane.
     pub cluster: Cluster,
     /// Every change of a pod.
     pub recorder: Recorder,
-    /// Muster, where it is the contender.
+    /// Muster, where it runs.
     pub muster: Option<Muster>,
+    /// The nodes.
+    pub pool: NodeTemplate,
+    contender: Contender,
+    options: Options,
 }
 
 impl std::fmt::Debug for Stage {
@@ -74,12 +83,16 @@ pub fn pool(count: u32) -> NodeTemplate {
 }
 
 impl Stage {
-    /// Starts everything, binds one gang of two pods and removes it again.
-    pub async fn start(
+    /// Makes a cluster and installs what the contender needs. Its scheduler does not run yet.
+    pub async fn prepare(
         case: &Case,
         contender: Contender,
         options: &Options,
     ) -> anyhow::Result<Self> {
+        if contender.is_peer() {
+            // Says why it could not be built before a cluster is made for it.
+            options.peers.folder(contender)?;
+        }
         let pool = pool(case.nodes);
         let mut builder = Cluster::builder()
             .nodes(pool.clone())
@@ -91,22 +104,116 @@ impl Stage {
                 .runtime_config("scheduling.k8s.io/v1beta1=true");
         }
         let cluster = builder.start().await?;
-        let muster = if contender.is_muster() {
-            Some(start_muster(&cluster, contender, options, &pool).await?)
-        } else {
-            let config = cluster.default_kube_scheduler_config()?;
-            cluster.start_kube_scheduler(&config).await?;
-            None
-        };
         let recorder = Recorder::start(cluster.admin()).await?;
         let stage = Self {
             cluster,
             recorder,
-            muster,
+            muster: None,
+            pool,
+            contender,
+            options: options.clone(),
         };
-        stage.wait_policies(contender).await?;
-        stage.warm_up(contender).await.context("the warm-up")?;
+        match contender {
+            Contender::Raw | Contender::Plain | Contender::Native => {}
+            Contender::Coscheduling => {
+                let folder = stage.options.peers.folder(contender)?;
+                coscheduling::install(&stage.cluster, folder).await?;
+            }
+            Contender::Kai => {
+                let folder = stage.options.peers.folder(contender)?;
+                kai::install(&stage.cluster, folder).await?;
+            }
+            Contender::MusterJob | Contender::MusterGate | Contender::MusterUngated => {
+                Muster::install(&stage.cluster, &stage.settings()?).await?;
+            }
+        }
+        stage.wait_policies().await?;
         Ok(stage)
+    }
+
+    /// Starts the contender's scheduler. Nothing is to be started for [`Contender::Raw`].
+    pub async fn start_scheduler(&mut self) -> anyhow::Result<()> {
+        match self.contender {
+            Contender::Raw => {}
+            Contender::Plain | Contender::Native => {
+                let config = self.cluster.default_kube_scheduler_config()?;
+                self.cluster.start_kube_scheduler(&config).await?;
+            }
+            Contender::Coscheduling => {
+                let folder = self.options.peers.folder(self.contender)?;
+                coscheduling::start(&self.cluster, folder).await?;
+            }
+            Contender::Kai => {
+                let folder = self.options.peers.folder(self.contender)?;
+                kai::start(&self.cluster, folder).await?;
+            }
+            Contender::MusterJob | Contender::MusterGate | Contender::MusterUngated => {
+                let settings = self.settings()?;
+                let muster = Muster::start(&self.cluster, &settings).await?;
+                muster.start_kube_scheduler(&self.cluster).await?;
+                if settings.agents {
+                    fleet::start(&self.cluster, &muster, &settings.programs, &self.pool).await?;
+                }
+                self.muster = Some(muster);
+            }
+        }
+        Ok(())
+    }
+
+    fn settings(&self) -> anyhow::Result<Settings> {
+        Ok(Settings {
+            programs: self.options.programs.clone().context("Muster's programs")?,
+            policies: self.contender.has_policies(),
+            agents: self.options.agents,
+            log: self.options.log.clone(),
+        })
+    }
+
+    /// Prepares a cluster, starts the scheduler, binds one gang of two pods and removes it again;
+    /// then fills the nodes where the case wants them full.
+    pub async fn start(
+        case: &Case,
+        contender: Contender,
+        options: &Options,
+    ) -> anyhow::Result<Self> {
+        let mut stage = Self::prepare(case, contender, options).await?;
+        stage.start_scheduler().await?;
+        stage.warm_up().await.context("the warm-up")?;
+        if case.scene == Scene::Full {
+            stage.fill().await.context("while the nodes are filled")?;
+        }
+        Ok(stage)
+    }
+
+    /// Submits gangs; for [`Contender::Raw`] with a place for each pod if `bind` says so.
+    pub fn load(&self, gangs: &[Gang], interleaved: bool, bind: bool) -> Load {
+        let raw = self.contender == Contender::Raw && bind;
+        Load::start(
+            &self.cluster.admin(),
+            gangs.to_vec(),
+            self.contender,
+            interleaved,
+            raw.then(|| self.places(gangs)),
+        )
+    }
+
+    /// A place for each pod of the gangs.
+    pub fn places(&self, gangs: &[Gang]) -> Places {
+        raw::places(gangs, self.pool.names())
+    }
+
+    /// Takes every GPU by pods that are born on their nodes.
+    async fn fill(&self) -> anyhow::Result<()> {
+        let fillers = objects::fillers(self.pool.names(), GPUS_PER_NODE)?;
+        let count = fillers.len();
+        load::create_all(&self.cluster.admin(), fillers).await?;
+        self.wait(WARM_MAX, "full nodes", None, |world| {
+            let fillers = world.pods.values();
+            let fillers = fillers.filter(|pod| pod.labels.contains_key(FILLER));
+            fillers.filter(|pod| pod.phase == "Running").count() == count
+        })
+        .await?;
+        self.wait_quiet().await
     }
 
     /// Waits until the recorded world is as wanted, and fails early when a program or the load does.
@@ -150,7 +257,8 @@ impl Stage {
     }
 
     /// A policy takes a few seconds to act after it was created: asks by dry runs until it does.
-    async fn wait_policies(&self, contender: Contender) -> anyhow::Result<()> {
+    async fn wait_policies(&self) -> anyhow::Result<()> {
+        let contender = self.contender;
         if !contender.has_policies() {
             return Ok(());
         }
@@ -182,16 +290,16 @@ impl Stage {
         }
     }
 
-    async fn warm_up(&self, contender: Contender) -> anyhow::Result<()> {
+    async fn warm_up(&self) -> anyhow::Result<()> {
         let gang = warm_gang();
         let pods = gang.pods;
-        let mut load = Load::start(&self.cluster.admin(), vec![gang], contender, false);
+        let mut load = self.load(&[gang], false, true);
         self.wait(WARM_MAX, "two bound pods", Some(&mut load), |world| {
             running(world) == pods
         })
         .await?;
         drop(load);
-        self.remove(contender).await?;
+        self.remove().await?;
         self.wait(WARM_MAX, "the two pods to be gone", None, |world| {
             !world.pods.values().any(|pod| pod.labels.contains_key(GANG))
         })
@@ -200,7 +308,7 @@ impl Stage {
     }
 
     /// Waits until nobody writes any more, Leases left out, so that what is late is not counted.
-    async fn wait_quiet(&self) -> anyhow::Result<()> {
+    pub async fn wait_quiet(&self) -> anyhow::Result<()> {
         let since = Instant::now();
         let mut before = None;
         loop {
@@ -218,14 +326,17 @@ impl Stage {
     }
 
     /// Removes the gang that warmed up.
-    async fn remove(&self, contender: Contender) -> anyhow::Result<()> {
+    async fn remove(&self) -> anyhow::Result<()> {
         let client = self.cluster.admin();
-        let owner = match contender {
-            Contender::MusterJob => Some(("kubeflow.org", "v1", "PyTorchJob")),
-            Contender::Native => Some(("scheduling.k8s.io", "v1beta1", "PodGroup")),
-            _ => None,
+        let owner = if self.contender.has_jobs() {
+            Some(("kubeflow.org/v1", "PyTorchJob"))
+        } else {
+            objects::pod_group_api(self.contender).map(|api| (api, "PodGroup"))
         };
-        if let Some((group, version, kind)) = owner {
+        if let Some((api, kind)) = owner {
+            let (group, version) = api
+                .split_once('/')
+                .context("an API group and its version")?;
             let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
             let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &kind);
             api.delete(WARM, &DeleteParams::background()).await?;
@@ -265,25 +376,4 @@ pub fn bound(world: &World) -> usize {
         .values()
         .filter(|pod| pod.labels.contains_key(GANG) && pod.node.is_some())
         .count()
-}
-
-async fn start_muster(
-    cluster: &Cluster,
-    contender: Contender,
-    options: &Options,
-    pool: &NodeTemplate,
-) -> anyhow::Result<Muster> {
-    let programs = options.programs.clone().context("Muster's programs")?;
-    let settings = Settings {
-        programs,
-        policies: contender.has_policies(),
-        agents: options.agents,
-        log: options.log.clone(),
-    };
-    let muster = Muster::start(cluster, &settings).await?;
-    muster.start_kube_scheduler(cluster).await?;
-    if options.agents {
-        fleet::start(cluster, &muster, &settings.programs, pool).await?;
-    }
-    Ok(muster)
 }

@@ -49,6 +49,7 @@ async fn main() -> anyhow::Result<()> {
         agents: true,
         log: "warn".into(),
     };
+    Muster::install(&cluster, &settings).await?;
     let muster = Muster::start(&cluster, &settings).await?;
     eprintln!("starting {} agents", cli.nodes);
     fleet::start(&cluster, &muster, &settings.programs, &pool).await?;
