@@ -1,26 +1,26 @@
 //! A job controller without a rate limit: makes the pods of every PyTorchJob that is not suspended,
-//! and writes nothing else. It stands in for training-operator, whose default limits make about ten
-//! pods a second.
+//! deletes them when it is suspended again, and writes nothing else. It stands in for
+//! training-operator, whose default limits make about ten pods a second.
 
 use std::collections::BTreeSet;
 
 use anyhow::Context as _;
 use futures::StreamExt as _;
 use kube::Client;
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams};
 use kube::runtime::watcher::{self, watcher};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::load::Step;
-use crate::objects::{self, NAMESPACE};
+use crate::objects::{self, JOB_LABEL, NAMESPACE};
 
 /// Watches jobs and hands the pods of each, once it is free to run, to the maker of objects. Runs
 /// until the receiver is gone.
 pub async fn run(client: Client, steps: mpsc::Sender<Step>) -> anyhow::Result<()> {
     let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("kubeflow.org", "v1", "PyTorchJob"));
-    let api: Api<DynamicObject> = Api::namespaced_with(client, NAMESPACE, &kind);
-    let mut started = BTreeSet::new();
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &kind);
+    let (mut started, mut ever) = (BTreeSet::new(), BTreeSet::new());
     let mut events = std::pin::pin!(watcher(api, watcher::Config::default()));
     while let Some(event) = events.next().await {
         let job = match event.context("watch jobs")? {
@@ -33,17 +33,35 @@ pub async fn run(client: Client, steps: mpsc::Sender<Step>) -> anyhow::Result<()
             .and_then(Value::as_bool)
             .unwrap_or(false);
         let uid = job.metadata.uid.clone().unwrap_or_default();
-        if suspended || !started.insert(uid) {
+        if suspended {
+            if started.remove(&uid) {
+                delete_pods(&client, job.metadata.name.as_deref().unwrap_or_default()).await?;
+            }
+            continue;
+        }
+        if !started.insert(uid.clone()) {
             continue;
         }
         let job = serde_json::to_value(&job).context("encode a job")?;
         let step = Step {
             head: Vec::new(),
             pods: objects::pods_of_job(&job)?,
+            again: !ever.insert(uid),
         };
         if steps.send(step).await.is_err() {
             return Ok(());
         }
     }
     anyhow::bail!("the watch of jobs ended")
+}
+
+/// Deletes the pods of a job, as training-operator does when it is suspended.
+async fn delete_pods(client: &Client, job: &str) -> anyhow::Result<()> {
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Pod"));
+    let pods: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &kind);
+    let of_job = ListParams::default().labels(&format!("{JOB_LABEL}={job}"));
+    pods.delete_collection(&DeleteParams::background(), &of_job)
+        .await
+        .with_context(|| format!("delete the pods of job {job}"))?;
+    Ok(())
 }

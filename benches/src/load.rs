@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -32,6 +32,8 @@ const HEADS_IN_FLIGHT: usize = 8;
 const STEPS_MAX: usize = 1_024;
 /// Longest wait for the answer to one request.
 const REQUEST_MAX: Duration = Duration::from_secs(60);
+/// Pause between two tries to create an object whose predecessor is still there.
+const AGAIN_EVERY: Duration = Duration::from_millis(200);
 
 /// Objects to create: first these, then those.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +42,8 @@ pub struct Step {
     pub head: Vec<Object>,
     /// Created then, in order, many at once.
     pub pods: Vec<Object>,
+    /// Pods of these names may still be on their way out: they are waited for.
+    pub again: bool,
 }
 
 /// What has been created, and when.
@@ -148,6 +152,7 @@ async fn submit_pods(
         all.push(Step {
             head: objects::pod_group(gang, contender)?.into_iter().collect(),
             pods: objects::pods(gang, contender)?,
+            again: false,
         });
     }
     if interleaved {
@@ -235,19 +240,24 @@ async fn make(
                 for object in step.head {
                     create(&client, object).await?;
                 }
-                anyhow::Ok(step.pods)
+                let again = step.again;
+                anyhow::Ok(step.pods.into_iter().map(move |pod| (pod, again)))
             }
         })
         .buffered(HEADS_IN_FLIGHT);
     heads
         .map_ok(|pods| futures::stream::iter(pods).map(anyhow::Ok))
         .try_flatten()
-        .map_ok(|pod| {
+        .map_ok(|(pod, again)| {
             let (client, created) = (client.clone(), Arc::clone(&created));
             let binder = binder.clone();
             async move {
                 let name = pod.name.clone();
-                create(&client, pod).await?;
+                if again {
+                    create_again(&client, pod).await?;
+                } else {
+                    create(&client, pod).await?;
+                }
                 {
                     let mut created = locked(&created);
                     created.pods = created.pods.saturating_add(1);
@@ -262,6 +272,24 @@ async fn make(
         .try_buffer_unordered(IN_FLIGHT)
         .try_for_each(|()| async { Ok(()) })
         .await
+}
+
+/// Creates an object in the place of one that is being deleted.
+async fn create_again(client: &Client, object: Object) -> anyhow::Result<()> {
+    let since = Instant::now();
+    loop {
+        match create(client, object.clone()).await {
+            Err(error) if is_there(&error) && since.elapsed() < REQUEST_MAX => {
+                tokio::time::sleep(AGAIN_EVERY).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn is_there(error: &anyhow::Error) -> bool {
+    let answer = error.downcast_ref::<kube::Error>();
+    matches!(answer, Some(kube::Error::Api(status)) if status.is_already_exists())
 }
 
 /// Creates one object.
@@ -290,10 +318,25 @@ mod tests {
     }
 
     #[test]
+    fn an_object_that_is_still_there_is_told_from_other_refusals() {
+        let refused = |code, reason: &str| {
+            let status = kube::core::Status::failure("no", reason)
+                .with_code(code)
+                .boxed();
+            let answer: Result<(), _> = Err(kube::Error::Api(status));
+            answer.with_context(|| "POST pods").unwrap_err()
+        };
+        assert!(is_there(&refused(409, "AlreadyExists")));
+        assert!(!is_there(&refused(409, "Conflict")));
+        assert!(!is_there(&refused(403, "Forbidden")));
+    }
+
+    #[test]
     fn members_of_all_gangs_take_turns() {
         let step = |names: &[&str]| Step {
             head: vec![object("head")],
             pods: names.iter().map(|name| object(name)).collect(),
+            again: false,
         };
         let one = interleave(vec![step(&["a0", "a1", "a2"]), step(&["b0", "b1"])]);
         let names: Vec<&str> = one.pods.iter().map(|pod| pod.path.as_str()).collect();

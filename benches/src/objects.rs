@@ -13,6 +13,8 @@ use crate::kai;
 pub const NAMESPACE: &str = "default";
 /// Label on every pod of the load: its gang.
 pub const GANG: &str = "bench.muster.dev/gang";
+/// Label on the pods of a job: its name.
+pub const JOB_LABEL: &str = "training.kubeflow.org/job-name";
 /// Label on the pods that only take room.
 pub const FILLER: &str = "bench.muster.dev/filler";
 /// Label by which a pod names its PodGroup of scheduler-plugins.
@@ -290,7 +292,7 @@ fn pod(
         .as_object_mut()
         .context("labels are an object")?;
     for (key, value) in [
-        ("training.kubeflow.org/job-name", job.to_owned()),
+        (JOB_LABEL, job.to_owned()),
         (
             "training.kubeflow.org/operator-name",
             "pytorchjob-controller".to_owned(),

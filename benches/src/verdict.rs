@@ -7,6 +7,7 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
+use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -84,7 +85,7 @@ async fn listen(
     let speaker = speaker(contender);
     let kind = ApiResource::from_gvk(&speaker);
     let api: Api<DynamicObject> = Api::namespaced_with(client, NAMESPACE, &kind);
-    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()));
+    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
     // Without gangs each pod is judged alone: the last of them tells.
     let speakers = if contender == Contender::Plain {
         gang.pods
