@@ -183,10 +183,12 @@ impl Writer {
 /// Writes taken from the cycle and not begun yet. Beyond that they wait in the cycle.
 const LINE_MAX: usize = 4096;
 
-/// Writes in order, one at a time per object.
+/// Writes in order, one at a time per object. Bindings go before all others: a gang that has been
+/// accepted is to run before the pods of the next ones are released.
 #[derive(Debug, Default)]
 struct Line {
-    ready: VecDeque<(Target, Write)>,
+    bindings: VecDeque<(Target, Write)>,
+    others: VecDeque<(Target, Write)>,
     busy: BTreeSet<Target>,
     behind: BTreeMap<Target, VecDeque<Write>>,
     waiting: usize,
@@ -196,14 +198,23 @@ impl Line {
     fn push(&mut self, target: Target, write: Write) {
         self.waiting = self.waiting.saturating_add(1);
         if self.busy.insert(target.clone()) {
-            self.ready.push_back((target, write));
+            self.make_ready(target, write);
         } else {
             self.behind.entry(target).or_default().push_back(write);
         }
     }
 
+    fn make_ready(&mut self, target: Target, write: Write) {
+        let ready = match write.what {
+            WriteKind::Bind { .. } => &mut self.bindings,
+            _ => &mut self.others,
+        };
+        ready.push_back((target, write));
+    }
+
     fn next(&mut self) -> Option<(Target, Write)> {
-        let next = self.ready.pop_front()?;
+        let binding = self.bindings.pop_front();
+        let next = binding.or_else(|| self.others.pop_front())?;
         self.waiting = self.waiting.saturating_sub(1);
         Some(next)
     }
@@ -214,7 +225,7 @@ impl Line {
             return;
         };
         if let Some(write) = behind.pop_front() {
-            self.ready.push_back((target.clone(), write));
+            self.make_ready(target.clone(), write);
         }
         if !behind.is_empty() {
             self.behind.insert(target.clone(), behind);
@@ -280,21 +291,72 @@ mod tests {
     use muster_core::event::WriteId;
     use muster_core::ids::{Epoch, GangKey};
 
-    fn delete(id: u64, name: &str) -> Write {
+    fn write(id: u64, what: WriteKind) -> Write {
         Write {
             id: WriteId(id),
             gang: GangKey::new("ns", "u"),
             plan: None,
             epoch: Epoch(1),
-            what: WriteKind::DeletePod {
-                pod: PodTarget {
-                    namespace: "ns".into(),
-                    name: name.into(),
-                    uid: "u".into(),
-                    resource_version: "1".into(),
-                },
-            },
+            what,
         }
+    }
+
+    fn pod(name: &str) -> PodTarget {
+        PodTarget {
+            namespace: "ns".into(),
+            name: name.into(),
+            uid: "u".into(),
+            resource_version: "1".into(),
+        }
+    }
+
+    fn delete(id: u64, name: &str) -> Write {
+        write(id, WriteKind::DeletePod { pod: pod(name) })
+    }
+
+    fn release(id: u64, name: &str) -> Write {
+        let what = WriteKind::ReleasePod {
+            pod: pod(name),
+            pin: None,
+            plain: true,
+        };
+        write(id, what)
+    }
+
+    fn bind(id: u64, name: &str) -> Write {
+        let what = WriteKind::Bind {
+            pod: pod(name),
+            node: "n".into(),
+            plan: "e1-1".into(),
+            devices: Vec::new(),
+        };
+        write(id, what)
+    }
+
+    /// With all gangs of a burst released first, all of them were bound at the end of it, and half of
+    /// them had no member running for as long.
+    #[test]
+    fn a_gang_that_is_accepted_is_bound_before_the_others_of_a_burst_are_released() {
+        let mut line = Line::default();
+        for write in [
+            release(1, "a"),
+            release(2, "b"),
+            release(3, "c"),
+            bind(4, "a"),
+            bind(5, "z"),
+        ] {
+            line.push(target(&write), write);
+        }
+        let order = |line: &mut Line| line.next().map(|(_, write)| write.id.0);
+        // The bind of a pod whose release is not over waits for that.
+        assert_eq!(order(&mut line), Some(5));
+        let first = line.next().unwrap();
+        assert_eq!(first.1.id, WriteId(1));
+        line.done(&first.0);
+        assert_eq!(order(&mut line), Some(4));
+        assert_eq!(order(&mut line), Some(2));
+        assert_eq!(order(&mut line), Some(3));
+        assert_eq!(line.len(), 0);
     }
 
     #[test]
