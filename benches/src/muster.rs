@@ -16,6 +16,9 @@ use crate::programs::Programs;
 const READY_MAX: Duration = Duration::from_secs(60);
 /// Pause between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A loaded machine may stand still for longer than a leader of production may. The Lease is renewed
+/// as often as there.
+const LEASE: &str = "lease: {duration: 60s, renewDeadline: 45s, retryPeriod: 2s}\n";
 /// Lines of Muster's log in an error.
 const LOG_LINES: usize = 30;
 
@@ -83,7 +86,7 @@ impl Muster {
         };
         std::fs::write(
             &config,
-            format!("inventory:\n  nodesWithoutAgent: {policy}\n"),
+            format!("inventory:\n  nodesWithoutAgent: {policy}\n{LEASE}"),
         )?;
         let kubeconfig = cluster
             .service_account_kubeconfig("muster-system", "muster-scheduler")
@@ -96,6 +99,8 @@ impl Muster {
         command.args(["--http-listen", &muster.http]);
         command.arg("--tls-dir").arg(&tls);
         command.env("RUST_LOG", &settings.log);
+        // A backtrace would fill the last lines of the log, which are what an error shows.
+        command.env("RUST_BACKTRACE", "0");
         cluster.spawn("muster-scheduler", &command).await?;
         muster.wait_ready(cluster).await?;
         Ok(muster)
