@@ -47,6 +47,8 @@ const REST_MAX: Duration = Duration::from_millis(20);
 /// Longest sleep. The cycle never waits for anything else, so one that has not turned for much longer
 /// hangs.
 const STIR_EVERY: Duration = Duration::from_secs(5);
+/// How often it is counted how many nodes are reported.
+const COUNT_EVERY: Millis = Millis::from_secs(1);
 /// How often the engine's invariants are checked: a walk over all gangs and nodes.
 const AUDIT_EVERY: Millis = Millis::from_secs(15);
 
@@ -79,6 +81,8 @@ pub struct Cycle {
     pub audited: Timestamp,
     /// Who wants to see what the planner sees.
     pub looks: mpsc::Receiver<Look>,
+    /// When the nodes that are reported were counted last.
+    pub counted: Timestamp,
 }
 
 /// Where a copy of what the planner sees is awaited.
@@ -254,6 +258,11 @@ impl Cycle {
         let took = started.elapsed();
         self.metrics.decided(took, backlog.len());
         self.metrics.devices_predicted(self.engine.predictions());
+        let now = self.clock.now();
+        if now.since(self.counted) >= COUNT_EVERY {
+            self.counted = now;
+            self.metrics.nodes_reported(self.engine.nodes_reported());
+        }
         self.audit();
         Instant::now() + took.saturating_mul(REST).min(REST_MAX)
     }
@@ -361,6 +370,7 @@ mod tests {
             metrics: Arc::default(),
             audited: Timestamp(0),
             looks: mpsc::channel(1).1,
+            counted: Timestamp(0),
         };
         let stop = CancellationToken::new();
         let running = tokio::spawn(cycle.run(stop.clone()));

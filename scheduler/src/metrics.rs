@@ -33,6 +33,7 @@ pub struct Metrics {
     writes_waiting: Gauge,
     gangs: Family<Labels, Gauge>,
     agents: Family<Labels, Gauge>,
+    nodes_reported: Gauge,
     agent_messages: Family<Labels, Counter>,
     agent_refusals: Family<Labels, Counter>,
     token_reviews: Family<Labels, Counter>,
@@ -82,6 +83,7 @@ impl Metrics {
             writes_waiting: Gauge::default(),
             gangs: Family::default(),
             agents: Family::default(),
+            nodes_reported: Gauge::default(),
             agent_messages: Family::default(),
             agent_refusals: Family::default(),
             token_reviews: Family::default(),
@@ -180,6 +182,11 @@ impl Metrics {
         );
         muster.register("gangs", "Gangs by phase and reason", self.gangs.clone());
         muster.register("agents", "Agent streams by state", self.agents.clone());
+        muster.register(
+            "nodes_reported",
+            "Nodes whose agent was heard no longer ago than a report counts",
+            self.nodes_reported.clone(),
+        );
         muster.register(
             "agent_messages",
             "Messages of agents by kind",
@@ -329,6 +336,12 @@ impl Metrics {
         self.agents
             .get_or_create(&vec![("state", state)])
             .inc_by(by);
+    }
+
+    /// So many nodes are reported.
+    pub fn nodes_reported(&self, count: usize) {
+        self.nodes_reported
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// A message of an agent came.

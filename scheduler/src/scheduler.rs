@@ -211,6 +211,7 @@ impl Scheduler {
             metrics: Arc::clone(&metrics),
             audited: Timestamp(0),
             looks: looked_for,
+            counted: Timestamp(0),
         });
         scheduler.spawn_writer(
             Writer::new(

@@ -126,6 +126,13 @@ impl Ledger {
             .and_then(|account| account.node.as_ref())
     }
 
+    /// All nodes that exist, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.accounts
+            .values()
+            .filter_map(|account| account.node.as_ref())
+    }
+
     /// Names of all nodes that exist.
     pub fn node_names(&self) -> impl Iterator<Item = &NodeName> {
         self.accounts

@@ -23,6 +23,7 @@ impl Engine {
             Event::NodeApplied(node) => {
                 let name = node.name.clone();
                 self.inventory.set_node(&node);
+                self.await_agent(&node);
                 if self.ledger.set_node(node) {
                     self.touch_node(&name);
                 }
@@ -30,6 +31,7 @@ impl Engine {
             Event::NodeRemoved(name) => {
                 self.touch_node(&name);
                 self.inventory.remove_node(&name);
+                self.await_no_more(&name);
                 self.ledger.remove_node(&name);
             }
             Event::PodApplied(pod) => self.pod_applied(pod, now),
@@ -80,6 +82,7 @@ impl Engine {
             Event::LeadershipGained(epoch) => {
                 self.epoch = self.epoch.max(epoch);
                 self.led_at = now;
+                self.await_agents(now);
                 // Whoever was given the Lease was answered.
                 self.away_since = None;
                 self.lead = Lead::Fencing;
@@ -328,6 +331,7 @@ impl Engine {
             if changed {
                 self.heard_nodes.insert(node.clone());
             }
+            self.heard_of(&node, now);
             if changed || !was_fresh {
                 others.extend(self.inventory.sharing(&node));
                 others.push(node);

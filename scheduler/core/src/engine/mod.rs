@@ -15,6 +15,7 @@
 //! Nothing acts inside `handle`: a burst of a thousand events leads to one round of decisions.
 
 mod audit;
+mod awaited;
 mod away;
 mod barrier;
 mod capacity;
@@ -169,6 +170,7 @@ pub struct Engine {
     predictions: Predictions,
     timers: BTreeSet<(Timestamp, GangKey)>,
     fresh: BTreeMap<NodeName, bool>,
+    awaited: awaited::Awaited,
     age_checked_at: Timestamp,
     /// Grows whenever capacity may have grown.
     revision: u64,
@@ -228,6 +230,7 @@ impl Engine {
             predictions: Predictions::default(),
             timers: BTreeSet::new(),
             fresh: BTreeMap::new(),
+            awaited: awaited::Awaited::default(),
             age_checked_at: Timestamp(0),
             led_at: Timestamp(0),
             away_since: None,
@@ -322,7 +325,9 @@ impl Engine {
             .then_some(self.fence_at);
         let rest = (self.may_act() && !self.dirty.is_empty()).then_some(Timestamp(0));
         let leftover = self.next_leftover().filter(|_| self.may_act());
-        [gang, stray, fence, rest, leftover]
+        let planning = self.may_act() && !self.queue.is_empty() && self.may_await_agents();
+        let awaited = planning.then(|| self.agents_awaited_until());
+        [gang, stray, fence, rest, leftover, awaited]
             .into_iter()
             .flatten()
             .min()
@@ -331,6 +336,11 @@ impl Engine {
     /// The picture for readers, as of the last [`Engine::decide`].
     pub fn view(&self) -> Arc<View> {
         Arc::clone(&self.view)
+    }
+
+    /// Nodes whose agent has been heard not longer ago than a report counts.
+    pub fn nodes_reported(&self) -> usize {
+        self.fresh.values().filter(|fresh| **fresh).count()
     }
 
     /// Limits and choices.

@@ -112,11 +112,14 @@ impl Engine {
         }
     }
 
-    /// One pass over the queue, in its order. Returns the gangs that were looked at.
+    /// One pass over the queue, in its order. Returns the gangs that were looked at. While agents are awaited,
+    /// only members of gangs that have a plan get another place.
     pub(super) fn plan_waiting(&mut self, now: Timestamp) -> Vec<GangKey> {
+        let awaits = self.awaits_agents(now);
         let is_ready = |engine: &Self, key: &GangKey| {
             engine.gangs.get(key).is_some_and(|gang| {
                 gang.not_before <= now
+                    && (gang.plan.is_some() || !awaits)
                     && gang.tried_at != Some(engine.revision)
                     && !gang.unready
                     && gang.recovered.is_none()

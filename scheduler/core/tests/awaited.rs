@@ -1,0 +1,98 @@
+//! A new leader waits for agents before it plans.
+
+#[allow(dead_code)]
+mod world;
+
+use muster_core::event::Event;
+use muster_core::ids::GangKey;
+use muster_core::time::Millis;
+use muster_core::workload::Hold;
+use world::{World, gpus};
+
+/// A world whose scheduler has just been started again, and in which no agent has been heard.
+fn restarted(nodes: usize) -> World {
+    let mut world = World::new(nodes, 8);
+    world.silent = true;
+    world.restart(2);
+    world
+}
+
+fn hear(world: &mut World, nodes: std::ops::Range<usize>) {
+    world.next_generation();
+    for node in nodes {
+        let report = world.report_of(&format!("n{node}")).unwrap();
+        world.engine.handle(Event::Report(report), world.now);
+    }
+    world.settle();
+}
+
+fn submit(world: &mut World, name: &str, workers: u32) -> GangKey {
+    world.submit(name, &[("Worker", workers, gpus(8))], Hold::Held)
+}
+
+/// Agents come back in any order: the large gang at the head of the queue found no room on those that had, and
+/// small ones behind it took the nodes that it needed.
+#[test]
+fn small_gang_does_not_take_the_first_nodes_that_come_back_from_a_large_one_before_it() {
+    let mut world = restarted(4);
+    let large = submit(&mut world, "large", 4);
+    let small = submit(&mut world, "small", 1);
+    hear(&mut world, 0..2);
+    world.pass(Millis::from_secs(10));
+    assert_eq!((world.bound(&large), world.bound(&small)), (0, 0));
+    hear(&mut world, 0..4);
+    assert_eq!((world.bound(&large), world.bound(&small)), (4, 0));
+    world.assert_not_overcommitted();
+}
+
+#[test]
+fn agent_that_does_not_come_back_holds_nobody_up_for_longer_than_a_report_counts() {
+    let mut world = restarted(2);
+    let gang = submit(&mut world, "train", 1);
+    for _ in 0..29 {
+        hear(&mut world, 0..1);
+        world.pass(Millis::from_secs(1));
+    }
+    assert_eq!(world.bound(&gang), 0);
+    hear(&mut world, 0..1);
+    world.pass(Millis::from_secs(1));
+    assert_eq!(world.bound(&gang), 1);
+}
+
+#[test]
+fn few_broken_agents_among_many_are_waited_for_a_few_seconds_only() {
+    let mut world = restarted(40);
+    let gang = submit(&mut world, "train", 38);
+    hear(&mut world, 0..20);
+    world.pass(Millis::from_secs(4));
+    hear(&mut world, 0..38);
+    world.pass(Millis::from_secs(4));
+    assert_eq!(world.bound(&gang), 0);
+    world.pass(Millis::from_secs(1));
+    assert_eq!(world.bound(&gang), 38);
+}
+
+#[test]
+fn node_that_can_take_nobody_is_not_waited_for() {
+    let mut world = restarted(3);
+    let gang = submit(&mut world, "train", 1);
+    world.change_node("n1", |node| node.ready = false);
+    world.change_node("n2", |node| node.unschedulable = true);
+    hear(&mut world, 0..1);
+    assert_eq!(world.bound(&gang), 1);
+}
+
+#[test]
+fn member_that_is_lost_meanwhile_gets_another_place_at_once() {
+    let mut world = World::new(4, 8);
+    let gang = submit(&mut world, "train", 2);
+    world.settle();
+    assert_eq!(world.bound(&gang), 2);
+    let lost = world.member("train-Worker-0");
+    world.silent = true;
+    world.restart(2);
+    hear(&mut world, 0..3);
+    world.delete_pod(&lost);
+    world.settle();
+    assert_eq!(world.bound(&gang), 2);
+}
