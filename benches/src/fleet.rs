@@ -18,7 +18,7 @@ use crate::programs::Programs;
 /// Requests in flight while tokens are made.
 const IN_FLIGHT: usize = 32;
 /// Longest wait until all agents report: 60 s, and as long as their TokenReviews take at Muster's
-/// default of 100 a second, twice over.
+/// default of 500 a second, ten times over.
 fn joined_max(nodes: usize) -> Duration {
     Duration::from_secs(60).saturating_add(
         Duration::from_millis(20).saturating_mul(u32::try_from(nodes).unwrap_or(u32::MAX)),

@@ -249,7 +249,7 @@ impl Default for Agents {
         Self {
             audience: "muster-scheduler".into(),
             service_account: "system:serviceaccount:muster-system:muster-agent".into(),
-            token_reviews_per_second: 100,
+            token_reviews_per_second: 500,
             heartbeat_every: Span::secs(10),
             stream_age_max: Span::secs(3600),
             streams_max: 20_000,

@@ -4,8 +4,10 @@
 //! audience. So the token must also be one of the agents' own ServiceAccount.
 //!
 //! A review's answer is kept until the token expires, under a keyed 128-bit hash of the token.
-//! Reviews are limited per second: agents that all come back at once wait their turn instead of
-//! flooding the API server.
+//! Reviews are limited per second and at once: agents that all come back together wait their turn
+//! instead of flooding the API server. Whose turn is further away than a call may wait is told when
+//! to come again, each a little later than the one before: a call that is turned away without that
+//! would come back at random, over and over, each time with a TLS handshake.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
@@ -16,6 +18,7 @@ use std::time::Duration;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use kube::Client;
 use kube::api::{Api, PostParams};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -33,8 +36,12 @@ const KEPT_WITHOUT_EXPIRY: Duration = Duration::from_secs(60);
 const KEPT_MAX: Duration = Duration::from_secs(3600);
 /// Answers kept; beyond that the expired ones go, and then all.
 const KEPT_COUNT_MAX: usize = 65_536;
-/// Time for one review.
-const REVIEW_MAX: Duration = Duration::from_secs(10);
+/// Time for one review, once it is its turn.
+const REVIEW_MAX: Duration = Duration::from_secs(4);
+/// Longest wait of a call for its turn. Agents give a call 10 s, connection and review included.
+const TURN_MAX: Duration = Duration::from_secs(4);
+/// Reviews at once. An API server that needs long for each is not asked for more.
+const REVIEWS_AT_ONCE: usize = 64;
 /// How far ahead of our clock a node's may be, microseconds: one day. Instances are times of the
 /// node's clock; one far in the future would keep every later agent of the node out.
 const INSTANCE_AHEAD_MAX_US: i64 = 24 * 3600 * 1_000_000;
@@ -61,10 +68,50 @@ struct Kept {
     until: Instant,
 }
 
+/// Why it is not known who a caller is.
+#[derive(Clone, Debug)]
+pub enum Unknown {
+    /// It proves nothing, or could not be asked about.
+    Refused(Box<Status>),
+    /// Too many come at once; its turn comes after so long.
+    Later(Duration),
+}
+
+impl From<Status> for Unknown {
+    fn from(status: Status) -> Self {
+        Self::Refused(Box::new(status))
+    }
+}
+
+impl From<Unknown> for Status {
+    fn from(unknown: Unknown) -> Self {
+        match unknown {
+            Unknown::Refused(status) => *status,
+            Unknown::Later(_) => Self::unavailable("too many agents connect at once, try again"),
+        }
+    }
+}
+
+/// Whose turn it is, by time.
 #[derive(Debug)]
-struct Budget {
-    second: Instant,
-    used: u32,
+struct Turns {
+    /// From when on nobody has a turn yet.
+    free_from: Instant,
+    /// From when on nobody was told to come.
+    told_until: Instant,
+}
+
+impl Turns {
+    /// The next turn; `Err` is after how long to come again.
+    fn take(&mut self, every: Duration, now: Instant) -> Result<Instant, Duration> {
+        let turn = self.free_from.max(now);
+        if turn.saturating_duration_since(now) <= TURN_MAX {
+            self.free_from = turn + every;
+            return Ok(turn);
+        }
+        self.told_until = self.told_until.max(turn) + every;
+        Err(self.told_until.saturating_duration_since(now))
+    }
 }
 
 /// Finds out who callers are.
@@ -76,12 +123,14 @@ struct Reviews {
     client: Client,
     audience: String,
     account: Account,
-    per_second: u32,
+    /// Time between two reviews.
+    every: Duration,
+    at_once: Semaphore,
     wall: Wall,
     metrics: Arc<Metrics>,
     keys: (RandomState, RandomState),
     kept: Mutex<BTreeMap<(u64, u64), Kept>>,
-    budget: Mutex<Budget>,
+    turns: Mutex<Turns>,
 }
 
 impl std::fmt::Debug for Identities {
@@ -110,14 +159,15 @@ impl Identities {
                 client,
                 audience: settings.audience.clone(),
                 account: Account::of(&settings.service_account),
-                per_second: settings.token_reviews_per_second,
+                every: Duration::from_secs(1) / settings.token_reviews_per_second.max(1),
+                at_once: Semaphore::new(REVIEWS_AT_ONCE),
                 wall,
                 metrics,
                 keys: (RandomState::new(), RandomState::new()),
                 kept: Mutex::default(),
-                budget: Mutex::new(Budget {
-                    second: Instant::now(),
-                    used: 0,
+                turns: Mutex::new(Turns {
+                    free_from: Instant::now(),
+                    told_until: Instant::now(),
                 }),
             }),
         }
@@ -131,7 +181,7 @@ impl Identities {
     }
 
     /// Who a call comes from, by its `authorization: Bearer` metadata.
-    pub async fn of_call(&self, metadata: &MetadataMap) -> Result<Identity, Status> {
+    pub async fn of_call(&self, metadata: &MetadataMap) -> Result<Identity, Unknown> {
         if self.reviews.is_none() {
             return Ok(Identity::Believed);
         }
@@ -144,7 +194,7 @@ impl Identities {
     }
 
     /// Who a token speaks for.
-    pub async fn of_token(&self, token: &str) -> Result<Identity, Status> {
+    pub async fn of_token(&self, token: &str) -> Result<Identity, Unknown> {
         match &self.reviews {
             None => Ok(Identity::Believed),
             Some(reviews) => reviews.identify(token).await,
@@ -181,12 +231,13 @@ impl Account {
 }
 
 impl Reviews {
-    async fn identify(&self, token: &str) -> Result<Identity, Status> {
+    async fn identify(&self, token: &str) -> Result<Identity, Unknown> {
         if token.is_empty() || token.len() > TOKEN_MAX {
             return Err(Status::unauthenticated(format!(
                 "the token has {} bytes: must have 1 to {TOKEN_MAX}",
                 token.len()
-            )));
+            ))
+            .into());
         }
         let key = (self.keys.0.hash_one(token), self.keys.1.hash_one(token));
         let now = Instant::now();
@@ -198,7 +249,7 @@ impl Reviews {
                 until: kept.until,
             });
         }
-        self.spend(now)?;
+        self.turn(now).await?;
         let name = self.review(token).await?;
         let until = Instant::now() + self.lifetime(token);
         let mut kept = locked(&self.kept);
@@ -216,20 +267,19 @@ impl Reviews {
         Ok(Identity::Node { name, until })
     }
 
-    fn spend(&self, now: Instant) -> Result<(), Status> {
-        let mut budget = locked(&self.budget);
-        if now.saturating_duration_since(budget.second) >= Duration::from_secs(1) {
-            budget.second = now;
-            budget.used = 0;
+    /// Waits for a turn.
+    async fn turn(&self, now: Instant) -> Result<(), Unknown> {
+        let turn = locked(&self.turns).take(self.every, now);
+        match turn {
+            Ok(turn) => {
+                tokio::time::sleep_until(turn).await;
+                Ok(())
+            }
+            Err(wait) => {
+                self.metrics.token_reviewed("told to come later");
+                Err(Unknown::Later(wait))
+            }
         }
-        if budget.used >= self.per_second {
-            self.metrics.token_reviewed("over budget");
-            return Err(Status::unavailable(
-                "too many agents connect at once, try again",
-            ));
-        }
-        budget.used = budget.used.saturating_add(1);
-        Ok(())
     }
 
     async fn review(&self, token: &str) -> Result<Arc<str>, Status> {
@@ -242,7 +292,12 @@ impl Reviews {
         };
         let api: Api<TokenReview> = Api::all(self.client.clone());
         let params = PostParams::default();
-        let created = tokio::time::timeout(REVIEW_MAX, api.create(&params, &review)).await;
+        let asked = async {
+            // The semaphore is never closed.
+            let _one_of_few = self.at_once.acquire().await;
+            api.create(&params, &review).await
+        };
+        let created = tokio::time::timeout(REVIEW_MAX, asked).await;
         let status = match created {
             Ok(Ok(review)) => review.status.unwrap_or_default(),
             Ok(Err(error)) => {

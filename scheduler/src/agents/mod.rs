@@ -22,12 +22,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use muster_proto::inventory::inventory_server::{Inventory, InventoryServer};
-use muster_proto::inventory::{AgentMessage, ServerMessage, Welcome};
+use muster_proto::inventory::{AgentMessage, Backoff, ServerMessage, Welcome, server_message};
 use tonic::{Request, Response, Status, Streaming};
 
-pub use identity::{Identities, Identity};
+pub use identity::{Identities, Identity, Unknown};
 pub use registry::Registry;
 pub use stream::Limits;
 
@@ -39,6 +39,12 @@ use crate::metrics::Metrics;
 
 /// Largest message of an agent, bytes. A snapshot of 8 GPUs takes 1.6 KB.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// By how much at random an agent comes later than it was told to.
+const COME_AGAIN_JITTER: Duration = Duration::from_millis(500);
+
+/// How long an agent that is told to come again may take to leave.
+const GOODBYE_MAX: Duration = Duration::from_secs(2);
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -114,9 +120,30 @@ impl Inner {
     }
 }
 
+type Answers = Pin<Box<dyn Stream<Item = Result<ServerMessage, Status>> + Send>>;
+
+/// A stream that says when to come again. It stays for a moment, so that this is read before the connection goes.
+fn come_again(wait: Duration, mut inbound: Streaming<AgentMessage>) -> Answers {
+    let backoff = Backoff {
+        min_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+        jitter_ms: u32::try_from(COME_AGAIN_JITTER.as_millis()).unwrap_or(u32::MAX),
+    };
+    let message = ServerMessage {
+        kind: Some(server_message::Kind::Backoff(backoff)),
+    };
+    let until_gone = async move {
+        let gone = async { while let Ok(Some(_)) = inbound.message().await {} };
+        // Whoever stays for longer is left alone.
+        let _ = tokio::time::timeout(GOODBYE_MAX, gone).await;
+        None
+    };
+    let goodbye = futures::stream::once(until_gone).filter_map(futures::future::ready);
+    Box::pin(futures::stream::iter([Ok(message)]).chain(goodbye))
+}
+
 #[tonic::async_trait]
 impl Inventory for Agents {
-    type ReportStream = Pin<Box<dyn Stream<Item = Result<ServerMessage, Status>> + Send>>;
+    type ReportStream = Answers;
 
     async fn report(
         &self,
@@ -125,9 +152,13 @@ impl Inventory for Agents {
         let identity = self.inner.identities.of_call(request.metadata()).await;
         let identity = match identity {
             Ok(identity) => identity,
-            Err(status) => {
+            Err(Unknown::Refused(status)) => {
                 self.inner.metrics.agent_refused("identity");
-                return Err(status);
+                return Err(*status);
+            }
+            Err(Unknown::Later(wait)) => {
+                self.inner.metrics.agent_refused("turn");
+                return Ok(Response::new(come_again(wait, request.into_inner())));
             }
         };
         let inbound = request.into_inner();

@@ -325,7 +325,8 @@ impl Served {
     }
 
     async fn reauth(&mut self, token: &str) -> Result<(), Status> {
-        let fresh = self.inner.identities.of_token(token).await?;
+        let fresh = self.inner.identities.of_token(token).await;
+        let fresh = fresh.map_err(Status::from)?;
         match (&self.identity, &fresh) {
             (Identity::Node { name: held, .. }, Identity::Node { name, .. }) if held != name => {
                 Err(Status::permission_denied(

@@ -16,10 +16,11 @@ use muster_scheduler::config::Config;
 use muster_scheduler::inbox::{self, Outbox};
 use serde_json::json;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
 
-use crate::standin::{Standin, ok};
+use crate::standin::{Reply, Standin, ok};
 
 /// What a review says of a ServiceAccount's pod on a node.
 fn user(account: &str, node: &str) -> serde_json::Value {
@@ -278,22 +279,97 @@ async fn instance_from_the_far_future_does_not_lock_the_node_out() {
     assert!(ahead.hello("n1", day_us / 2).await.is_ok());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn token_is_reviewed_once_and_reviews_are_limited() {
     let standin = reviewer();
     let mut config = Config::default();
     config.agents.token_reviews_per_second = 2;
     let (agents, _outbox) = door(&standin, &config);
+    let started = Instant::now();
     for instance in 1..5 {
         let mut agent = Agent::connect(&agents, "token-of-n1").await.unwrap();
         agent.hello("n1", instance).await.unwrap();
     }
     assert_eq!(standin.lines().len(), 1);
+    assert_eq!(started.elapsed(), Duration::ZERO);
     assert!(Agent::connect(&agents, "token-of-n2").await.is_ok());
+    assert_eq!(started.elapsed(), Duration::from_millis(500));
+    assert!(Agent::connect(&agents, "token-of-n3").await.is_ok());
+    assert_eq!(started.elapsed(), Duration::from_secs(1));
+}
+
+/// They were refused at once, came again at random with a TLS handshake each, and kept a core busy with being
+/// refused: 15,000 of them for minutes.
+#[tokio::test(start_paused = true)]
+async fn agents_that_all_come_back_at_once_wait_their_turn_or_are_told_when_to_come() {
+    let standin = reviewer();
+    let mut config = Config::default();
+    config.agents.token_reviews_per_second = 2;
+    let (agents, _outbox) = door(&standin, &config);
+    let started = Instant::now();
+    let coming = (0..20).map(|number| {
+        let agents = agents.clone();
+        tokio::spawn(async move {
+            let token = format!("token-of-n{number}");
+            let mut agent = Agent::connect(&agents, &token).await.unwrap();
+            let first = agent.hello(&format!("n{number}"), 1).await.unwrap();
+            (first, started.elapsed())
+        })
+    });
+    let coming: Vec<_> = coming.collect();
+    let (mut waited, mut told) = (Vec::new(), Vec::new());
+    for one in coming {
+        match one.await.unwrap() {
+            (server_message::Kind::Welcome(_), after) => waited.push(after.as_millis()),
+            (server_message::Kind::Backoff(later), after) => {
+                assert_eq!(after, Duration::ZERO, "who is turned away is told at once");
+                told.push(later.min_ms);
+            }
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+    waited.sort_unstable();
+    told.sort_unstable();
+    let every_half_second: Vec<u128> = (0..9).map(|turn| turn * 500).collect();
     assert_eq!(
-        refusal(&agents, "token-of-n3", "n3").await,
-        Code::Unavailable
+        waited, every_half_second,
+        "as long as an agent gives a call"
     );
+    let in_turn: Vec<u32> = (10..21).map(|turn| turn * 500).collect();
+    assert_eq!(told, in_turn, "one after the other, not all at once");
+    assert_eq!(standin.lines().len(), 9);
+    // Who comes when it was told to has no longer to wait than anybody.
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let asked = Instant::now();
+    let mut late = Agent::connect(&agents, "token-of-n19").await.unwrap();
+    assert!(matches!(
+        late.hello("n19", 1).await.unwrap(),
+        server_message::Kind::Welcome(_)
+    ));
+    assert!(asked.elapsed() <= Duration::from_millis(500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn api_server_that_does_not_answer_is_not_asked_about_every_agent() {
+    let standin = Standin::new(|_| Reply::Hang);
+    let mut config = Config::default();
+    config.agents.token_reviews_per_second = 10_000;
+    let (agents, _outbox) = door(&standin, &config);
+    let coming: Vec<_> = (0..500)
+        .map(|number| {
+            let agents = agents.clone();
+            tokio::spawn(async move {
+                let token = format!("token-of-n{number}");
+                let refused = Agent::connect(&agents, &token).await.err();
+                refused.map(|status| status.code())
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(standin.lines().len(), 64);
+    for one in coming {
+        assert_eq!(one.await.unwrap(), Some(Code::Unavailable));
+    }
 }
 
 #[tokio::test]
