@@ -15,8 +15,10 @@ pub mod podresources {
     tonic::include_proto!("v1");
 }
 
+mod codec;
 mod digest;
 
+pub use codec::LeanCodec;
 pub use digest::digest;
 
 /// Version of the protocol this crate speaks. A server accepts this one and the one before.

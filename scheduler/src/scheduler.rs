@@ -240,6 +240,7 @@ impl Scheduler {
                 fence: Arc::clone(&fence),
                 relist: relist_asked,
                 rules,
+                texts: Arc::default(),
                 health,
                 clock,
                 dice,

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::sharing::Shared;
+
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -13,6 +15,11 @@ macro_rules! text_id {
             /// The text itself.
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+
+            /// Takes the text from `known` if it is there.
+            pub fn share(&mut self, known: &mut Shared<str>) {
+                known.share_in(&mut self.0);
             }
         }
 
@@ -121,6 +128,12 @@ impl GangKey {
             namespace: namespace.into(),
             uid: Arc::from(uid),
         }
+    }
+
+    /// Takes both parts from `known` if they are there.
+    pub fn share(&mut self, known: &mut Shared<str>) {
+        self.namespace.share(known);
+        known.share_in(&mut self.uid);
     }
 
     /// The key of a gang that exists by label alone.

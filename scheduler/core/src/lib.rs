@@ -30,6 +30,7 @@ pub mod reason;
 pub mod record;
 pub mod resources;
 pub mod settings;
+pub mod sharing;
 pub mod snapshot;
 pub mod state;
 pub mod time;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::ids::NodeName;
 use crate::resources::Resources;
+use crate::sharing::Shared;
 
 /// A Node object, reduced to what placement looks at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,6 +119,20 @@ const UNAVAILABLE: [&str; 3] = [
 ];
 
 impl Node {
+    /// Takes from `texts` what others have as well: its name, and labels and their values.
+    pub fn share(&mut self, texts: &mut Shared<str>) {
+        self.name.share(texts);
+        let labels = std::mem::take(&mut self.labels);
+        self.labels = labels
+            .into_iter()
+            .map(|(key, value)| (texts.share(key), texts.share(value)))
+            .collect();
+        for taint in &mut self.taints {
+            texts.share_in(&mut taint.key);
+            texts.share_in(&mut taint.value);
+        }
+    }
+
     /// The node without what passes: pressure. `None` where it has none that pods may tolerate.
     pub fn without_pressure(&self) -> Option<Self> {
         let is_memory = |taint: &Taint| &*taint.key == MEMORY;

@@ -11,6 +11,7 @@ use crate::ids::{
 use crate::interpod::{InterPodRule, Labels};
 use crate::node::{HostPort, Node, SelectorTerm, Taint, Toleration, untolerated};
 use crate::resources::Resources;
+use crate::sharing::Shared;
 use crate::view::NOT_OFFERED;
 
 /// Thousandths of one device.
@@ -211,6 +212,44 @@ pub struct Pod {
     /// Its annotations that speak of the topology, see [`crate::topology::KEYS`], and keys under `muster.dev/` that
     /// nobody reads.
     pub settings: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+/// What pods have in common, besides texts.
+#[derive(Debug, Default)]
+pub struct PodParts {
+    shapes: Shared<PodShape>,
+    labels: Shared<Labels>,
+}
+
+impl Pod {
+    /// Takes from `known` and `texts` what others have as well: a cluster has tens of thousands of pods, most of them
+    /// like many others of their job and node. The texts of Gang objects and nodes are there too.
+    pub fn share(&mut self, known: &mut PodParts, texts: &mut Shared<str>) {
+        known.shapes.share_in(&mut self.shape);
+        known.labels.share_in(&mut self.labels);
+        self.namespace.share(texts);
+        if let Some(node) = &mut self.node {
+            node.share(texts);
+        }
+        if let Some(membership) = &mut self.membership {
+            // A Gang object names its members.
+            self.uid.share(texts);
+            texts.share_in(&mut self.name);
+            membership.gang.share(texts);
+            if let Some(role) = &mut membership.role {
+                role.share(texts);
+            }
+            match &mut membership.source {
+                MembershipSource::PodGroup { name } | MembershipSource::Label { name, .. } => {
+                    texts.share_in(name);
+                }
+                MembershipSource::Job | MembershipSource::Alone => {}
+            }
+        }
+        if let Some(record) = &mut self.record {
+            record.plan.share(texts);
+        }
+    }
 }
 
 /// What kube-scheduler counts by nodes though it holds on every one of them, of

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::ids::{DeviceUuid, Epoch, GangKey, NodeName, PlanId, PodUid, ResourceVersion, RoleName};
 use crate::reason::Reason;
+use crate::sharing::Shared;
 use crate::workload::WorkloadKind;
 
 /// A member's place in a plan.
@@ -134,4 +135,28 @@ pub struct GangRecord {
     /// Plan found there; an error text when it cannot be read, for example when a newer version
     /// wrote it: the gang is then left alone.
     pub plan: Result<Option<PlanRecord>, Arc<str>>,
+}
+
+impl GangRecord {
+    /// Takes from `texts` what pods and nodes have as well.
+    pub fn share(&mut self, texts: &mut Shared<str>) {
+        self.key.share(texts);
+        texts.share_in(&mut self.object);
+        texts.share_in(&mut self.name);
+        let Ok(Some(plan)) = &mut self.plan else {
+            return;
+        };
+        plan.id.share(texts);
+        plan.slots.shrink_to_fit();
+        for slot in &mut plan.slots {
+            slot.role.share(texts);
+            slot.node.share(texts);
+            if let Some(pod) = &mut slot.pod {
+                pod.share(texts);
+            }
+            if let Some(name) = &mut slot.pod_name {
+                texts.share_in(name);
+            }
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use muster_core::inventory::{Device, DeviceHealth};
+use muster_core::sharing::Shared;
 use muster_proto::inventory as wire;
 use tonic::Status;
 
@@ -75,8 +76,30 @@ fn health(device: &wire::Device) -> DeviceHealth {
     }
 }
 
+/// The schedulable devices of a node. What they have in common is held once.
+pub fn devices<'a>(devices: impl Iterator<Item = &'a wire::Device>) -> Vec<Device> {
+    let mut texts = Shared::default();
+    let mut devices: Vec<Device> = devices.filter_map(device).collect();
+    for device in &mut devices {
+        device.resource.share(&mut texts);
+        if let Some(model) = &mut device.model {
+            texts.share_in(model);
+        }
+        if let Some(parent) = &mut device.parent {
+            parent.share(&mut texts);
+        }
+        for (namespace, pod) in &mut device.holders {
+            namespace.share(&mut texts);
+            texts.share_in(pod);
+        }
+        device.holders.shrink_to_fit();
+    }
+    devices.shrink_to_fit();
+    devices
+}
+
 /// A schedulable device. `None` for a GPU that is cut into slices: it is listed for its facts only.
-pub fn device(device: &wire::Device) -> Option<Device> {
+fn device(device: &wire::Device) -> Option<Device> {
     if device.partitioned {
         return None;
     }

@@ -1,4 +1,7 @@
 //! What one stream has told about its node: a snapshot, changed by deltas, checked by digests.
+//!
+//! It is held as the bytes that came: a delta is rare, and of thousands of streams most of the memory would be
+//! devices that nobody looks at.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,6 +9,7 @@ use std::sync::Arc;
 use muster_core::ids::NodeName;
 use muster_core::inventory::{NodeReport, ReportOrder};
 use muster_proto::inventory as wire;
+use prost::Message as _;
 use tonic::Status;
 
 use super::convert::{self, DEVICES_MAX};
@@ -24,9 +28,51 @@ pub struct NodeState {
 struct Held {
     generation: u64,
     digest: u64,
+    /// A `Snapshot` of facts, devices and kubelet, encoded.
+    state: Box<[u8]>,
+}
+
+/// The same, to be looked at and changed.
+#[derive(Debug)]
+struct Opened {
+    generation: u64,
+    digest: u64,
     facts: Option<wire::NodeFacts>,
     kubelet: Option<wire::KubeletView>,
     devices: BTreeMap<String, wire::Device>,
+}
+
+impl Held {
+    /// Nothing that was encoded here fails to be decoded; should it do so, the agent is asked for everything again.
+    fn open(&self) -> Option<Opened> {
+        let state = wire::Snapshot::decode(&*self.state).ok()?;
+        let devices = state.devices.into_iter();
+        Some(Opened {
+            generation: self.generation,
+            digest: self.digest,
+            facts: state.node,
+            kubelet: state.kubelet,
+            devices: devices
+                .map(|device| (device.uuid.clone(), device))
+                .collect(),
+        })
+    }
+}
+
+impl Opened {
+    fn close(self) -> Held {
+        let state = wire::Snapshot {
+            node: self.facts,
+            kubelet: self.kubelet,
+            devices: self.devices.into_values().collect(),
+            ..wire::Snapshot::default()
+        };
+        Held {
+            generation: self.generation,
+            digest: self.digest,
+            state: state.encode_to_vec().into_boxed_slice(),
+        }
+    }
 }
 
 /// What to do after a message was taken in.
@@ -68,7 +114,7 @@ impl NodeState {
             convert::check(&device)?;
             devices.insert(device.uuid.clone(), device);
         }
-        let held = Held {
+        let held = Opened {
             generation: snapshot.generation,
             digest: snapshot.digest,
             facts: snapshot.node,
@@ -80,7 +126,7 @@ impl NodeState {
 
     /// Applies a change to the held state.
     pub fn delta(&mut self, delta: wire::Delta) -> Result<Taken, Status> {
-        let Some(mut held) = self.held.take() else {
+        let Some(mut held) = self.held.take().and_then(|held| held.open()) else {
             return Ok(Taken::Resync("no snapshot is held"));
         };
         if held.generation != delta.base_generation {
@@ -102,7 +148,7 @@ impl NodeState {
         Ok(self.keep(held))
     }
 
-    fn keep(&mut self, held: Held) -> Taken {
+    fn keep(&mut self, held: Opened) -> Taken {
         let digest = muster_proto::digest(
             held.facts.as_ref(),
             held.kubelet.as_ref(),
@@ -118,10 +164,10 @@ impl NodeState {
             order: self.order(generation),
             sampler_ok: self.sampler_ok,
             holders_known: held.kubelet.as_ref().is_some_and(|view| view.known),
-            devices: held.devices.values().filter_map(convert::device).collect(),
+            devices: convert::devices(held.devices.values()),
             fabric_clique: convert::fabric_clique(held.devices.values()),
         };
-        self.held = Some(held);
+        self.held = Some(held.close());
         Taken::Report(Box::new(report), generation)
     }
 

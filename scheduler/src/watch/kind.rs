@@ -1,20 +1,21 @@
 //! One kind: list, watch, diff, and pauses after failures.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use kube::Resource;
 use kube::api::Api;
 use kube::runtime::watcher;
-use kube::{Resource, ResourceExt};
 use muster_core::event::Event;
 use muster_core::ids::{GangKey, NodeName, PodUid};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch as signal;
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, WatchEnd};
+use super::{Shared, Texts, WatchEnd};
 
 /// Who an object is to the engine.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,57 +69,71 @@ pub trait Reading: Send {
     }
 }
 
-type Place = (Option<String>, String);
+/// Namespace, empty where there is none, and name.
+type Place = (Arc<str>, Box<str>);
 
-/// What is known of a kind, to tell a relist from news.
+/// What is known of a kind, to tell a relist from news. There are as many of these as objects.
 #[derive(Debug, Default)]
 struct Known {
-    objects: BTreeMap<Place, Identity>,
-    counts: BTreeMap<Identity, u32>,
-    listing: Option<BTreeSet<Place>>,
+    /// Who an object is, and in which LIST it was seen last, or after which.
+    objects: BTreeMap<Place, (Identity, u32)>,
+    /// Objects by identity, of the one kind of which two may be the same.
+    records: BTreeMap<Identity, u32>,
+    /// Number of the LIST.
+    pass: u32,
+    namespaces: Texts,
 }
 
 impl Known {
     /// Notes an object; returns the events that are due.
     fn apply(&mut self, place: Place, meaning: Meaning) -> Vec<Event> {
-        if let Some(listing) = &mut self.listing {
-            listing.insert(place.clone());
-        }
         let Some((identity, event)) = meaning else {
             return self.remove(&place).into_iter().collect();
         };
         let mut events = Vec::with_capacity(1);
-        if self.objects.get(&place) != Some(&identity) {
-            // Recreated under its name: the one before is gone, seen or not.
-            events.extend(self.remove(&place));
-            let count = self.counts.entry(identity.clone()).or_insert(0);
-            *count = count.saturating_add(1);
-            self.objects.insert(place, identity);
+        match self.objects.get_mut(&place) {
+            Some((known, seen)) if *known == identity => *seen = self.pass,
+            _ => {
+                // Recreated under its name: the one before is gone, seen or not.
+                events.extend(self.remove(&place));
+                if matches!(identity, Identity::Record(_)) {
+                    let count = self.records.entry(identity.clone()).or_insert(0);
+                    *count = count.saturating_add(1);
+                }
+                let namespace = self.namespaces.share(place.0);
+                self.objects
+                    .insert((namespace, place.1), (identity, self.pass));
+            }
         }
         events.extend(event);
         events
     }
 
+    /// Begins a LIST.
+    fn begin(&mut self) {
+        self.pass = self.pass.wrapping_add(1);
+    }
+
     /// Forgets an object; the event when nothing else stands for the same identity.
     fn remove(&mut self, place: &Place) -> Option<Event> {
-        let identity = self.objects.remove(place)?;
-        let count = self.counts.get_mut(&identity)?;
-        *count = count.saturating_sub(1);
-        if *count > 0 {
-            return None;
+        let (identity, _) = self.objects.remove(place)?;
+        if let Some(count) = self.records.get_mut(&identity) {
+            *count = count.saturating_sub(1);
+            if *count > 0 {
+                return None;
+            }
+            self.records.remove(&identity);
         }
-        self.counts.remove(&identity);
         identity.removed()
     }
 
-    /// Ends a relist: what was not in it is gone.
+    /// Ends a LIST: what was not in it is gone.
     fn finish(&mut self) -> Vec<(Place, Option<Event>)> {
-        let listing = self.listing.take().unwrap_or_default();
         let gone: Vec<Place> = self
             .objects
-            .keys()
-            .filter(|place| !listing.contains(*place))
-            .cloned()
+            .iter()
+            .filter(|(_, (_, seen))| *seen != self.pass)
+            .map(|(place, _)| place.clone())
             .collect();
         gone.into_iter()
             .map(|place| {
@@ -181,7 +196,7 @@ impl<R: Reading> Watcher<R> {
                 Pass::Ended(end) => return end,
                 Pass::Restart => {}
                 Pass::NotServed => {
-                    self.known.listing = Some(BTreeSet::new());
+                    self.known.begin();
                     if self.finish_listing().await.is_err() {
                         return WatchEnd::Stopped;
                     }
@@ -231,7 +246,7 @@ impl<R: Reading> Watcher<R> {
     async fn take(&mut self, event: watcher::Event<R::Object>) -> Result<(), crate::inbox::Closed> {
         match event {
             watcher::Event::Init => {
-                self.known.listing = Some(BTreeSet::new());
+                self.known.begin();
                 Ok(())
             }
             watcher::Event::InitApply(object) => self.apply(&object).await,
@@ -326,10 +341,10 @@ async fn changed(restart: &mut Option<signal::Receiver<u64>>) {
 }
 
 fn place<K: Resource<DynamicType = ()>>(object: &K) -> Place {
-    (
-        object.namespace(),
-        object.meta().name.clone().unwrap_or_default(),
-    )
+    let meta = object.meta();
+    let namespace = meta.namespace.as_deref().unwrap_or_default();
+    let name = meta.name.as_deref().unwrap_or_default();
+    (Arc::from(namespace), Box::from(name))
 }
 
 fn code(error: &watcher::Error) -> Option<u16> {
@@ -347,7 +362,7 @@ mod tests {
     use super::*;
 
     fn place(name: &str) -> Place {
-        (Some("ns".into()), name.into())
+        ("ns".into(), name.into())
     }
 
     fn pod(uid: &str) -> Meaning {
@@ -359,14 +374,12 @@ mod tests {
         let mut known = Known::default();
         known.apply(place("a"), pod("1"));
         known.apply(place("b"), pod("2"));
-        known.listing = Some(BTreeSet::new());
+        known.begin();
         known.apply(place("b"), pod("2"));
         let gone: Vec<_> = known.finish().into_iter().map(|(_, event)| event).collect();
         assert_eq!(gone, [Some(Event::PodRemoved("1".into()))]);
-        assert!(
-            known.finish().len() == 1,
-            "a finish without a list in between forgets the rest"
-        );
+        known.begin();
+        assert!(known.finish().len() == 1, "an empty list forgets the rest");
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! What is watched, and how each kind is read.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::ResourceExt;
 use muster_core::event::Event;
-use muster_core::pod::PodShape;
+use muster_core::pod::PodParts;
 use muster_core::workload::Workload;
 use muster_kubernetes::gang::Gang;
 use muster_kubernetes::lite::{LiteNode, LitePod, LitePodGroup, LitePyTorchJob};
@@ -17,8 +17,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::kind::{Identity, Meaning, Reading, Watcher};
-use super::{Shared, WatchEnd};
+use super::{Shared, Texts, WatchEnd};
 use crate::fence::Fence;
+use crate::locked;
 
 /// The kinds that are watched.
 #[derive(Debug)]
@@ -51,14 +52,19 @@ impl Kinds {
         let pods = Pods {
             rules: Arc::clone(rules),
             fence: Arc::clone(&shared.fence),
-            shapes: Shapes::default(),
+            texts: Arc::clone(&shared.texts),
+            known: PodParts::default(),
         };
         let gangs = Gangs {
             fence: Arc::clone(&shared.fence),
+            texts: Arc::clone(&shared.texts),
+        };
+        let nodes = Nodes {
+            texts: Arc::clone(&shared.texts),
         };
         let on = |optional, restart| (optional, restart, stop.clone());
         let (optional, restart, token) = on(false, None);
-        tasks.spawn(Watcher::new(shared.clone(), Nodes).run(optional, restart, token));
+        tasks.spawn(Watcher::new(shared.clone(), nodes).run(optional, restart, token));
         let (optional, restart, token) = on(false, Some(shared.relist.clone()));
         tasks.spawn(Watcher::new(shared.clone(), pods).run(optional, restart, token));
         let (optional, restart, token) = on(false, None);
@@ -72,14 +78,17 @@ impl Kinds {
     }
 }
 
-struct Nodes;
+struct Nodes {
+    texts: Arc<Mutex<Texts>>,
+}
 
 impl Reading for Nodes {
     type Object = LiteNode;
     const KIND: &'static str = "Node";
 
     fn read(&mut self, object: &LiteNode) -> Meaning {
-        let node = translate::node(object);
+        let mut node = translate::node(object);
+        node.share(&mut locked(&self.texts));
         Some((
             Identity::Node(node.name.clone()),
             Some(Event::NodeApplied(node)),
@@ -87,31 +96,11 @@ impl Reading for Nodes {
     }
 }
 
-/// Shapes that pods share: most pods of a job are alike, and a job has thousands.
-#[derive(Debug, Default)]
-struct Shapes {
-    known: BTreeSet<Arc<PodShape>>,
-    sweep_at: usize,
-}
-
-impl Shapes {
-    fn shared(&mut self, shape: Arc<PodShape>) -> Arc<PodShape> {
-        if let Some(known) = self.known.get(&shape) {
-            return Arc::clone(known);
-        }
-        if self.known.len() >= self.sweep_at.max(64) {
-            self.known.retain(|shape| Arc::strong_count(shape) > 1);
-            self.sweep_at = self.known.len().saturating_mul(2);
-        }
-        self.known.insert(Arc::clone(&shape));
-        shape
-    }
-}
-
 struct Pods {
     rules: Arc<ArcSwap<PodRules>>,
     fence: Arc<Fence>,
-    shapes: Shapes,
+    texts: Arc<Mutex<Texts>>,
+    known: PodParts,
 }
 
 impl Reading for Pods {
@@ -120,7 +109,7 @@ impl Reading for Pods {
 
     fn read(&mut self, object: &LitePod) -> Meaning {
         let mut pod = translate::pod(object, &self.rules.load());
-        pod.shape = self.shapes.shared(pod.shape);
+        pod.share(&mut self.known, &mut locked(&self.texts));
         // Only what Muster can have written counts: anybody may annotate a pod of his own.
         if pod.ours {
             if let Some(record) = &pod.record {
@@ -150,6 +139,7 @@ fn sane(epoch: muster_core::ids::Epoch) -> muster_core::ids::Epoch {
 
 struct Gangs {
     fence: Arc<Fence>,
+    texts: Arc<Mutex<Texts>>,
 }
 
 impl Reading for Gangs {
@@ -158,7 +148,8 @@ impl Reading for Gangs {
 
     fn read(&mut self, object: &Gang) -> Meaning {
         match translate::record(object) {
-            Ok(record) => {
+            Ok(mut record) => {
+                record.share(&mut locked(&self.texts));
                 if let Ok(Some(plan)) = &record.plan {
                     self.fence.see(sane(plan.epoch));
                 }
@@ -262,28 +253,5 @@ impl Reading for Classes {
     fn listed(&mut self) {
         self.listed = true;
         self.publish();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn equal_shapes_are_one_and_unused_ones_are_swept() {
-        let mut shapes = Shapes::default();
-        let first = shapes.shared(Arc::new(PodShape::default()));
-        let second = shapes.shared(Arc::new(PodShape::default()));
-        assert!(Arc::ptr_eq(&first, &second));
-        for cpu in 1..1000 {
-            let mut shape = PodShape::default();
-            shape.requests.milli_cpu = cpu;
-            drop(shapes.shared(Arc::new(shape)));
-        }
-        assert!(shapes.known.len() < 200, "{}", shapes.known.len());
-        assert!(Arc::ptr_eq(
-            &first,
-            &shapes.shared(Arc::new(PodShape::default()))
-        ));
     }
 }

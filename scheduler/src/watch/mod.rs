@@ -16,7 +16,7 @@ mod health;
 mod kind;
 mod kinds;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use kube::Client;
@@ -34,6 +34,9 @@ use crate::fence::Fence;
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 
+/// Texts, each kept once.
+pub type Texts = muster_core::sharing::Shared<str>;
+
 /// What every watch works with.
 #[derive(Clone)]
 pub struct Shared {
@@ -49,6 +52,8 @@ pub struct Shared {
     pub relist: watch::Receiver<u64>,
     /// How pods and jobs are read.
     pub rules: Arc<ArcSwap<PodRules>>,
+    /// Texts that objects of all kinds have in common.
+    pub texts: Arc<Mutex<Texts>>,
     /// State of every watch.
     pub health: Arc<Health>,
     /// The clock of health and pauses.
