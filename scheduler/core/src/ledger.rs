@@ -159,7 +159,8 @@ impl Ledger {
                 .get(node)
                 .and_then(|account| account.pods.get(&pod.uid))
             && (Arc::ptr_eq(&charge.shape, &pod.shape)
-                || charge.shape.requests == pod.shape.requests)
+                || (charge.shape.requests == pod.shape.requests
+                    && charge.shape.share == pod.shape.share))
         {
             return Vec::new();
         }

@@ -349,6 +349,8 @@ pub enum Reason {
         /// Name of one such pod.
         pod: Arc<str>,
     },
+    /// The scheduler has just begun, and does not plan on half of the agents.
+    AgentsAwaited,
     /// A durable plan exists; members are on their way to the barrier.
     Gathering {
         /// Members of the plan.
@@ -423,6 +425,7 @@ impl Reason {
             Self::PodGroupMissing { .. } => "PodGroupMissing",
             Self::Unplaceable(why) => why.code(),
             Self::GatedByOthers { .. } => "GatedByOthers",
+            Self::AgentsAwaited => "AgentsAwaited",
             Self::Gathering { .. } => "Gathering",
             Self::BarrierTimeout { .. } => "BarrierTimeout",
             Self::NodeChanged { .. } => "PlannedNodeChanged",
@@ -464,6 +467,9 @@ impl fmt::Display for Reason {
                     "pod {pod} carries a scheduling gate of another controller"
                 )
             }
+            Self::AgentsAwaited => f.write_str(
+                "the scheduler has just begun and waits for the nodes' agents, 30 s at most by default",
+            ),
             Self::Gathering { planned, said } => {
                 write!(
                     f,

@@ -96,3 +96,35 @@ fn member_that_is_lost_meanwhile_gets_another_place_at_once() {
     world.settle();
     assert_eq!(world.bound(&gang), 2);
 }
+
+/// What keeps a gang is said, and a gang that asks for no device has nothing to wait for.
+#[test]
+fn waiting_for_agents_is_said_and_is_for_those_who_ask_for_devices() {
+    let mut world = restarted(2);
+    let train = submit(&mut world, "train", 1);
+    let plain = world.submit("plain", &[("Worker", 2, gpus(0))], Hold::Held);
+    hear(&mut world, 0..1);
+    world.pass(Millis::from_secs(3));
+    assert_eq!(world.bound(&plain), 2, "{}", world.reason(&plain));
+    assert_eq!(world.bound(&train), 0);
+    let reason = world.reason(&train);
+    assert!(reason.contains("waits for the nodes' agents"), "{reason}");
+}
+
+/// What was written of a waiting gang stays until it is looked at again: the wait costs no write.
+#[test]
+fn waiting_for_agents_takes_nothing_back_of_what_was_said() {
+    let mut world = World::new(2, 8);
+    let large = submit(&mut world, "large", 3);
+    world.settle();
+    let before = world.reason(&large);
+    assert!(before.contains("needs 3 Worker"), "{before}");
+    world.silent = true;
+    world.restart(2);
+    hear(&mut world, 0..1);
+    world.pass(Millis::from_secs(3));
+    assert_eq!(world.reason(&large), before);
+    hear(&mut world, 0..2);
+    world.pass(Millis::from_secs(3));
+    assert_eq!(world.reason(&large), before);
+}

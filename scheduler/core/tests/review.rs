@@ -422,6 +422,27 @@ fn new_plan_for_a_gang_bound_in_part_does_not_begin_its_deadline_anew() {
     assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
 }
 
+/// The wait for agents is as long as the time for repair: the gang was released whole instead of completed.
+#[test]
+fn gang_bound_in_part_without_a_plan_is_completed_while_agents_are_awaited() {
+    let mut world = World::new(3, 8);
+    let key = world.submit("train", &[("Worker", 2, gpus(8))], Hold::Free);
+    bind_only_the_first(&mut world);
+    assert_eq!(world.bound(&key), 1);
+    world.gangs.remove(&key);
+    world.fail = None;
+    world.silent = true;
+    world.restart(2);
+    world.next_generation();
+    for node in ["n0", "n1"] {
+        let report = world.report_of(node).unwrap();
+        world.engine.handle(Event::Report(report), world.now);
+    }
+    world.settle();
+    world.pass(Millis::from_secs(5));
+    assert_eq!(world.bound(&key), 2, "{}", world.phase(&key));
+}
+
 #[test]
 fn pod_that_the_record_names_in_another_place_is_not_counted_twice_after_a_restart() {
     let mut world = World::new(2, 8);

@@ -83,6 +83,8 @@ impl Engine {
         if !self.awaited.over && now >= self.agents_awaited_until() {
             self.awaited.over = true;
             self.awaited.nodes.clear();
+            // Whoever has waited for it is tried now.
+            self.revision = self.revision.saturating_add(1);
         }
         !self.awaited.over
     }

@@ -6,7 +6,7 @@ use super::Engine;
 use crate::ids::NodeName;
 use crate::interpod::InterPodKind;
 use crate::pod::PodShape;
-use crate::snapshot::{Eligibility, NodeCapacity, SharedDevice};
+use crate::snapshot::{Eligibility, NodeCapacity};
 use crate::time::Timestamp;
 use crate::workload::MemberSource;
 
@@ -57,7 +57,7 @@ impl Engine {
                 || before.free.shortage(&now.free).is_some()
                 || before.node.allocatable != now.node.allocatable
                 || !before.ports.is_subset(&now.ports)
-                || has_larger_parts(&before.shared, &now.shared)
+                || has_larger_parts(before, now)
         })
     }
 
@@ -83,10 +83,15 @@ impl Engine {
 }
 
 /// Whether more is left of some device of which a part is left than was before.
-fn has_larger_parts(before: &[SharedDevice], now: &[SharedDevice]) -> bool {
-    now.iter().any(|shared| {
-        let known = before.iter();
-        let mut known = known.filter(|other| other.device.uuid == shared.device.uuid);
-        known.next().is_none_or(|other| other.left < shared.left)
+fn has_larger_parts(before: &NodeCapacity, now: &NodeCapacity) -> bool {
+    now.shared.iter().any(|shared| {
+        let uuid = &shared.device.uuid;
+        let parts = before.shared.iter();
+        let part = parts.filter(|other| other.device.uuid == *uuid).next();
+        match part {
+            Some(part) => part.left < shared.left,
+            // It was whole, or all of it was taken.
+            None => !before.devices.iter().any(|device| device.uuid == *uuid),
+        }
     })
 }

@@ -7,7 +7,7 @@ use super::gang::Gang;
 use crate::pod::PodShape;
 use crate::snapshot::{Counts, Usual};
 use crate::time::Timestamp;
-use crate::workload::MemberSource;
+use crate::workload::{Hold, MemberSource};
 
 impl Engine {
     /// Looks at the demand anew, where much has changed.
@@ -65,7 +65,8 @@ impl Engine {
         if let Some(workload) = &gang.workload
             && let MemberSource::Roles(roles) = &workload.members
         {
-            if workload.finished.is_none() && workload.invalid.is_none() {
+            let is_wanted = workload.hold != Hold::SuspendedByUser;
+            if is_wanted && workload.finished.is_none() && workload.invalid.is_none() {
                 for role in roles {
                     add(&role.shape, u64::from(role.count));
                 }

@@ -283,6 +283,8 @@ pub(crate) struct Gang {
     pub announced: Option<(crate::record::Phase, &'static str)>,
     /// Ignored keys of which an Event has been sent.
     pub warned: Option<Arc<str>>,
+    /// This scheduler has made the Gang object and written nothing into it yet.
+    pub unsaid: bool,
     /// Something was to be announced before the Gang object, which it is about, was made.
     pub unannounced: bool,
     pub deadline: Option<Timestamp>,
@@ -350,6 +352,7 @@ impl Gang {
             last_pod_at: now,
             announced: None,
             warned: None,
+            unsaid: false,
             unannounced: false,
             deadline: None,
             blocked_until: Timestamp(0),

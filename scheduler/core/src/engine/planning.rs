@@ -113,13 +113,12 @@ impl Engine {
     }
 
     /// One pass over the queue, in its order. Returns the gangs that were looked at. While agents are awaited,
-    /// only members of gangs that have a plan get another place.
+    /// only members of gangs that have begun get a place, and gangs that ask for no devices.
     pub(super) fn plan_waiting(&mut self, now: Timestamp) -> Vec<GangKey> {
         let awaits = self.awaits_agents(now);
         let is_ready = |engine: &Self, key: &GangKey| {
             engine.gangs.get(key).is_some_and(|gang| {
                 gang.not_before <= now
-                    && (gang.plan.is_some() || !awaits)
                     && gang.tried_at != Some(engine.revision)
                     && !gang.unready
                     && gang.recovered.is_none()
@@ -133,7 +132,7 @@ impl Engine {
             .collect();
         ready.sort_by(|a, b| b.cmp(a));
         self.unplaceable.clear();
-        if !ready.is_empty() {
+        if !ready.is_empty() && !awaits {
             self.review_demand();
         }
         let mut looked_at = Vec::with_capacity(ready.len());
@@ -141,7 +140,7 @@ impl Engine {
             let still_waits = self
                 .with_gang(&key, |engine, gang| {
                     gang.tried_at = Some(engine.revision);
-                    engine.try_gang(gang, now);
+                    engine.try_gang(gang, awaits, now);
                     gang.plan
                         .as_ref()
                         .is_none_or(|plan| !engine.missing_seats(gang, plan).is_empty())
@@ -156,7 +155,7 @@ impl Engine {
         looked_at
     }
 
-    fn try_gang(&mut self, gang: &mut Gang, now: Timestamp) {
+    fn try_gang(&mut self, gang: &mut Gang, awaits: bool, now: Timestamp) {
         gang.refused_nodes.retain(|_, until| *until > now);
         if gang.plan.is_some() {
             self.place_missing(gang, now);
@@ -172,6 +171,12 @@ impl Engine {
             Ok(None) => {
                 gang.tried_at = None;
                 gang.unready = true;
+            }
+            // One that is bound in part has its deadline.
+            Ok(Some(needs))
+                if awaits && gang.partial_since.is_none() && self.wants_devices(&needs) =>
+            {
+                gang.reason = Some(Reason::AgentsAwaited);
             }
             Ok(Some(needs)) => self.plan_whole(gang, needs, now),
         }
@@ -193,6 +198,11 @@ impl Engine {
             minimum: needs.minimum,
             topology: needs.topology.clone(),
         }
+    }
+
+    fn wants_devices(&self, needs: &Needs) -> bool {
+        let mut roles = needs.roles.iter();
+        roles.any(|role| role.shape.devices(&self.config) > 0)
     }
 
     fn plan_whole(&mut self, gang: &mut Gang, needs: Needs, now: Timestamp) {

@@ -93,11 +93,17 @@ impl Engine {
         if matches!(gang.record, Record::Unreadable(_)) {
             return;
         }
+        let is_known = gang.acked.is_some() && !gang.unsaid;
+        if is_known && gang.plan.is_none() && matches!(gang.reason, Some(Reason::AgentsAwaited)) {
+            // What keeps it was written before the scheduler began anew, and is soon said again.
+            return;
+        }
         if now < gang.status_after {
             return;
         }
         match &gang.record {
             Record::Missing if self.is_worth_an_object(gang, &wanted) => {
+                gang.unsaid = true;
                 let purpose = Purpose::CreateRecord(gang.key.clone());
                 let what = WriteKind::CreateRecord {
                     object: gang.object_name(),
@@ -119,6 +125,7 @@ impl Engine {
                     .is_none_or(|acked| is_worth_a_write(acked, &wanted));
                 let uncommitted = gang.plan.is_some() && !gang.is_durable();
                 if uncommitted || (differs && settled) {
+                    gang.unsaid = false;
                     let what = WriteKind::PutStatus {
                         object: Arc::clone(object),
                         resource_version: version.clone(),

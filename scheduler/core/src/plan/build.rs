@@ -297,7 +297,6 @@ impl<'a, 'e> Builder<'a, 'e> {
     ) -> Vec<Candidate> {
         let total = u32::try_from(role.indices.len()).unwrap_or(u32::MAX);
         let mut rooms = Vec::new();
-        let mut ask = None;
         for (at, capacity) in nodes {
             if !self.terms.admits(capacity, &role.shape) || !self.rules.admit(position, at) {
                 continue;
@@ -311,11 +310,11 @@ impl<'a, 'e> Builder<'a, 'e> {
                 room = 1;
             }
             if room > 0 {
-                let ask = ask.get_or_insert_with(|| self.terms.snapshot.index().ask(&role.shape));
                 rooms.push(Candidate {
                     at,
                     room,
-                    cost: self.cost_at(capacity, left, ask, room),
+                    // Node by node it would be the most of the work.
+                    cost: 0,
                     spare: spare_of(left.free, self.terms.config),
                     has_devices: offers_devices(capacity, self.terms.config),
                 });

@@ -19,8 +19,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::Eligibility;
 use super::index::{Amounts, Ask, Index};
-use super::kind::Fit;
+use super::kind::{Fit, Kind};
 use crate::pod::{DEVICE_MILLI, PodShape};
 
 /// Most typical shapes: one bit each.
@@ -69,10 +70,10 @@ struct Column {
     column: usize,
     /// Typical shapes that ask for it.
     all: u64,
-    /// Those that are content with so many whole devices.
-    by_whole: Vec<u64>,
+    /// Those that want no more whole devices than this; in order.
+    by_whole: Vec<(u64, u64)>,
     /// Those that want no larger part of a device than this, in thousandths; in order.
-    by_part: Vec<(u32, u64)>,
+    by_part: Vec<(u64, u64)>,
     /// Sums of weights, for each byte of a set.
     sums: Box<[[i64; BYTE]; BYTES]>,
     /// What is lost of a device of which so much is free, once shares have come as long as some fit: scaled.
@@ -150,12 +151,22 @@ impl<'a> State<'a> {
 }
 
 impl Demand {
-    /// The demand of members with these shapes, on the nodes of an index.
-    pub(super) fn of(counts: &Counts, index: &Index, is_device: impl Fn(usize) -> bool) -> Self {
-        let mut members: Vec<(&Arc<PodShape>, Typical)> = counts
-            .iter()
-            .filter_map(|(shape, count)| Some((shape, typical(shape, *count, index, &is_device)?)))
-            .collect();
+    /// The demand of members with these shapes, on the nodes of an index. No more of each count than `most`
+    /// says that the nodes could hold if they were empty: what can never run is no demand, however often it is
+    /// asked for.
+    pub(super) fn of(
+        counts: &Counts,
+        index: &Index,
+        most: impl Fn(&PodShape) -> u64,
+        is_device: impl Fn(usize) -> bool,
+    ) -> Self {
+        let known = counts.iter().filter_map(|(shape, count)| {
+            // Not looked up for what asks for no devices.
+            let typical = typical(shape, *count, index, &is_device)?;
+            let count = typical.count.min(most(shape));
+            (count > 0).then_some((shape, Typical { count, ..typical }))
+        });
+        let mut members: Vec<(&Arc<PodShape>, Typical)> = known.collect();
         // Of equally frequent ones the larger.
         members.sort_by(|(a, left), (b, right)| (right.count, b).cmp(&(left.count, a)));
         let all = members
@@ -200,8 +211,20 @@ impl Demand {
         let column = |(column, members)| Column::of(column, members, &typical, &weights);
         Self {
             columns: columns.into_iter().map(column).collect(),
-            by_cpu: steps(&typical, |typical| typical.ask.cpu()),
-            by_memory: steps(&typical, |typical| typical.ask.memory()),
+            by_cpu: steps(
+                typical
+                    .iter()
+                    .map(|typical| typical.ask.cpu())
+                    .zip(0..)
+                    .collect(),
+            ),
+            by_memory: steps(
+                typical
+                    .iter()
+                    .map(|typical| typical.ask.memory())
+                    .zip(0..)
+                    .collect(),
+            ),
             fed: fed(&typical),
             usual,
         }
@@ -283,28 +306,15 @@ impl Column {
                     .fold(0, |sum, at| sum.saturating_add(scaled(at)));
             }
         }
-        let most = of_column.iter().map(|(_, typical)| typical.whole).max();
-        let by_whole = (0..=most.unwrap_or(0)).map(|count| {
-            let content = of_column.iter();
-            let content = content.filter(|(_, typical)| typical.whole <= count);
-            content.fold(0, |set, (at, _)| set | bit(*at))
-        });
-        let mut by_part: Vec<(u32, u64)> = Vec::new();
-        let mut parts: Vec<(u32, usize)> = of_column
-            .iter()
-            .map(|(at, typical)| (typical.part, *at))
-            .collect();
-        parts.sort_unstable();
-        let mut set = 0;
-        for (part, at) in parts {
-            set |= bit(at);
-            by_part.push((part, set));
-        }
+        let by = |wants: &dyn Fn(&Typical) -> u64| {
+            let wants = of_column.iter().map(|(at, typical)| (wants(typical), *at));
+            steps(wants.collect())
+        };
         Self {
             column,
             all: of_column.iter().fold(0, |set, (at, _)| set | bit(*at)),
-            by_whole: by_whole.collect(),
-            by_part,
+            by_whole: by(&|typical| typical.whole),
+            by_part: by(&|typical| u64::from(typical.part)),
             sums,
             lost: lost(&of_column),
         }
@@ -318,10 +328,8 @@ impl Column {
             0 => state.parts(self.column).max().unwrap_or(0),
             _ => DEVICE_MILLI,
         };
-        let at = usize::try_from(whole).unwrap_or(usize::MAX);
-        let last = self.by_whole.last().copied().unwrap_or(0);
-        let enough = self.by_whole.get(at).copied().unwrap_or(last);
-        let able = self.all & content & enough & up_to(&self.by_part, largest);
+        let parts = up_to(&self.by_part, u64::from(largest));
+        let able = self.all & content & up_to(&self.by_whole, whole) & parts;
         let mut fragments = self.weight(self.all & !able).saturating_mul(idle);
         let lost = |left: u32| {
             let left = usize::try_from(left).unwrap_or(usize::MAX);
@@ -330,7 +338,7 @@ impl Column {
         let count = i64::try_from(whole).unwrap_or(i64::MAX);
         let mut slivers = lost(DEVICE_MILLI).saturating_mul(count);
         for left in state.parts(self.column) {
-            let larger = able & !up_to(&self.by_part, left);
+            let larger = able & !up_to(&self.by_part, u64::from(left));
             let part = self.weight(larger).saturating_mul(i64::from(left));
             fragments = fragments.saturating_add(part);
             slivers = slivers.saturating_add(lost(left));
@@ -389,6 +397,10 @@ fn weights(shapes: &[&Arc<PodShape>], typical: &[Typical], index: &Index) -> Vec
     let mut idle_in_all: BTreeMap<usize, u64> = BTreeMap::new();
     let mut last: Option<(u32, Vec<bool>)> = None;
     for (key, group) in index.groups() {
+        let is_eligible = |kind: &Kind| kind.eligibility == Eligibility::Eligible && kind.reported;
+        if !index.kind(key).is_some_and(is_eligible) {
+            continue;
+        }
         let nodes = u64::try_from(group.nodes.len()).unwrap_or(u64::MAX);
         let admits = match &last {
             Some((kind, admits)) if *kind == key.kind => admits.clone(),
@@ -487,12 +499,7 @@ fn lost(members: &[(usize, &Typical)]) -> Vec<i64> {
 }
 
 /// Typical shapes by what they want at most, in order.
-fn steps(typical: &[Typical], wants: impl Fn(&Typical) -> u64) -> Vec<(u64, u64)> {
-    let mut wanted: Vec<(u64, usize)> = typical
-        .iter()
-        .enumerate()
-        .map(|(at, typical)| (wants(typical), at))
-        .collect();
+fn steps(mut wanted: Vec<(u64, usize)>) -> Vec<(u64, u64)> {
     wanted.sort_unstable();
     let mut set = 0;
     let step = |(wants, at)| {
@@ -503,7 +510,7 @@ fn steps(typical: &[Typical], wants: impl Fn(&Typical) -> u64) -> Vec<(u64, u64)
 }
 
 /// Those that want no more than there is.
-fn up_to<T: PartialOrd>(steps: &[(T, u64)], there: T) -> u64 {
+fn up_to(steps: &[(u64, u64)], there: u64) -> u64 {
     let content = steps.partition_point(|(wants, _)| *wants <= there);
     let last = content.checked_sub(1).and_then(|at| steps.get(at));
     last.map_or(0, |(_, set)| *set)

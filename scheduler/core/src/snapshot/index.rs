@@ -354,8 +354,26 @@ impl Index {
 
     /// From now on nodes are worth what they are to members with these shapes. `is_device` tells the columns of
     /// devices.
-    pub fn set_demand(&mut self, counts: &Counts, is_device: impl Fn(usize) -> bool) {
-        self.take_demand(Demand::of(counts, self, is_device));
+    pub fn set_demand(
+        &mut self,
+        counts: &Counts,
+        most: impl Fn(&PodShape) -> u64,
+        is_device: impl Fn(usize) -> bool,
+    ) {
+        self.take_demand(Demand::of(counts, self, most, is_device));
+    }
+
+    /// How many members of this shape all nodes have room for, at least; beside ports and rules.
+    pub fn room(&self, shape: &PodShape) -> u64 {
+        let ask = self.ask(shape);
+        self.groups().fold(0u64, |sum, (key, group)| {
+            if !matches!(self.fit(key, shape), Fit::All | Fit::Each) {
+                return sum;
+            }
+            let (each, _) = key.free.times(&ask);
+            let nodes = u64::try_from(group.nodes.len()).unwrap_or(u64::MAX);
+            sum.saturating_add(each.saturating_mul(nodes))
+        })
     }
 
     /// The same as it was found before.

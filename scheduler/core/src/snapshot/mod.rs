@@ -240,8 +240,10 @@ impl Snapshot {
     pub fn set_demand(&mut self, counts: &Counts, config: &Config) {
         self.changes = 0;
         let devices = self.index.columns(|name| config.is_device(name));
+        let emptied = self.emptied.as_ref();
+        let most = |shape: &PodShape| emptied.map_or(u64::MAX, |nodes| nodes.index.room(shape));
         self.index
-            .set_demand(counts, |column| devices.contains(&column));
+            .set_demand(counts, most, |column| devices.contains(&column));
     }
 
     /// The demand as it was found when it was last set.

@@ -157,3 +157,35 @@ fn plans_by_demand_do_not_depend_on_what_was_planned_before() {
         }
     }
 }
+
+/// Whoever may make a job may ask for any number: it must not size anything.
+#[test]
+fn absurd_numbers_of_gpus_are_no_demand() {
+    for count in ["1000000000000", "18446744073709551615"] {
+        check_plan(
+            &format!(
+                "node a gpu=8 label=model:old
+                 node b gpu=8 used=2 label=model:new
+                 role w 1x1
+                 usual x 40x1 select=model:new
+                 usual y 40x1
+                 usual absurd 16000x{count}"
+            ),
+            "w a",
+        );
+    }
+}
+
+#[test]
+fn work_that_can_never_run_does_not_hide_what_others_ask_for() {
+    check_plan(
+        "node a gpu=8 label=model:old
+         node b gpu=8 used=2 label=model:new
+         role w 1x1
+         usual x 40x1 select=model:new
+         usual y 40x1
+         usual nowhere 100000x1 select=model:none
+         usual large 100000x9",
+        "w a",
+    );
+}
