@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
@@ -104,9 +104,10 @@ async fn ready(State(pages): State<Pages>) -> impl IntoResponse {
 async fn dump(
     State(pages): State<Pages>,
     peer: Option<Extension<Peer>>,
+    target: Uri,
     headers: HeaderMap,
 ) -> Response {
-    if let Some(why) = not_local(peer.map(|Extension(peer)| peer), &headers) {
+    if let Some(why) = not_local(peer.map(|Extension(peer)| peer), &target, &headers) {
         let said = format!(
             "a dump is given on loopback only, to kubectl port-forward for example: {why}\n"
         );
@@ -123,7 +124,7 @@ async fn dump(
 }
 
 /// Why a request does not come from this machine, as far as can be told.
-fn not_local(peer: Option<Peer>, headers: &HeaderMap) -> Option<String> {
+fn not_local(peer: Option<Peer>, target: &Uri, headers: &HeaderMap) -> Option<String> {
     let Some(Peer(peer)) = peer else {
         return Some("the caller's address is not known".into());
     };
@@ -131,23 +132,29 @@ fn not_local(peer: Option<Peer>, headers: &HeaderMap) -> Option<String> {
     if !peer.ip().to_canonical().is_loopback() {
         return Some(format!("the caller is {}", peer.ip()));
     }
-    let is_trace =
-        |name: &str| name == "forwarded" || name == "via" || name.starts_with("x-forwarded");
+    let is_trace = |name: &str| {
+        name == "forwarded"
+            || name == "via"
+            || name == "x-real-ip"
+            || name.starts_with("x-forwarded")
+    };
     if let Some(name) = headers.keys().find(|name| is_trace(name.as_str())) {
         return Some(format!("the request has a header {name}"));
     }
-    let host = headers
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok());
-    let host = host.and_then(|host| host.parse::<Authority>().ok());
+    let said = headers.get(header::HOST);
+    let host = said.and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
+    if said.is_some() && host.is_none() {
+        return Some("its Host cannot be read".into());
+    }
     let is_local = |host: &Authority| {
         let name = host.host().trim_matches(['[', ']']);
         let address = name.parse::<std::net::IpAddr>();
         name == "localhost" || address.is_ok_and(|address| address.is_loopback())
     };
-    // Without one no browser asks, and no proxy.
-    host.filter(|host| !is_local(host))
-        .map(|host| format!("it was sent to {host}"))
+    // HTTP/2 says it with the target. Without one no browser asks, and no proxy.
+    let hosts = host.iter().chain(target.authority());
+    let mut foreign = hosts.filter(|host| !is_local(host));
+    foreign.next().map(|host| format!("it was sent to {host}"))
 }
 
 /// The text of a dump, or why there is none.

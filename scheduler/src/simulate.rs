@@ -163,6 +163,8 @@ impl Simulate {
             ("--limit-jobs", self.limit_jobs.is_some()),
             ("--write-delay", self.write_delay.is_some()),
             ("--until", self.until.is_some()),
+            ("--dump", self.dump.is_some()),
+            ("--dump-at", self.dump_at.is_some()),
         ] {
             if is_given {
                 bail!("{flag} does not go with --format openb: its pods come one after the other");
@@ -229,6 +231,10 @@ mod tests {
             (
                 format!("{openb} --until 3h"),
                 "--until does not go with --format openb",
+            ),
+            (
+                format!("{openb} --dump d.json"),
+                "--dump does not go with --format openb",
             ),
             (
                 format!("{openb} --policy greedy"),

@@ -18,7 +18,7 @@ use std::time::Duration;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use kube::Client;
 use kube::api::{Api, PostParams};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -42,6 +42,11 @@ const REVIEW_MAX: Duration = Duration::from_secs(4);
 const TURN_MAX: Duration = Duration::from_secs(4);
 /// Reviews at once. An API server that needs long for each is not asked for more.
 const REVIEWS_AT_ONCE: usize = 64;
+/// Longest wait for one of those, once it is its turn.
+const LINE_MAX: Duration = Duration::from_millis(500);
+/// Longest time after which a call is told to come again. Nothing is proven of a call that is told so: many
+/// that prove nothing must not keep the others away.
+const LATER_MAX: Duration = Duration::from_secs(40);
 /// How far ahead of our clock a node's may be, microseconds: one day. Instances are times of the
 /// node's clock; one far in the future would keep every later agent of the node out.
 const INSTANCE_AHEAD_MAX_US: i64 = 24 * 3600 * 1_000_000;
@@ -109,8 +114,16 @@ impl Turns {
             self.free_from = turn + every;
             return Ok(turn);
         }
-        self.told_until = self.told_until.max(turn) + every;
-        Err(self.told_until.saturating_duration_since(now))
+        Err(self.tell(every, now))
+    }
+
+    /// After how long to come again: each a little later than the one before, and from the beginning again
+    /// where that would be too long.
+    fn tell(&mut self, every: Duration, now: Instant) -> Duration {
+        let next = self.told_until.max(self.free_from).max(now) + every;
+        let is_too_late = next.saturating_duration_since(now) > LATER_MAX;
+        self.told_until = if is_too_late { now + every } else { next };
+        self.told_until.saturating_duration_since(now)
     }
 }
 
@@ -282,7 +295,21 @@ impl Reviews {
         }
     }
 
-    async fn review(&self, token: &str) -> Result<Arc<str>, Status> {
+    /// Waits until few enough are reviewed at once. An API server that needs longer for each than turns are
+    /// given out for gets no more of them.
+    async fn one_of_few(&self) -> Result<SemaphorePermit<'_>, Unknown> {
+        match tokio::time::timeout(LINE_MAX, self.at_once.acquire()).await {
+            // The semaphore is never closed.
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) | Err(_) => {
+                self.metrics.token_reviewed("told to come later");
+                let later = locked(&self.turns).tell(self.every, Instant::now());
+                Err(Unknown::Later(later))
+            }
+        }
+    }
+
+    async fn review(&self, token: &str) -> Result<Arc<str>, Unknown> {
         let review = TokenReview {
             spec: TokenReviewSpec {
                 token: token.to_owned(),
@@ -292,22 +319,19 @@ impl Reviews {
         };
         let api: Api<TokenReview> = Api::all(self.client.clone());
         let params = PostParams::default();
-        let asked = async {
-            // The semaphore is never closed.
-            let _one_of_few = self.at_once.acquire().await;
-            api.create(&params, &review).await
-        };
-        let created = tokio::time::timeout(REVIEW_MAX, asked).await;
+        // What waits for one of few is not timed: given up at the end of a line, none would be reviewed.
+        let _one_of_few = self.one_of_few().await?;
+        let created = tokio::time::timeout(REVIEW_MAX, api.create(&params, &review)).await;
         let status = match created {
             Ok(Ok(review)) => review.status.unwrap_or_default(),
             Ok(Err(error)) => {
                 self.metrics.token_reviewed("failed");
                 tracing::warn!(%error, "a token could not be reviewed");
-                return Err(Status::unavailable("the token could not be reviewed"));
+                return Err(Status::unavailable("the token could not be reviewed").into());
             }
             Err(_) => {
                 self.metrics.token_reviewed("failed");
-                return Err(Status::unavailable("the token was not reviewed in time"));
+                return Err(Status::unavailable("the token was not reviewed in time").into());
             }
         };
         let audience = status
@@ -320,7 +344,8 @@ impl Reviews {
             return Err(Status::unauthenticated(format!(
                 "the token is not valid for audience {}",
                 self.audience
-            )));
+            ))
+            .into());
         }
         let user = status.user.unwrap_or_default();
         if !self.account.is(&user) {
@@ -328,7 +353,8 @@ impl Reviews {
             return Err(Status::permission_denied(format!(
                 "the token is not one of {}",
                 self.account.user_name
-            )));
+            ))
+            .into());
         }
         let name = user
             .extra
@@ -336,7 +362,7 @@ impl Reviews {
             .filter(|name| !name.is_empty());
         let Some(name) = name else {
             self.metrics.token_reviewed("no node");
-            return Err(Status::unauthenticated("the token names no node"));
+            return Err(Status::unauthenticated("the token names no node").into());
         };
         self.metrics.token_reviewed("node");
         Ok(Arc::from(name))

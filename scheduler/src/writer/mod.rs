@@ -35,6 +35,9 @@ use crate::fence::Fence;
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 
+/// Of so many writes one is no binding, where one waits.
+const OTHERS_EVERY: u32 = 8;
+
 /// Statuses that are remembered for the times of their conditions; beyond that they are read again.
 const REMEMBERED_MAX: usize = 50_000;
 
@@ -192,6 +195,8 @@ struct Line {
     busy: BTreeSet<Target>,
     behind: BTreeMap<Target, VecDeque<Write>>,
     waiting: usize,
+    /// How many were taken.
+    turn: u32,
 }
 
 impl Line {
@@ -213,8 +218,17 @@ impl Line {
     }
 
     fn next(&mut self) -> Option<(Target, Write)> {
-        let binding = self.bindings.pop_front();
-        let next = binding.or_else(|| self.others.pop_front())?;
+        self.turn = self.turn.wrapping_add(1);
+        // A gang that is to be released has 30 s, however many are bound meanwhile.
+        let next = if self.turn % OTHERS_EVERY == 0 {
+            self.others
+                .pop_front()
+                .or_else(|| self.bindings.pop_front())
+        } else {
+            self.bindings
+                .pop_front()
+                .or_else(|| self.others.pop_front())
+        }?;
         self.waiting = self.waiting.saturating_sub(1);
         Some(next)
     }

@@ -1,6 +1,7 @@
 //! A stand-in for the API server: a function from calls to replies behind the real client.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -37,6 +38,8 @@ pub enum Reply {
     Later(u64),
     /// The connection breaks without an answer.
     Lost,
+    /// Answers after so long.
+    Slow(Duration, Value),
     /// No answer ever comes.
     Hang,
     /// A watch that sends these lines and stays open.
@@ -127,6 +130,10 @@ impl Standin {
                     std::io::ErrorKind::ConnectionReset,
                     "connection reset",
                 ));
+            }
+            Reply::Slow(after, value) => {
+                tokio::time::sleep(after).await;
+                *response.body_mut() = full(serde_json::to_vec(&value).unwrap());
             }
             Reply::Hang => std::future::pending().await,
             Reply::Lines(lines) => {
