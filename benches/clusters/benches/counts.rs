@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use gungraun::prelude::*;
 use gungraun::{Callgrind, EventKind};
-use muster_bench_clusters::{engine, gang, job, network, snapshot, uneven};
+use muster_bench_clusters::{engine, gang, job, network, shape, snapshot, uneven};
 use muster_core::config::Config;
 use muster_core::engine::Engine;
 use muster_core::event::Event;
 use muster_core::plan::{GangRequest, Placement, plan};
 use muster_core::reason::Unplaceable;
 use muster_core::resources::Resources;
-use muster_core::snapshot::{NodeCapacity, Snapshot};
+use muster_core::snapshot::{Counts, NodeCapacity, Snapshot};
 use muster_core::time::Timestamp;
 use muster_core::view::View;
 
@@ -60,6 +60,26 @@ fn three_pods(nodes: usize) -> Case {
     asserted((uneven(nodes, 9), workers(3, 1), Config::default()), 3)
 }
 
+/// The same where members of several sizes are about: nodes are scored by what those miss.
+fn three_pods_by_demand(nodes: usize) -> Case {
+    let (mut snapshot, gang, config) = three_pods(nodes);
+    snapshot.set_demand(&usual(), &config);
+    // Costs are worked out once, and kept with each group of nodes.
+    asserted((learned(snapshot, &gang), gang, config), 3)
+}
+
+fn usual() -> Counts {
+    let sizes = [(1, 900), (2, 300), (3, 20), (4, 150), (8, 400)];
+    sizes.map(|(gpus, count)| (shape(gpus), count)).into()
+}
+
+fn learned(mut snapshot: Snapshot, gang: &GangRequest) -> Snapshot {
+    for role in &gang.roles {
+        snapshot.learn(&role.shape);
+    }
+    snapshot
+}
+
 fn many_workers(nodes: usize) -> Case {
     let case = (snapshot(nodes, "half"), workers(512, 1), Config::default());
     asserted(case, 512)
@@ -85,6 +105,21 @@ fn plan_three_pods(case: Case) -> Planned {
 }
 
 #[library_benchmark]
+#[bench::of_5000(args = (5_000), setup = three_pods_by_demand, config = recorded(731_441))]
+#[bench::of_20000(args = (20_000), setup = three_pods_by_demand, config = recorded(748_895))]
+fn plan_three_pods_by_demand(case: Case) -> Planned {
+    planned(case)
+}
+
+// The demand is set anew, and every node is scored for the first time.
+#[library_benchmark]
+#[bench::of_5000(args = (5_000), setup = three_pods, config = recorded(2_951_469))]
+fn set_the_demand_and_plan((mut snapshot, gang, config): Case) -> Planned {
+    snapshot.set_demand(&usual(), &config);
+    planned((learned(snapshot, &gang), gang, config))
+}
+
+#[library_benchmark]
 #[bench::of_5000(args = (5_000), setup = many_workers, config = recorded(1_727_896))]
 fn plan_512_workers(case: Case) -> Planned {
     planned(case)
@@ -104,6 +139,15 @@ fn verdict_with_numbers(case: Case) -> Planned {
     planned(case)
 }
 
+/// An engine that has looked at the demand: it does so when there are as many gangs again, for example.
+fn busy_engine(nodes: usize) -> Engine {
+    let mut engine = engine(nodes);
+    engine.handle(Event::WorkloadApplied(job(1)), Timestamp(1_000));
+    engine.decide(Timestamp(1_000));
+    while engine.poll_action().is_some() {}
+    engine
+}
+
 fn changed_node(nodes: usize) -> (Snapshot, Arc<NodeCapacity>) {
     let snapshot = uneven(nodes, 9);
     let mut capacity = snapshot.nodes().first().map(|node| (**node).clone());
@@ -114,16 +158,16 @@ fn changed_node(nodes: usize) -> (Snapshot, Arc<NodeCapacity>) {
 }
 
 #[library_benchmark]
-#[bench::of_5000(args = (5_000), setup = changed_node, config = recorded(65_210))]
+#[bench::of_5000(args = (5_000), setup = changed_node, config = recorded(6_788))]
 fn snapshot_takes_a_changed_node((mut snapshot, node): (Snapshot, Arc<NodeCapacity>)) -> Snapshot {
     snapshot.set(black_box(node));
     snapshot
 }
 
 #[library_benchmark]
-#[bench::of_5000(args = (5_000), setup = engine, config = recorded(113_330))]
+#[bench::of_5000(args = (5_000), setup = busy_engine, config = recorded(78_805))]
 fn engine_takes_a_job_of_three(mut engine: Engine) -> (Engine, usize) {
-    engine.handle(Event::WorkloadApplied(job(1)), Timestamp(1_000));
+    engine.handle(Event::WorkloadApplied(job(2)), Timestamp(1_000));
     engine.decide(Timestamp(1_000));
     let mut actions = 0usize;
     while engine.poll_action().is_some() {
@@ -153,6 +197,8 @@ library_benchmark_group!(
     name = hot_paths,
     benchmarks = [
         plan_three_pods,
+        plan_three_pods_by_demand,
+        set_the_demand_and_plan,
         plan_512_workers,
         plan_512_workers_in_a_block_and_few_racks,
         verdict_with_numbers,
