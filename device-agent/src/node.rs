@@ -18,8 +18,8 @@ use tokio::time::Instant;
 
 use crate::assemble::{LeakWatch, assemble};
 use crate::clock::WallClock;
-use crate::health::Judge;
 use crate::health::table::Table;
+use crate::health::{Judge, Note};
 use crate::kubelet::KubeletState;
 use crate::model::Reading;
 use crate::report::{NodeView, Publisher};
@@ -87,14 +87,14 @@ impl NodeState {
         match update {
             Update::Reading(reading) => {
                 for note in self.judge.reading(now, &reading) {
-                    self.publisher.event(self.clock.now_ms(), note);
+                    self.tell(note);
                 }
                 self.reading = Some(reading);
                 self.sampler = Sampler::Ok;
             }
             Update::Event(event) => {
                 if let Some(note) = self.judge.event(now, &event) {
-                    self.publisher.event(self.clock.now_ms(), note);
+                    self.tell(note);
                 }
             }
             Update::Sampler(sampler) => {
@@ -107,6 +107,18 @@ impl NodeState {
             Update::AgentFault(AgentFault::Replay) => self.publisher.replay(),
             Update::Ended(_) => {}
         }
+    }
+
+    /// To the schedulers, and to whoever reads this node's log.
+    fn tell(&mut self, note: Note) {
+        tracing::info!(
+            device = note.device_uuid,
+            source = note.source.as_str_name(),
+            code = note.code,
+            verdict = ?note.state,
+            "the driver reports a fault"
+        );
+        self.publisher.event(self.clock.now_ms(), note);
     }
 
     /// Judges again and gives the state to report.

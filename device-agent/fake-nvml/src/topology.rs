@@ -285,13 +285,9 @@ pub unsafe extern "C" fn nvmlDeviceGetPlatformInfo(
     info: *mut sys::nvmlPlatformInfo_t,
 ) -> Code {
     on_gpu("nvmlDeviceGetPlatformInfo", device, |world, _, index| {
-        world
-            .node
-            .shape
-            .fabric
-            .as_ref()
-            .filter(|fabric| fabric.platform)
-            .ok_or(NOT_SUPPORTED)?;
+        // As driver 580 answers on an H200 that is in no rack: host and module, and a blank chassis.
+        let fabric = world.node.shape.fabric.as_ref();
+        let in_rack = fabric.is_some_and(|fabric| fabric.platform);
         if info.is_null() {
             return Err(INVALID_ARGUMENT);
         }
@@ -302,19 +298,22 @@ pub unsafe extern "C" fn nvmlDeviceGetPlatformInfo(
         if value.version != wanted {
             return Err(VERSION_MISMATCH);
         }
-        let serial = world
-            .node
-            .chassis_serial()
-            .bytes()
-            .chain(std::iter::repeat(0));
+        let serial = if in_rack {
+            world.node.chassis_serial()
+        } else {
+            ""
+        };
+        let serial = serial.bytes().chain(std::iter::repeat(0));
         value
             .chassisSerialNumber
             .iter_mut()
             .zip(serial)
             .for_each(|(slot, byte)| *slot = byte);
         let byte = |number: u32| u8::try_from(number).unwrap_or(u8::MAX);
-        value.slotNumber = byte(world.node.slot());
-        value.trayIndex = byte(world.node.tray);
+        if in_rack {
+            value.slotNumber = byte(world.node.slot());
+            value.trayIndex = byte(world.node.tray);
+        }
         value.hostId = 1;
         value.moduleId = u8::try_from(index + 1).unwrap_or(u8::MAX);
         unsafe { put(info, value) }

@@ -98,7 +98,7 @@ pub fn module_id(nvml: &Nvml, device: &Device<'_>) -> Result<u32, NvmlError> {
     Ok(id)
 }
 
-/// Place in the rack.
+/// Place in the rack. Boards that are in none answer, too, with a blank chassis: that is no place.
 pub fn platform(nvml: &Nvml, device: &Device<'_>) -> Result<Platform, NvmlError> {
     let symbol = nvml_sym(nvml.lib().nvmlDeviceGetPlatformInfo.as_ref())?;
     // SAFETY: the structure is plain integers, for which zero is a value.
@@ -106,6 +106,10 @@ pub fn platform(nvml: &Nvml, device: &Device<'_>) -> Result<Platform, NvmlError>
     info.version = versioned::<sys::nvmlPlatformInfo_t>(2);
     // SAFETY: a live handle, and a structure whose size and version are written in it.
     unsafe { nvml_try(symbol(handle(device), &mut info))? };
+    let is_blank = info.chassisSerialNumber.iter().all(|byte| *byte == 0);
+    if is_blank && info.slotNumber == 0 && info.trayIndex == 0 {
+        return Err(NvmlError::NotSupported);
+    }
     let serial = info
         .chassisSerialNumber
         .iter()

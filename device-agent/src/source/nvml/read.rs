@@ -1,6 +1,7 @@
 //! One full reading through NVML. Each getter may fail for itself: it costs its field, never the GPU.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::c_ulong;
 use std::path::{Path, PathBuf};
 
 use muster_proto::inventory::{
@@ -10,6 +11,7 @@ use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TopologyLevel
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::{PciInfo, ProcessInfo};
 use nvml_wrapper::{Device, Nvml};
+use nvml_wrapper_sys::bindings as sys;
 
 use super::NvmlConfig;
 use super::pci;
@@ -424,7 +426,10 @@ impl Reader {
                 .or_else(|| before?.minor_number),
             numa_node: address
                 .as_deref()
-                .and_then(|address| numa_node(&self.sysfs, address)),
+                .and_then(|address| numa_node(&self.sysfs, address))
+                .or_else(|| {
+                    near_memory(&getter.get(device.memory_affinity(NODE_WORDS, WHOLE_NODE))?)
+                }),
             pci_address: address,
             name: getter.get(device.name()),
             architecture: major
@@ -644,6 +649,21 @@ fn read_slice(
     Some(SliceReading {
         facts,
         compute_pids: pids,
+    })
+}
+
+/// Words of a set of NUMA nodes: 512 nodes.
+const NODE_WORDS: usize = 8;
+/// Nearness by NUMA nodes, not by sockets.
+const WHOLE_NODE: sys::nvmlAffinityScope_t = sys::NVML_AFFINITY_SCOPE_NODE;
+
+/// The NUMA node that is all of a set of them, as the driver says it: in virtual machines sysfs often has -1.
+fn near_memory(set: &[c_ulong]) -> Option<u32> {
+    let mut words = set.iter().zip(0u32..).filter(|(word, _)| **word != 0);
+    let (word, at) = words.next()?;
+    (word.is_power_of_two() && words.next().is_none()).then(|| {
+        at.saturating_mul(c_ulong::BITS)
+            .saturating_add(word.trailing_zeros())
     })
 }
 
