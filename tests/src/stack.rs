@@ -581,7 +581,7 @@ async fn http_ok(address: &str, path: &str) -> bool {
 }
 
 /// The answer to a plain GET, headers and all.
-async fn http_get(address: &str, path: &str) -> std::io::Result<String> {
+pub async fn http_get(address: &str, path: &str) -> std::io::Result<String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");

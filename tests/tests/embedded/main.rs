@@ -7,10 +7,12 @@
 //!   crashes.rs    the scheduler dies, or the API server fails, at every single write
 //!   same_seed.rs  equal seeds give equal event logs
 //!   demo.rs       `muster-scheduler demo`, on real time
+//!   gpu_node.rs   `gpu-node` over the fake library, on real time
 //! ```
 
 mod crashes;
 mod demo;
+mod gpu_node;
 mod outages;
 mod places;
 mod same_seed;
