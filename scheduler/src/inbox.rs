@@ -234,6 +234,7 @@ mod tests {
             sampler_ok: true,
             holders_known: true,
             fabric_clique: None,
+            links: None,
             devices: Vec::new(),
         }
     }

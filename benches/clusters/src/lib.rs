@@ -124,6 +124,7 @@ fn snapshot_of(nodes: usize, free: impl Fn(usize) -> u64) -> Snapshot {
                 reported: true,
                 ports: BTreeSet::new(),
                 devices: devices(index, free),
+                links: None,
                 shared: Vec::new(),
                 path: None,
             })
@@ -220,6 +221,7 @@ pub fn engine(nodes: usize) -> Engine {
             sampler_ok: true,
             holders_known: true,
             fabric_clique: None,
+            links: None,
             devices: devices(index, 8),
         };
         engine.handle(Event::NodeApplied(node), now);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::ids::{DeviceUuid, Namespace, NodeName, ResourceName};
+use crate::links::Links;
 use crate::node::Node;
 use crate::time::{Millis, Timestamp};
 
@@ -80,6 +81,8 @@ pub struct NodeReport {
     pub devices: Vec<Device>,
     /// Clique of the NVLink fabric that all its GPUs are in; `None` where there is none, or more than one.
     pub fabric_clique: Option<Arc<str>>,
+    /// How near its GPUs are to each other; `None` where that makes no difference or is not known.
+    pub links: Option<Links>,
 }
 
 /// Why a report is not taken.
@@ -389,6 +392,7 @@ mod tests {
             sampler_ok: true,
             holders_known: true,
             fabric_clique: None,
+            links: None,
             devices: uuids
                 .iter()
                 .map(|uuid| Device {

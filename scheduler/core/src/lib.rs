@@ -23,6 +23,7 @@ pub mod ids;
 pub mod interpod;
 pub mod inventory;
 pub mod ledger;
+pub mod links;
 pub mod node;
 pub mod plan;
 pub mod pod;

@@ -269,6 +269,7 @@ impl Cluster {
             sampler_ok: true,
             holders_known: true,
             fabric_clique: None,
+            links: None,
             devices,
         })
     }

@@ -1,8 +1,10 @@
 //! Devices on the wire to devices of the core. What is not understood is never taken for good news.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use muster_core::inventory::{Device, DeviceHealth};
+use muster_core::links::{GPUS_MAX, Links};
 use muster_core::sharing::Shared;
 use muster_proto::inventory as wire;
 use tonic::Status;
@@ -150,9 +152,87 @@ pub fn fabric_clique<'a>(devices: impl Iterator<Item = &'a wire::Device>) -> Opt
     found.map(|(cluster, clique)| Arc::from(format!("{cluster}.{clique}")))
 }
 
+/// How near the GPUs of a node are to each other: by NVLinks, the more the nearer, else by where their ways meet
+/// on PCIe. `None` where nothing is said, or nothing that makes a difference.
+pub fn links<'a>(devices: impl Iterator<Item = &'a wire::Device>) -> Option<Links> {
+    let mut gpus: BTreeMap<usize, &wire::Device> = BTreeMap::new();
+    for gpu in devices.filter(|device| device.parent_uuid.is_empty()) {
+        let index = usize::try_from(gpu.index?).ok()?;
+        if index >= GPUS_MAX || gpus.insert(index, gpu).is_some() {
+            return None;
+        }
+    }
+    if gpus.values().all(|gpu| gpu.peers.is_empty()) {
+        return None;
+    }
+    let indices: BTreeMap<&str, usize> = gpus
+        .iter()
+        .map(|(index, gpu)| (gpu.uuid.as_str(), *index))
+        .collect();
+    let count = gpus.keys().next_back()?.saturating_add(1);
+    let mut rows = vec![vec![u8::MAX; count]; count];
+    for (index, gpu) in &gpus {
+        for peer in &gpu.peers {
+            let other = indices.get(peer.uuid.as_str());
+            let row = rows.get_mut(*index);
+            let cell = row.zip(other).and_then(|(row, other)| row.get_mut(*other));
+            if let Some(cell) = cell {
+                *cell = far(peer);
+            }
+        }
+    }
+    Links::of(&rows)
+}
+
+/// How far a GPU is; only the order counts.
+fn far(peer: &wire::PeerLink) -> u8 {
+    use wire::PcieAncestor as Meet;
+    if peer.nvlinks > 0 {
+        let links = u8::try_from(peer.nvlinks.min(18)).unwrap_or(18);
+        return 20u8.saturating_sub(links);
+    }
+    match peer.ancestor() {
+        Meet::Internal => 20,
+        Meet::SingleSwitch => 30,
+        Meet::MultipleSwitches => 40,
+        Meet::HostBridge => 50,
+        Meet::NumaNode => 60,
+        Meet::System => 70,
+        Meet::Unspecified => 80,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gpus_are_near_by_nvlink_then_by_pcie() {
+        use wire::PcieAncestor as Meet;
+        let gpu = |index: u32, peers: &[(u32, u32, Meet)]| wire::Device {
+            uuid: format!("GPU-{index}"),
+            index: Some(index),
+            peers: peers
+                .iter()
+                .map(|(other, nvlinks, meet)| wire::PeerLink {
+                    uuid: format!("GPU-{other}"),
+                    nvlinks: *nvlinks,
+                    ancestor: (*meet).into(),
+                })
+                .collect(),
+            ..wire::Device::default()
+        };
+        let node = [
+            gpu(0, &[(1, 0, Meet::SingleSwitch), (2, 4, Meet::System)]),
+            gpu(1, &[(0, 0, Meet::SingleSwitch), (2, 0, Meet::System)]),
+            gpu(2, &[(0, 4, Meet::System), (1, 0, Meet::System)]),
+        ];
+        let found = links(node.iter()).unwrap();
+        assert_eq!(found.rows(), [[0, 30, 16], [30, 0, 70], [16, 70, 0]]);
+        // Nothing said, or the same GPU twice.
+        assert_eq!(links([gpu(0, &[]), gpu(1, &[])].iter()), None);
+        assert_eq!(links([node[0].clone(), node[0].clone()].iter()), None);
+    }
 
     #[test]
     fn clique_is_that_of_all_gpus_or_none() {

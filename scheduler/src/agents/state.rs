@@ -166,6 +166,7 @@ impl NodeState {
             holders_known: held.kubelet.as_ref().is_some_and(|view| view.known),
             devices: convert::devices(held.devices.values()),
             fabric_clique: convert::fabric_clique(held.devices.values()),
+            links: convert::links(held.devices.values()),
         };
         self.held = Some(held.close());
         Taken::Report(Box::new(report), generation)

@@ -87,6 +87,7 @@ impl Ledger {
             reported,
             ports: account.ports(),
             devices,
+            links: fresh.and_then(|belief| belief.report.links.clone()),
             shared,
         })
     }

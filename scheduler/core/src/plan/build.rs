@@ -16,6 +16,7 @@ use super::{conflicts, devices_of, times};
 use crate::config::Config;
 use crate::ids::{DeviceUuid, NodeName, ResourceName};
 use crate::inventory::Device;
+use crate::links::Links;
 use crate::node::HostPort;
 use crate::pod::{DEVICE_MILLI, PodShape, Share};
 use crate::resources::Resources;
@@ -48,7 +49,8 @@ impl Remaining {
         one.extended.insert(share.resource.clone(), 1);
         self.free.subtract(&one);
         let listed = &self.capacity.devices;
-        let uuid = predict(listed, &mut self.devices, &share.resource, 1).pop()?;
+        let links = self.capacity.links.as_ref();
+        let uuid = predict(listed, links, &mut self.devices, &share.resource, 1).pop()?;
         let device = listed.iter().find(|device| device.uuid == uuid)?.clone();
         let left = DEVICE_MILLI.saturating_sub(share.milli());
         self.shared.push(SharedDevice { device, left });
@@ -444,7 +446,8 @@ impl<'a, 'e> Builder<'a, 'e> {
             for (resource, amount) in &role.shape.requests.extended {
                 if self.terms.config.is_device(resource) {
                     let free = &mut remaining.devices;
-                    devices.extend(predict(&capacity.devices, free, resource, *amount));
+                    let (listed, links) = (&capacity.devices, capacity.links.as_ref());
+                    devices.extend(predict(listed, links, free, resource, *amount));
                 }
             }
             if let Some(share) = &role.shape.share {
@@ -512,10 +515,12 @@ pub(super) fn offers_devices(capacity: &NodeCapacity, config: &Config) -> bool {
     offered.any(|name| config.is_device(name))
 }
 
-/// Takes `amount` devices of a resource out of `free`: from one NUMA node where one has enough, the
-/// fullest of those; otherwise in order. Fewer where the agent lists fewer: kubelet decides anyway.
+/// Takes `amount` devices of a resource out of `free`: those nearest to each other where that is known; else from one
+/// NUMA node where one has enough, the fullest of those; otherwise in order. Fewer where the agent lists fewer: kubelet
+/// decides anyway.
 fn predict(
     devices: &[Device],
+    links: Option<&Links>,
     free: &mut Vec<usize>,
     resource: &ResourceName,
     amount: u64,
@@ -525,6 +530,27 @@ fn predict(
         let device = devices.get(*at)?;
         (device.resource == *resource).then_some(device)
     };
+    if let Some(links) = links {
+        let indices: Vec<u32> = free
+            .iter()
+            .filter_map(of_resource)
+            .map(|device| device.index)
+            .collect();
+        let nearest = links.nearest(&indices, amount);
+        let (mut at, mut taken) = (0usize, Vec::with_capacity(nearest.len()));
+        free.retain(|position| {
+            let Some(device) = of_resource(position) else {
+                return true;
+            };
+            let is_taken = nearest.binary_search(&at).is_ok();
+            if is_taken {
+                taken.push(device.uuid.clone());
+            }
+            at = at.saturating_add(1);
+            !is_taken
+        });
+        return taken;
+    }
     let mut by_numa: BTreeMap<Option<u32>, usize> = BTreeMap::new();
     for device in free.iter().filter_map(of_resource) {
         *by_numa.entry(device.numa).or_insert(0) += 1;

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::ids::NodeName;
 use crate::inventory::Device;
+use crate::links::Links;
 use crate::node::{HostPort, Node};
 use crate::pod::PodShape;
 use crate::resources::Resources;
@@ -64,6 +65,8 @@ pub struct NodeCapacity {
     pub ports: BTreeSet<HostPort>,
     /// Devices that are free and well, in order of NUMA node and index; empty without an agent.
     pub devices: Vec<Device>,
+    /// How near its GPUs are to each other, where that is known.
+    pub links: Option<Links>,
     /// Devices of which a part is taken and a part is left, in the same order.
     pub shared: Vec<SharedDevice>,
     /// Where it lies in the network; `None` where no topology is configured.
@@ -96,6 +99,7 @@ impl NodeCapacity {
             reported: true,
             ports: BTreeSet::new(),
             devices: Vec::new(),
+            links: None,
             shared: Vec::new(),
             path: self.path.clone(),
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! node NAME [gpu=N] [used=N] [sick=N] [cpu=N] [has=RESOURCE:N] [taint=KEY] [label=KEY:VALUE]
-//!           [port=N] [numa=N,N..] [shared=MILLI,MILLI..] [cordoned] [notready] [silent]
+//!           [port=N] [numa=N,N..] [switch=N,N..] [shared=MILLI,MILLI..] [cordoned] [notready] [silent]
 //! role NAME COUNTxGPUS [share=MILLI] [cpu=N] [has=RESOURCE:N] [tolerate=KEY] [select=KEY:VALUE] [port=N]
 //!           [app=NAME] [apart=KEY[@APP]] [together=KEY[@APP]] [spread=KEY[@APP]:SKEW[:DOMAINS]]
 //! usual NAME COUNTxGPUS [the same as of a role]
@@ -18,7 +18,7 @@
 //! key `host` is the host name.
 //!
 //! `used` GPUs are held by somebody, `sick` ones are free and unhealthy; `numa` names the NUMA node
-//! of each free GPU; of each `shared` GPU so much is left. Every GPU node has the taint `gpu`, which every role with GPUs tolerates.
+//! of each free GPU, `switch` the PCIe switch; of each `shared` GPU so much is left. Every GPU node has the taint `gpu`, which every role with GPUs tolerates.
 
 mod between;
 mod complete;
@@ -36,6 +36,7 @@ use muster_core::config::Config;
 use muster_core::ids::NodeName;
 use muster_core::interpod::{HOSTNAME, InterPodKind, InterPodRule, Labels, Spread};
 use muster_core::inventory::{Device, DeviceHealth};
+use muster_core::links::Links;
 use muster_core::node::{
     HostPort, Node, Requirement, SelectorOperator, Taint, TaintEffect, Toleration,
     TolerationOperator,
@@ -82,6 +83,7 @@ fn node(words: &[&str]) -> NodeCapacity {
     labels.insert(Arc::from(HOSTNAME), Arc::from(name));
     let (mut eligibility, mut reported) = (Eligibility::Eligible, true);
     let (mut used, mut sick, mut numa) = (0u64, 0u64, Vec::new());
+    let mut switches: Vec<u32> = Vec::new();
     let mut parts: Vec<u32> = Vec::new();
     for word in &words[1..] {
         match word.split_once('=') {
@@ -107,6 +109,9 @@ fn node(words: &[&str]) -> NodeCapacity {
             }
             Some(("shared", list)) => {
                 parts = list.split(',').map(|left| left.parse().unwrap()).collect();
+            }
+            Some(("switch", list)) => {
+                switches = list.split(',').map(|home| home.parse().unwrap()).collect();
             }
             Some(("numa", list)) => {
                 numa = list.split(',').map(|home| home.parse().unwrap()).collect();
@@ -149,9 +154,21 @@ fn node(words: &[&str]) -> NodeCapacity {
         reported,
         ports,
         devices,
+        links: links(&switches),
         shared: shared.collect(),
         path: None,
     }
+}
+
+/// GPUs behind one switch are near to each other.
+fn links(switches: &[u32]) -> Option<Links> {
+    let row = |own: &u32| {
+        let others = switches.iter();
+        others
+            .map(|other| if own == other { 30 } else { 70 })
+            .collect()
+    };
+    Links::of(&switches.iter().map(row).collect::<Vec<Vec<u8>>>())
 }
 
 fn set(resources: &mut Resources, gpus: u64) {
@@ -737,6 +754,26 @@ fn devices_of_one_numa_node_are_predicted_together() {
         "node a gpu=6 numa=0,0,0,0,1,1
          role worker 2x3",
         "worker a0+a1+a2 a3+a4+a5",
+    );
+}
+
+#[test]
+fn devices_behind_one_switch_are_predicted_together_and_what_is_left_stays_whole() {
+    check_devices(
+        "node a gpu=6 switch=0,1,1,0,0,0
+         role worker 1x2",
+        "worker a1+a2",
+    );
+    check_devices(
+        "node a gpu=6 switch=0,1,1,0,1,0
+         role worker 2x3",
+        "worker a0+a3+a5 a1+a2+a4",
+    );
+    // The one that is alone already.
+    check_devices(
+        "node a gpu=5 switch=0,0,1,2,2
+         role worker 1x1",
+        "worker a2",
     );
 }
 

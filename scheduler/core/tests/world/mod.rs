@@ -284,6 +284,7 @@ impl World {
                 sampler_ok: true,
                 holders_known: !self.kubelets_away,
                 fabric_clique: self.cliques.get(name).cloned(),
+                links: None,
                 devices,
             }
         })

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use muster_core::ids::{GangKey, NodeName};
 use muster_core::inventory as devices;
 use muster_core::ledger::{Holder, Holding, SlotKey};
+use muster_core::links::Links;
 use muster_core::node as core;
 use muster_core::state::{BeliefState, NodeState, State};
 use muster_core::time::Timestamp;
@@ -61,6 +62,9 @@ struct Agent {
     holders_known: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fabric_clique: Option<String>,
+    /// How far apart its GPUs are, a row for each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    links: Vec<Vec<u8>>,
     devices: Vec<Device>,
 }
 
@@ -274,6 +278,7 @@ impl Agent {
             holders_known,
             devices,
             fabric_clique,
+            links,
         } = report;
         let devices::ReportOrder {
             boot,
@@ -289,6 +294,7 @@ impl Agent {
             sampler_ok: *sampler_ok,
             holders_known: *holders_known,
             fabric_clique: fabric_clique.as_ref().map(word),
+            links: links.as_ref().map(Links::rows).unwrap_or_default(),
             devices: devices.iter().map(Device::of).collect(),
         }
     }
@@ -316,6 +322,7 @@ impl Agent {
                 holders_known: self.holders_known,
                 devices: self.devices.into_iter().map(Device::read).collect(),
                 fabric_clique: self.fabric_clique.map(text),
+                links: Links::of(&self.links),
             },
         })
     }
