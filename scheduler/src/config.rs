@@ -362,6 +362,7 @@ impl Config {
             settle: self.gang.settle.millis(),
             writes_in_flight_max: self.writes.in_flight_max.saturating_mul(2),
             topology: self.topology.core(),
+            together: self.topology.together(),
         }
     }
 }

@@ -50,6 +50,9 @@ pub struct Config {
     pub writes_in_flight_max: usize,
     /// Levels of the network's topology, the widest first; at most [`crate::topology::LEVELS_MAX`].
     pub topology: Vec<Level>,
+    /// Position of the level in whose domains a gang on several nodes is kept together, as far as can be,
+    /// though it asks nothing of the topology. `None`: it goes by nodes only.
+    pub together: Option<usize>,
 }
 
 impl Default for Config {
@@ -68,6 +71,7 @@ impl Default for Config {
             settle: Millis::from_secs(3),
             writes_in_flight_max: 512,
             topology: Vec::new(),
+            together: None,
         }
     }
 }

@@ -7,6 +7,8 @@
 //! - A role is put on as few nodes as it needs; of nodes that would do, the fullest is taken, so
 //!   that empty nodes stay whole for gangs that need them.
 //! - Roles without devices keep away from nodes with devices while others have room.
+//! - Where levels of the network are known, a gang on several nodes that asks for none is kept together all
+//!   the same, as far as can be, so that wide domains stay whole. See [`near`].
 //! - Members keep the rules between them: anti-affinity, affinity, topology spread. See [`rules`].
 //! - One gang costs at most so much work; beyond that the search gives up and says so. See
 //!   [`effort`].
@@ -18,6 +20,7 @@ mod effort;
 mod exact;
 mod explain;
 mod fill;
+mod near;
 mod parts;
 mod rules;
 mod runs;
@@ -31,6 +34,7 @@ use self::effort::Effort;
 pub use self::effort::STEPS_MAX;
 use self::exact::search;
 use self::explain::{explain, explain_domains, explain_rules, missing_resource};
+use self::near::drawn_together;
 use self::rules::Rules;
 use crate::config::Config;
 use crate::ids::{DeviceUuid, NodeName, RoleName};
@@ -246,7 +250,9 @@ fn place<'a>(
 ) -> Result<Placement, Failure<'a>> {
     let terms = Terms::of(snapshot, gang, config);
     if gang.topology.is_empty() {
-        return place_roles(terms, &gang.roles, rules, effort);
+        let anywhere = place_roles(terms, &gang.roles, rules, effort)?;
+        let together = drawn_together(snapshot, gang, rules, &anywhere, config, effort);
+        return Ok(together.unwrap_or(anywhere));
     }
     place_in_domains(terms, gang, rules, effort)
 }

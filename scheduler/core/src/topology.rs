@@ -9,7 +9,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::config::Config;
+use crate::ids::RoleName;
 use crate::node::Node;
+use crate::pod::PodShape;
 use crate::workload::{InvalidWorkload, MEMBERS_MAX};
 
 /// Most levels.
@@ -139,6 +142,57 @@ impl TopologyRequest {
             .into_iter()
             .flatten()
             .max()
+    }
+}
+
+/// In which segment each member of a gang is.
+#[derive(Clone, Debug, Default)]
+pub struct Segments {
+    /// Members of each; none where the gang has no segments.
+    size: Option<u32>,
+    /// Of each role: number of its shape, and members of that shape in the roles before it.
+    roles: BTreeMap<RoleName, (u32, u32)>,
+}
+
+impl Segments {
+    /// Those of these roles in order: each with the shape of its members, and how many they are.
+    pub fn of_roles(
+        roles: impl IntoIterator<Item = (RoleName, Arc<PodShape>, u32)>,
+        segment: Segment,
+        config: &Config,
+    ) -> Self {
+        let mut counted: Vec<(Arc<PodShape>, u32)> = Vec::new();
+        let mut segments = Self {
+            size: Some(segment.size),
+            roles: BTreeMap::new(),
+        };
+        for (name, shape, count) in roles {
+            if shape.devices(config) == 0 {
+                continue;
+            }
+            let class = counted.iter().position(|(other, _)| *other == shape);
+            let class = class.unwrap_or_else(|| {
+                counted.push((shape, 0));
+                counted.len().saturating_sub(1)
+            });
+            if let Some((_, before)) = counted.get_mut(class) {
+                let class = u32::try_from(class).unwrap_or(u32::MAX);
+                segments.roles.insert(name, (class, *before));
+                *before = before.saturating_add(count);
+            }
+        }
+        segments
+    }
+
+    /// Number of the segment that a member is in. Members of one shape are counted through role by role, as
+    /// they are ranked; those of a role without devices are in none.
+    pub fn of(&self, (role, index): &(RoleName, u32)) -> Option<u32> {
+        let (class, before) = self.roles.get(role)?;
+        // No gang has more members than that, so that no two classes share a number.
+        let rank = before.saturating_add(*index).min(MEMBERS_MAX);
+        let number = rank.checked_div(self.size?)?;
+        let first = class.saturating_mul(MEMBERS_MAX.saturating_add(1));
+        Some(first.saturating_add(number))
     }
 }
 

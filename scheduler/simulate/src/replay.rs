@@ -174,7 +174,7 @@ fn until_ms(scene: &Scene, until: Until) -> u64 {
 /// included, and why.
 fn impossible(scene: &Scene) -> BTreeMap<usize, String> {
     let mut cluster = Cluster::new(&scene.nodes);
-    let config = config();
+    let config = config(scene);
     let (mut ledger, mut inventory) = (Ledger::default(), Inventory::default());
     let mut snapshot = Snapshot::default();
     for node in 0..cluster.len() {
@@ -200,7 +200,7 @@ fn impossible(scene: &Scene) -> BTreeMap<usize, String> {
                     snapshot.learn(&role.shape);
                 }
                 let spare = gang.members().saturating_sub(gang.minimum());
-                let answer = plan_part(&snapshot, &gang.request(), spare, &config);
+                let answer = plan_part(&snapshot, &gang.request(&config), spare, &config);
                 answer.placement.err().map(|why| why.to_string())
             });
         if let Some(why) = why {

@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use muster_core::config::Config;
 use muster_core::ids::{ResourceName, RoleName};
 use muster_core::interpod::Labels;
 use muster_core::plan::{GangRequest, RoleRequest};
 use muster_core::pod::PodShape;
 use muster_core::resources::Resources;
+use muster_core::topology::{Level, Segments, TopologyRequest};
 
 /// Resource of the GPUs.
 pub const GPU: &str = "nvidia.com/gpu";
@@ -75,9 +77,16 @@ pub struct GangSpec {
     pub minimum: Option<u32>,
     /// Its roles.
     pub roles: Arc<[Role]>,
+    /// Annotations by which it asks something of the topology; see [`muster_core::topology::KEYS`].
+    pub settings: Arc<Settings>,
+    /// The same, read.
+    pub topology: TopologyRequest,
     /// The same number for gangs that ask for the same.
     pub class: usize,
 }
+
+/// Annotations.
+pub type Settings = BTreeMap<Arc<str>, Arc<str>>;
 
 impl GangSpec {
     /// GPUs of the whole gang.
@@ -100,7 +109,20 @@ impl GangSpec {
     }
 
     /// The gang as the planner is asked for it.
-    pub fn request(&self) -> GangRequest {
+    pub fn request(&self, config: &Config) -> GangRequest {
+        let roles = self.roles.iter();
+        let counts = roles.map(|role| (role.name.clone(), Arc::clone(&role.shape), role.count));
+        let segments = self
+            .topology
+            .segment
+            .map(|segment| Segments::of_roles(counts, segment, config));
+        let segments_of = |role: &Role| -> Vec<u32> {
+            let numbers = |segments: &Segments| {
+                let seats = (0..role.count).map(|index| (role.name.clone(), index));
+                seats.map_while(|seat| segments.of(&seat)).collect()
+            };
+            segments.as_ref().map(numbers).unwrap_or_default()
+        };
         GangRequest {
             roles: self
                 .roles
@@ -110,9 +132,10 @@ impl GangSpec {
                     indices: (0..role.count).collect(),
                     shape: Arc::clone(&role.shape),
                     labels: Arc::new(Labels::new()),
-                    segments: Vec::new(),
+                    segments: segments_of(role),
                 })
                 .collect(),
+            topology: self.topology.clone(),
             ..GangRequest::default()
         }
     }
@@ -157,6 +180,10 @@ pub struct Scene {
     pub gangs: Vec<GangSpec>,
     /// What happens, in order of time.
     pub occurrences: Vec<Occurrence>,
+    /// Levels of the network, the widest first.
+    pub levels: Vec<Level>,
+    /// Position of the level in whose domains gangs are kept together that ask for none.
+    pub together: Option<usize>,
     /// Things that a reader of the results should know.
     pub notes: Vec<String>,
 }
@@ -174,17 +201,23 @@ impl Scene {
 /// Makes roles, the same ones shared, and numbers what gangs ask for.
 #[derive(Debug, Default)]
 pub struct Roles {
-    known: BTreeMap<Vec<Role>, (usize, Arc<[Role]>)>,
+    known: BTreeMap<Vec<Role>, Arc<[Role]>>,
+    classes: BTreeMap<(Arc<[Role]>, TopologyRequest), usize>,
 }
 
 impl Roles {
-    /// These roles, shared with every gang that has the same, and their number.
-    pub fn share(&mut self, roles: Vec<Role>) -> (usize, Arc<[Role]>) {
-        let class = self.known.len();
-        let (class, shared) = self
+    /// These roles, shared with every gang that has the same, and the number of those that ask the same of the
+    /// topology, too.
+    pub fn share(&mut self, roles: Vec<Role>, topology: &TopologyRequest) -> (usize, Arc<[Role]>) {
+        let shared = self
             .known
             .entry(roles)
-            .or_insert_with_key(|roles| (class, Arc::from(roles.as_slice())));
+            .or_insert_with_key(|roles| Arc::from(roles.as_slice()));
+        let next = self.classes.len();
+        let class = self
+            .classes
+            .entry((Arc::clone(shared), topology.clone()))
+            .or_insert(next);
         (*class, Arc::clone(shared))
     }
 }

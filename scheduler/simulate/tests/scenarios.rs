@@ -23,7 +23,10 @@ fn every_example_runs_under_every_policy() {
         })
         .collect();
     names.sort();
-    assert_eq!(names, ["broken-gpu", "large-among-small", "lost-node"]);
+    assert_eq!(
+        names,
+        ["broken-gpu", "large-among-small", "lost-node", "racks"]
+    );
     for name in names {
         for policy in PolicyKind::ALL {
             let run = scenario(&name, policy);
@@ -189,5 +192,65 @@ fn names_from_outside_stay_text_in_the_report() {
     assert!(page.contains("a&lt;script&gt;&amp;.yaml"));
     for forbidden in ["<script", "http://", "https://", "@import", "url("] {
         assert!(!page.contains(forbidden), "{forbidden}");
+    }
+}
+
+#[test]
+fn gangs_that_ask_nothing_of_the_network_leave_a_block_whole() {
+    let text = std::fs::read_to_string(example("racks")).unwrap();
+    // `wide` wants a block, and `tight` a rack: after 1260 s the block of `wide` is empty.
+    let waits = |text: &str, policy| {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("racks.yaml");
+        std::fs::write(&file, text).unwrap();
+        let run = run(&simulation(&file, Input::Scenario, policy)).unwrap();
+        ["wide", "groups", "tight"].map(|gang| waited(&run, gang))
+    };
+    for policy in PolicyKind::ALL {
+        assert_eq!(waits(&text, policy), [0.0, 0.0, 1080.0], "{policy:?}");
+    }
+    let apart = text.replace("topology:\n", "topology:\n  keepTogether: none\n");
+    assert_eq!(waits(&apart, PolicyKind::Greedy)[0], 1740.0);
+}
+
+/// Seconds that a gang waited for its first start, by gangs.csv.
+fn waited(run: &common::Run, gang: &str) -> f64 {
+    let text = run.text("gangs.csv");
+    let mut lines = text.lines().map(|line| line.split(',').collect::<Vec<_>>());
+    let names = lines.next().unwrap();
+    let at = |name: &str| names.iter().position(|other| *other == name).unwrap();
+    let row = lines.find(|row| row[at("gang")] == gang).unwrap();
+    row[at("waited_seconds")].parse().unwrap()
+}
+
+#[test]
+fn mistakes_about_the_network_are_named() {
+    let text = std::fs::read_to_string(example("racks")).unwrap();
+    for (old, new, said) in [
+        (
+            "required-topology: rack",
+            "required-topology: row",
+            "gangs[3].annotations[muster.dev/required-topology] is row:",
+        ),
+        (
+            "muster.dev/segment-size",
+            "muster.dev/segment-sise",
+            "gangs[2].annotations is muster.dev/segment-sise:",
+        ),
+        (
+            "topology:\n  levels",
+            "topology:\n  keepTogether: row\n  levels",
+            "topology.keepTogether is row:",
+        ),
+        (
+            "name: rack, label: example.com/rack",
+            "name: block, label: x",
+            "topology.levels[1].name is block:",
+        ),
+    ] {
+        let wrong = text.replace(old, new);
+        assert_ne!(wrong, text);
+        let error = muster_simulate::input::scenario::parse("racks.yaml", &wrong).unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
     }
 }

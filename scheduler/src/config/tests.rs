@@ -121,6 +121,29 @@ fn levels_of_the_network_are_told_apart_by_name_and_label() {
 }
 
 #[test]
+fn gangs_are_kept_together_by_the_narrowest_level_or_another_or_none() {
+    let levels = "levels: [{name: block, label: a/b}, {name: rack, label: a/r}]";
+    let together = |rest: &str| {
+        let text = format!("topology: {{{levels}{rest}}}");
+        Config::parse(&text).unwrap().core().together
+    };
+    assert_eq!(together(""), Some(1));
+    assert_eq!(together(", keepTogether: block"), Some(0));
+    assert_eq!(together(", keepTogether: none"), None);
+    assert_eq!(Config::default().core().together, None);
+    let said = refusal(&format!("topology: {{{levels}, keepTogether: row}}"));
+    assert_eq!(
+        said,
+        "topology.keepTogether is \"row\": narrowest, none, or a level: block, rack"
+    );
+    let said = refusal("topology: {levels: [{name: none, label: a}]}");
+    assert!(
+        said.starts_with("topology.levels[].name is \"none\""),
+        "{said}"
+    );
+}
+
+#[test]
 fn values_arrive_and_wrong_ones_name_the_key() {
     let config = Config::parse(
         "inventory: {nodesWithoutAgent: useAllocatable, reportAgeMax: 45s}\nlease: {duration: 3s, renewDeadline: 2s, retryPeriod: 500ms}\n",

@@ -9,11 +9,28 @@ use super::limits::{count, text};
 use super::{InvalidConfig, names};
 
 /// The network, as far as gangs may ask something of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Topology {
     /// Levels of domains, the widest first. At most 8.
     pub levels: Vec<Level>,
+    /// Name of the level in whose domains a gang on several nodes is kept together, as far as can be, though it asks
+    /// for none; or [`NARROWEST`], or [`NONE`].
+    pub keep_together: String,
+}
+
+/// For `keepTogether`: the last level, if there is one.
+const NARROWEST: &str = "narrowest";
+/// For `keepTogether`: only whoever asks is kept together.
+const NONE: &str = "none";
+
+impl Default for Topology {
+    fn default() -> Self {
+        Self {
+            levels: Vec::new(),
+            keep_together: NARROWEST.into(),
+        }
+    }
 }
 
 /// One level of domains: either by a label or by another source.
@@ -67,6 +84,13 @@ impl Topology {
                     true => names::label(key, value)?,
                     false => text(key, value)?,
                 }
+                if key.ends_with("name") && [NARROWEST, NONE].contains(&value.as_str()) {
+                    return Err(InvalidConfig::OutOfRange {
+                        key,
+                        value: format!("\"{value}\""),
+                        limit: "topology.keepTogether means something else by this word".into(),
+                    });
+                }
                 if others().any(|(_, word)| word == value) {
                     return Err(InvalidConfig::OutOfRange {
                         key,
@@ -76,7 +100,33 @@ impl Topology {
                 }
             }
         }
+        if self.position().is_none() && ![NARROWEST, NONE].contains(&self.keep_together.as_str()) {
+            let names: Vec<&str> = self
+                .levels
+                .iter()
+                .map(|level| level.name.as_str())
+                .collect();
+            return Err(InvalidConfig::OutOfRange {
+                key: "topology.keepTogether",
+                value: format!("\"{}\"", self.keep_together),
+                limit: format!("{NARROWEST}, {NONE}, or a level: {}", names.join(", ")),
+            });
+        }
         Ok(())
+    }
+
+    /// Position of the level that is named.
+    fn position(&self) -> Option<usize> {
+        let mut levels = self.levels.iter();
+        levels.position(|level| level.name == self.keep_together)
+    }
+
+    /// Position of the level in whose domains gangs are kept together that ask for none.
+    pub(super) fn together(&self) -> Option<usize> {
+        match self.keep_together.as_str() {
+            NARROWEST => self.levels.len().checked_sub(1),
+            _ => self.position(),
+        }
     }
 
     pub(super) fn core(&self) -> Vec<core::Level> {

@@ -195,6 +195,7 @@ fn levels() -> Topology {
     };
     Topology {
         levels: vec![level("block", BLOCK), level("rack", RACK)],
+        ..Topology::default()
     }
 }
 

@@ -86,8 +86,8 @@ impl Engine {
 fn has_larger_parts(before: &NodeCapacity, now: &NodeCapacity) -> bool {
     now.shared.iter().any(|shared| {
         let uuid = &shared.device.uuid;
-        let parts = before.shared.iter();
-        let part = parts.filter(|other| other.device.uuid == *uuid).next();
+        let mut parts = before.shared.iter();
+        let part = parts.find(|other| other.device.uuid == *uuid);
         match part {
             Some(part) => part.left < shared.left,
             // It was whole, or all of it was taken.

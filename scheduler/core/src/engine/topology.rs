@@ -1,37 +1,15 @@
-//! What gangs ask of the topology, and in which segment each member is.
+//! What gangs ask of the topology, by what is known of them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Engine;
-use super::gang::{Gang, Seat};
+use super::gang::Gang;
 use super::needs::role_of;
 use crate::ids::RoleName;
 use crate::pod::PodShape;
-use crate::topology::TopologyRequest;
-use crate::workload::{InvalidWorkload, MEMBERS_MAX, MemberSource};
-
-/// In which segment each member of a gang is.
-#[derive(Debug, Default)]
-pub(super) struct Segments {
-    /// Members of each; none where the gang has no segments.
-    size: Option<u32>,
-    /// Of each role: number of its shape, and members of that shape in the roles before it.
-    roles: BTreeMap<RoleName, (u32, u32)>,
-}
-
-impl Segments {
-    /// Number of the segment that a member is in. Members of one shape are counted through role by role, as
-    /// they are ranked; those of a role without devices are in none.
-    pub fn of(&self, (role, index): &Seat) -> Option<u32> {
-        let (class, before) = self.roles.get(role)?;
-        // No gang has more members than that, so that no two classes share a number.
-        let rank = before.saturating_add(*index).min(MEMBERS_MAX);
-        let number = rank.checked_div(self.size?)?;
-        let first = class.saturating_mul(MEMBERS_MAX.saturating_add(1));
-        Some(first.saturating_add(number))
-    }
-}
+use crate::topology::{Segments, TopologyRequest};
+use crate::workload::{InvalidWorkload, MemberSource};
 
 impl Engine {
     /// What the gang asks of the topology: by annotations of its job or PodGroup, or of its first pod
@@ -71,27 +49,7 @@ impl Engine {
                 .collect(),
             _ => self.roles_of_pods(gang),
         };
-        let mut counted: Vec<(Arc<PodShape>, u32)> = Vec::new();
-        let mut segments = Segments {
-            size: Some(segment.size),
-            roles: BTreeMap::new(),
-        };
-        for (name, shape, count) in roles {
-            if shape.devices(&self.config) == 0 {
-                continue;
-            }
-            let class = counted.iter().position(|(other, _)| *other == shape);
-            let class = class.unwrap_or_else(|| {
-                counted.push((shape, 0));
-                counted.len().saturating_sub(1)
-            });
-            if let Some((_, before)) = counted.get_mut(class) {
-                let class = u32::try_from(class).unwrap_or(u32::MAX);
-                segments.roles.insert(name, (class, *before));
-                *before = before.saturating_add(count);
-            }
-        }
-        segments
+        Segments::of_roles(roles, segment, &self.config)
     }
 
     /// Roles in order of name, each with the shape of its first pod and how many members it has by their

@@ -9,10 +9,12 @@
 //! placed NODE [segment=N] [app=NAME] [apart=KEY[@APP]]
 //! avoid NAME
 //! levels KEY..
+//! keep KEY
 //! topology [required=KEY] [preferred=KEY] [segment=SIZE:KEY]
 //! ```
 //! `usual` are members that are about as well, so many of them: what the planner goes by where several
-//! nodes have room. `levels` are labels of nodes, the widest first.
+//! nodes have room. `levels` are labels of nodes, the widest first; in domains of the level `keep` gangs are kept
+//! together that ask for none.
 //! `apart`, `together` and `spread` are anti-affinity, affinity and topology spread among the pods with
 //! the label `app` of the role, or of another; `app` is the role's name where nothing is said, and the
 //! key `host` is the host name.
@@ -27,6 +29,7 @@ mod grouped;
 mod review;
 mod score;
 mod shares;
+mod together;
 mod topology;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -270,8 +273,13 @@ fn levels(text: &str) -> Vec<Level> {
 }
 
 fn config(text: &str) -> Config {
+    let levels = levels(text);
+    let keep = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("keep "));
     Config {
-        topology: levels(text),
+        together: keep.and_then(|keep| levels.iter().position(|level| *level.name == *keep)),
+        topology: levels,
         ..Config::default()
     }
 }
@@ -383,7 +391,7 @@ fn read(text: &str) -> (Snapshot, GangRequest) {
                 node.path = (!levels.is_empty()).then(|| path_of(&node.node, None, &levels));
                 nodes.push(Arc::new(node));
             }
-            Some(&"levels") => {}
+            Some(&"levels" | &"keep") => {}
             Some(&"topology") => gang.topology = topology(&words[1..], &levels),
             Some(&"role") => gang.roles.push(role(&words[1..])),
             Some(&"usual") => {

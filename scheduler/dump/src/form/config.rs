@@ -24,6 +24,9 @@ pub(super) struct Config {
     template_nodes_max: usize,
     writes_in_flight_max: usize,
     topology: Vec<Level>,
+    /// Position among these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    together: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -63,6 +66,7 @@ impl Config {
             settle,
             writes_in_flight_max,
             topology,
+            together,
         } = config;
         Self {
             device_resources: device_resources.clone(),
@@ -81,6 +85,7 @@ impl Config {
             template_nodes_max: *template_nodes_max,
             writes_in_flight_max: *writes_in_flight_max,
             topology: topology.iter().map(Level::of).collect(),
+            together: *together,
         }
     }
 
@@ -106,6 +111,7 @@ impl Config {
             template_nodes_max: self.template_nodes_max,
             settle: Millis(self.settle_ms),
             writes_in_flight_max: self.writes_in_flight_max,
+            together: self.together,
             topology: self.topology.into_iter().map(Level::read).collect(),
         })
     }

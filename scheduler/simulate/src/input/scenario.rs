@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use muster_core::ids::RoleName;
+use muster_core::topology::{KEYS, LEVELS_MAX, Level, Source, TopologyRequest};
 use muster_core::workload::MEMBERS_MAX;
 use serde::Deserialize;
 
@@ -13,7 +14,7 @@ use crate::error::{Error, short};
 use crate::replay::Until;
 use crate::scene::{
     GANGS_MAX, GPUS_PER_NODE_MAX, GangSpec, Happening, NODES_MAX, NodeSpec, Occurrence, Role,
-    Roles, Scene, TIME_MAX_MS, shape,
+    Roles, Scene, Settings, TIME_MAX_MS, shape,
 };
 
 /// Longest time in a scenario, seconds.
@@ -32,12 +33,32 @@ const FILE_MAX: u64 = 16 << 20;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct File {
+    #[serde(default)]
+    topology: Network,
     nodes: Vec<Nodes>,
     gangs: Vec<Gang>,
     #[serde(default)]
     events: Vec<Event>,
     /// End of the replay, seconds; by default when nothing runs and nothing more can start.
     until: Option<u64>,
+}
+
+/// The levels of the network, as in the scheduler's configuration.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+struct Network {
+    levels: Vec<LevelOf>,
+    /// Name of the level in whose domains gangs are kept together that ask for none; the narrowest where it is
+    /// missing.
+    keep_together: Option<String>,
+}
+
+/// A level: its domains are the values of a label of the nodes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct LevelOf {
+    name: String,
+    label: String,
 }
 
 /// Nodes that are alike: `name` for one, `name-0` and so on for several.
@@ -76,6 +97,9 @@ struct Gang {
     #[serde(default)]
     priority: i32,
     min_available: Option<u32>,
+    /// Those of a job by which it asks something of the topology.
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
     roles: Vec<RoleOf>,
 }
 
@@ -171,6 +195,7 @@ pub fn parse(name: &str, text: &str) -> Result<(Scene, Until), Error> {
         source: name.to_owned(),
         ..Scene::default()
     };
+    reader.network(&file.topology, &mut scene)?;
     reader.nodes(&file.nodes, &mut scene)?;
     reader.gangs(&file.gangs, &mut scene)?;
     reader.events(&file.events, &mut scene)?;
@@ -249,6 +274,64 @@ impl Reader<'_> {
         Ok(())
     }
 
+    fn network(&self, network: &Network, scene: &mut Scene) -> Result<(), Error> {
+        let most = u64::try_from(LEVELS_MAX).unwrap_or(u64::MAX);
+        let count = u64::try_from(network.levels.len()).unwrap_or(u64::MAX);
+        self.within("topology.levels (entries)", count, (0, most), "levels")?;
+        let mut words = BTreeSet::new();
+        for (position, level) in network.levels.iter().enumerate() {
+            for (field, word) in [("name", &level.name), ("label", &level.label)] {
+                let path = format!("topology.levels[{position}].{field}");
+                if word.is_empty() || word.len() > 253 {
+                    return Err(self.wrong(&path, word, "must have 1 to 253 characters"));
+                }
+                let is_own = field == "label" && *word == level.name;
+                if !words.insert(word.as_str()) && !is_own {
+                    return Err(self.wrong(&path, word, "is a word of another level too"));
+                }
+            }
+            scene.levels.push(Level {
+                name: Arc::from(level.name.as_str()),
+                source: Source::Label(Arc::from(level.label.as_str())),
+            });
+        }
+        let mut levels = scene.levels.iter();
+        scene.together = match network.keep_together.as_deref() {
+            None | Some("narrowest") => scene.levels.len().checked_sub(1),
+            Some("none") => None,
+            Some(name) => match levels.position(|level| &*level.name == name) {
+                Some(position) => Some(position),
+                None => {
+                    let limit = "must be narrowest, none or the name of a level";
+                    return Err(self.wrong("topology.keepTogether", name, limit));
+                }
+            },
+        };
+        Ok(())
+    }
+
+    /// What annotations ask of the topology.
+    fn topology(
+        &self,
+        path: &str,
+        annotations: &BTreeMap<String, String>,
+        levels: &[Level],
+    ) -> Result<(Settings, TopologyRequest), Error> {
+        let mut settings = Settings::new();
+        for (key, value) in annotations {
+            if !KEYS.contains(&key.as_str()) {
+                let limit = format!("must be one of {}", KEYS.join(", "));
+                return Err(self.wrong(&format!("{path}.annotations"), key, limit));
+            }
+            settings.insert(Arc::from(key.as_str()), Arc::from(value.as_str()));
+        }
+        let request = TopologyRequest::of(&settings, levels).map_err(|wrong| {
+            let key = wrong.field.trim_start_matches("metadata.");
+            self.wrong(&format!("{path}.{key}"), &wrong.value, &*wrong.limit)
+        })?;
+        Ok((settings, request))
+    }
+
     fn nodes(&self, groups: &[Nodes], scene: &mut Scene) -> Result<(), Error> {
         let mut names = BTreeSet::new();
         for (position, group) in groups.iter().enumerate() {
@@ -321,7 +404,8 @@ impl Reader<'_> {
         let arrival = self.time(&at("arrival"), gang.arrival)?;
         let every = self.time(&at("every"), gang.every)?;
         let duration = self.time(&at("duration"), gang.duration)?;
-        let (class, shared) = roles.share(self.roles(path, &gang.roles)?);
+        let (settings, topology) = self.topology(path, &gang.annotations, &scene.levels)?;
+        let (class, shared) = roles.share(self.roles(path, &gang.roles)?, &topology);
         let mut spec = GangSpec {
             name: Arc::from(""),
             arrival_ms: arrival,
@@ -329,6 +413,8 @@ impl Reader<'_> {
             priority: gang.priority,
             minimum: None,
             roles: shared,
+            settings: Arc::new(settings),
+            topology,
             class,
         };
         if let Some(minimum) = gang.min_available {

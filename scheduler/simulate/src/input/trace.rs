@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use muster_core::ids::RoleName;
+use muster_core::topology::TopologyRequest;
 use muster_core::workload::MEMBERS_MAX;
 
 use super::civil;
@@ -236,7 +237,8 @@ fn gang(job: &Job, gpus_per_node: u32, roles: &mut Roles) -> GangSpec {
         role("Worker", pods.saturating_sub(larger), each),
     ];
     let list = list.into_iter().filter(|role| role.count > 0).collect();
-    let (class, roles) = roles.share(list);
+    let topology = TopologyRequest::default();
+    let (class, roles) = roles.share(list, &topology);
     GangSpec {
         name: Arc::from(format!("job-{}", job.row)),
         arrival_ms: job.arrival_ms,
@@ -244,6 +246,8 @@ fn gang(job: &Job, gpus_per_node: u32, roles: &mut Roles) -> GangSpec {
         priority: 0,
         minimum: None,
         roles,
+        settings: Arc::default(),
+        topology,
         class,
     }
 }

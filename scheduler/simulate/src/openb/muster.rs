@@ -21,7 +21,7 @@ use super::trace::{Machine, Request, Trace};
 use crate::cluster::{Cluster, Holders};
 use crate::error::Error;
 use crate::policy::config;
-use crate::scene::{GPU, NodeSpec, shape};
+use crate::scene::{GPU, NodeSpec, Scene, shape};
 
 /// Label with the model of a node's GPUs, as GPU feature discovery sets it.
 const PRODUCT: &str = "nvidia.com/gpu.product";
@@ -50,7 +50,7 @@ pub(super) struct Muster {
 impl Muster {
     pub(super) fn new(trace: &Trace, nodes: &[Machine]) -> Self {
         let mut muster = Self {
-            config: config(),
+            config: config(&Scene::default()),
             ledger: Ledger::default(),
             inventory: Inventory::default(),
             snapshot: Snapshot::default(),

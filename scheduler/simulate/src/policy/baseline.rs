@@ -66,7 +66,7 @@ impl<'a> Baseline<'a> {
         Self {
             scene,
             order,
-            config: config(),
+            config: config(scene),
             ledger: Ledger::default(),
             inventory: Inventory::default(),
             snapshot: Snapshot::default(),
@@ -165,7 +165,13 @@ impl<'a> Baseline<'a> {
             self.snapshot.learn(&role.shape);
         }
         let spare = spec.members().saturating_sub(spec.minimum());
-        plan_part(&self.snapshot, &spec.request(), spare, &self.config).placement
+        plan_part(
+            &self.snapshot,
+            &spec.request(&self.config),
+            spare,
+            &self.config,
+        )
+        .placement
     }
 
     /// Tries one gang. Whether it has started.

@@ -13,6 +13,7 @@ pub use self::baseline::{Baseline, Order};
 pub use self::production::Production;
 use crate::cluster::Cluster;
 use crate::error::Error;
+use crate::scene::Scene;
 
 /// A scheduling policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,11 +123,13 @@ fn timestamp(now_ms: u64) -> Timestamp {
     START + Millis(now_ms)
 }
 
-/// The production defaults but for one: agents in a replay are never silent, and to hear each of them
-/// every few seconds for months would be all that happens.
-pub fn config() -> Config {
+/// The production defaults, on the scene's network, but for one: agents in a replay are never silent, and to
+/// hear each of them every few seconds for months would be all that happens.
+pub fn config(scene: &Scene) -> Config {
     Config {
         report_age_max: Millis(u64::MAX),
+        topology: scene.levels.clone(),
+        together: scene.together,
         ..Config::default()
     }
 }

@@ -54,7 +54,7 @@ impl<'a> Production<'a> {
     pub fn new(scene: &'a Scene, delay: Millis) -> Self {
         let mut policy = Self {
             scene,
-            engine: Engine::new(config()),
+            engine: Engine::new(config(scene)),
             store: Store::new(scene),
             delay,
             pending: BTreeMap::new(),

@@ -439,7 +439,7 @@ fn job_of(gang: usize, spec: &GangSpec, version: ResourceVersion, now: Timestamp
         shown: Shown::Queued,
         finished: None,
         invalid: None,
-        settings: BTreeMap::new(),
+        settings: (*spec.settings).clone(),
     }
 }
 
