@@ -4,20 +4,34 @@
 //! The watches note every epoch found on an object. A higher one than the leader's own stops all
 //! writes until the lease task has renewed the Lease: a renewal proves that nobody else has led
 //! since, so the epoch was written by somebody who may annotate a pod but not lead.
+//!
+//! A renewal holds for the renew deadline and no longer. A process that stood still for longer than its
+//! Lease wakes with all its tasks at once: whichever is first, no write passes before the lease task
+//! has found out whether somebody else leads.
 
 use muster_core::ids::Epoch;
 use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Epochs are below this: a user who annotates a pod with 2^64 must not end every leadership.
+pub const EPOCH_MAX: u64 = 1 << 40;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
     led: u64,
     seen: u64,
     harmless: u64,
+    /// Until when the last renewal holds; `None` where nobody has said.
+    until: Option<Instant>,
 }
 
 impl State {
     fn doubted(&self) -> bool {
         self.seen > self.led.max(self.harmless)
+    }
+
+    fn expired(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
     }
 }
 
@@ -46,14 +60,24 @@ impl Fence {
 
     /// Closes it: nothing may be written from now on.
     pub fn close(&self) {
-        self.state.send_modify(|state| state.led = 0);
+        self.state.send_modify(|state| {
+            state.led = 0;
+            state.until = None;
+        });
     }
 
-    /// Whether a write of this epoch may be sent now; waits while the leadership is doubted.
+    /// The Lease is held until `until` at least: writes pass until then, and after that wait for the
+    /// next renewal.
+    pub fn hold_until(&self, until: Instant) {
+        self.state.send_modify(|state| state.until = Some(until));
+    }
+
+    /// Whether a write of this epoch may be sent now; waits while the leadership is doubted, or its
+    /// last renewal is too long ago.
     pub async fn pass(&self, epoch: Epoch) -> bool {
         let mut receiver = self.state.subscribe();
         let settled = receiver
-            .wait_for(|state| state.led != epoch.0 || !state.doubted())
+            .wait_for(|state| state.led != epoch.0 || !(state.doubted() || state.expired()))
             .await;
         settled.is_ok_and(|state| epoch.0 != 0 && state.led == epoch.0)
     }
@@ -63,8 +87,11 @@ impl Fence {
         Epoch(self.state.borrow().led)
     }
 
-    /// Notes an epoch found on an object.
+    /// Notes an epoch found on an object. One that cannot be real counts for nothing.
     pub fn see(&self, epoch: Epoch) {
+        if epoch.0 >= EPOCH_MAX {
+            return;
+        }
         self.state.send_if_modified(|state| {
             let news = epoch.0 > state.seen;
             state.seen = state.seen.max(epoch.0);
@@ -95,6 +122,8 @@ impl Fence {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test]
@@ -113,5 +142,23 @@ mod tests {
         fence.see(Epoch(10));
         fence.close();
         assert!(!fence.pass(Epoch(3)).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_standstill_no_write_passes_before_the_lease_is_renewed() {
+        let fence = Fence::default();
+        fence.open(Epoch(3));
+        fence.hold_until(Instant::now() + Duration::from_secs(10));
+        assert!(fence.pass(Epoch(3)).await);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let mut late = std::pin::pin!(fence.pass(Epoch(3)));
+        assert!(futures::poll!(&mut late).is_pending());
+        fence.hold_until(Instant::now() + Duration::from_secs(10));
+        assert!(late.await, "it was renewed after all");
+        tokio::time::advance(Duration::from_secs(11)).await;
+        let mut lost = std::pin::pin!(fence.pass(Epoch(3)));
+        assert!(futures::poll!(&mut lost).is_pending());
+        fence.close();
+        assert!(!lost.await);
     }
 }

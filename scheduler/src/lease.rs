@@ -9,8 +9,13 @@
 //! ```
 //!
 //! The epoch is larger than `leaseTransitions`, than the epoch of every leader before (kept in an
-//! annotation of the Lease) and than every epoch found on a Gang or a pod: it never goes back, not
-//! even when the Lease is deleted or the cluster is restored from an older backup.
+//! annotation of the Lease) and than every epoch found on a Gang or a pod, and not smaller than the
+//! resourceVersion of the Lease that is taken: it never goes back, not even when the cluster is restored
+//! from an older backup, and two leaders never share one, not even when the Lease is deleted under a
+//! leader that has written nothing yet.
+//!
+//! A replica that has a name (`NAME@...`) takes the Lease of an earlier process of the same name at
+//! once: only one process of a name runs at a time, as the containers of one Pod.
 //!
 //! A Lease is judged stale by the monotonic clock of this process since its resourceVersion was
 //! first seen, never by the times written in it. The Lease is a hint for who should lead; what
@@ -31,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Wall;
 use crate::config;
-use crate::fence::Fence;
+use crate::fence::{EPOCH_MAX, Fence};
 use crate::inbox::Inbox;
 
 /// Annotation of the Lease that holds the epoch of its last leader.
@@ -64,6 +69,15 @@ pub enum ElectionEnd {
     Lost,
 }
 
+/// The Lease of somebody else, as it was seen last.
+struct Observed {
+    version: String,
+    /// When it was first seen at this version.
+    since: Instant,
+    /// How long it holds from then on.
+    term: Duration,
+}
+
 struct Held {
     lease: Lease,
     epoch: Epoch,
@@ -89,6 +103,8 @@ impl Elector {
         };
         tracing::info!(epoch = held.epoch.0, identity = %self.identity, "leading");
         self.fence.open(held.epoch);
+        self.fence
+            .hold_until(held.renewed + self.settings.renew_deadline.0);
         self.inbox.answered();
         if self
             .inbox
@@ -108,7 +124,7 @@ impl Elector {
     /// Tries until the Lease is held. `None`: the watches have ended.
     async fn acquire(&mut self) -> Option<Held> {
         self.synced.wait_for(|synced| *synced).await.ok()?;
-        let mut observed: Option<(String, Instant)> = None;
+        let mut observed: Option<Observed> = None;
         loop {
             match tokio::time::timeout(
                 self.settings.renew_deadline.0,
@@ -125,37 +141,37 @@ impl Elector {
                     tracing::warn!(lease = %self.settings.name, "no answer about the lease in time")
                 }
             }
-            tokio::time::sleep(self.settings.retry_period.0).await;
+            // Twice as often as it is renewed, and when it expires: what is seen late is waited for
+            // twice.
+            let look = self.settings.retry_period.0 / 2;
+            let expires = observed
+                .as_ref()
+                .map(|observed| {
+                    let since = Instant::now().saturating_duration_since(observed.since);
+                    observed.term.saturating_sub(since)
+                })
+                .filter(|left| !left.is_zero());
+            tokio::time::sleep(expires.map_or(look, |left| left.min(look))).await;
         }
     }
 
     async fn try_acquire(
         &self,
-        observed: &mut Option<(String, Instant)>,
+        observed: &mut Option<Observed>,
     ) -> Result<Option<Held>, kube::Error> {
         let api = self.api();
         let started = Instant::now();
-        let Some(current) = api.get_opt(&self.settings.name).await? else {
-            let (lease, epoch) = self.claim(None);
-            return match api.create(&PostParams::default(), &lease).await {
-                Ok(lease) => Ok(Some(Held {
-                    lease,
-                    epoch,
-                    renewed: started,
-                })),
-                Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(None),
-                Err(error) => Err(error),
-            };
+        let current = match api.get_opt(&self.settings.name).await? {
+            Some(current) => current,
+            // Its version is needed for the epoch: it is made first and taken then.
+            None => match api.create(&PostParams::default(), &self.unheld()).await {
+                Ok(lease) => lease,
+                Err(kube::Error::Api(status)) if status.is_already_exists() => return Ok(None),
+                Err(error) => return Err(error),
+            },
         };
         let version = current.resource_version().unwrap_or_default();
         let holder = holder(&current);
-        let since = match observed {
-            Some((seen, since)) if *seen == version => *since,
-            _ => {
-                *observed = Some((version, started));
-                started
-            }
-        };
         let term = current
             .spec
             .as_ref()
@@ -163,11 +179,20 @@ impl Elector {
             .and_then(|seconds| u64::try_from(seconds).ok())
             .map_or(self.settings.duration.0, Duration::from_secs)
             .max(self.settings.duration.0);
-        let free = holder.is_empty() || holder == self.identity;
+        let since = match observed {
+            Some(seen) if seen.version == version => seen.since,
+            _ => started,
+        };
+        *observed = Some(Observed {
+            version,
+            since,
+            term,
+        });
+        let free = holder.is_empty() || holder == self.identity || self.was(holder);
         if !free && started.saturating_duration_since(since) < term {
             return Ok(None);
         }
-        let (lease, epoch) = self.claim(Some(current));
+        let (lease, epoch) = self.claim(current);
         match api
             .replace(&self.settings.name, &PostParams::default(), &lease)
             .await
@@ -182,16 +207,32 @@ impl Elector {
         }
     }
 
-    /// The Lease as this replica would hold it, and the epoch it would lead with.
-    fn claim(&self, current: Option<Lease>) -> (Lease, Epoch) {
-        let mut lease = current.unwrap_or_else(|| Lease {
+    /// Whether the holder was an earlier process of this replica.
+    fn was(&self, holder: &str) -> bool {
+        let replica = |identity: &str| identity.split_once('@').map(|(name, _)| name.to_owned());
+        replica(holder).is_some_and(|name| Some(name) == replica(&self.identity))
+    }
+
+    /// A Lease that nobody holds.
+    fn unheld(&self) -> Lease {
+        Lease {
             metadata: ObjectMeta {
                 name: Some(self.settings.name.clone()),
                 namespace: Some(self.settings.namespace.clone()),
                 ..ObjectMeta::default()
             },
             ..Lease::default()
-        });
+        }
+    }
+
+    /// The Lease as this replica would hold it, and the epoch it would lead with.
+    fn claim(&self, mut lease: Lease) -> (Lease, Epoch) {
+        // Versions grow over the whole cluster. One that is no number, or cannot be one, counts as none.
+        let version = lease
+            .resource_version()
+            .and_then(|version| version.parse::<u64>().ok())
+            .filter(|version| *version < EPOCH_MAX)
+            .unwrap_or(0);
         let before = lease
             .annotations()
             .get(EPOCH_ANNOTATION)
@@ -200,6 +241,7 @@ impl Elector {
         let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
         let transitions = spec.lease_transitions.unwrap_or(0).max(0).saturating_add(1);
         let epoch = u64::from(transitions.unsigned_abs())
+            .max(version)
             .max(self.fence.seen().0.saturating_add(1))
             .max(before.saturating_add(1));
         let now = MicroTime(self.wall.now());
@@ -242,6 +284,8 @@ impl Elector {
             let lost = match renewal {
                 Ok(Renewal::Done) => {
                     self.fence.confirm(seen);
+                    self.fence
+                        .hold_until(held.renewed + self.settings.renew_deadline.0);
                     None
                 }
                 Ok(Renewal::Again) if Instant::now() < end => None,

@@ -113,10 +113,10 @@ impl Reading for Pods {
         // Only what Muster can have written counts: anybody may annotate a pod of his own.
         if pod.ours {
             if let Some(record) = &pod.record {
-                self.fence.see(sane(record.epoch));
+                self.fence.see(record.epoch);
             }
             if let Some(stamp) = pod.stamp {
-                self.fence.see(sane(stamp));
+                self.fence.see(stamp);
             }
         }
         Some((Identity::Pod(pod.uid.clone()), Some(Event::PodApplied(pod))))
@@ -124,16 +124,6 @@ impl Reading for Pods {
 
     fn relisted(&self) -> Option<Event> {
         Some(Event::Relisted)
-    }
-}
-
-/// An epoch that can be real: a user who annotates a pod with 2^64 must not end every leadership.
-fn sane(epoch: muster_core::ids::Epoch) -> muster_core::ids::Epoch {
-    const EPOCH_MAX: u64 = 1 << 40;
-    if epoch.0 < EPOCH_MAX {
-        epoch
-    } else {
-        muster_core::ids::Epoch(0)
     }
 }
 
@@ -151,7 +141,7 @@ impl Reading for Gangs {
             Ok(mut record) => {
                 record.share(&mut locked(&self.texts));
                 if let Ok(Some(plan)) = &record.plan {
-                    self.fence.see(sane(plan.epoch));
+                    self.fence.see(plan.epoch);
                 }
                 let key = record.key.clone();
                 Some((Identity::Record(key), Some(Event::RecordApplied(record))))

@@ -17,12 +17,12 @@ use std::sync::Arc;
 use muster_core::action::{PodTarget, Write};
 use muster_core::event::WriteOutcome;
 use muster_core::ids::{DeviceUuid, Epoch, NodeName, PlanId, ResourceVersion};
-use muster_kubernetes::{names, write};
+use muster_kubernetes::write;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::Writer;
-use super::step::{Request, Tried, pod_path, text};
+use super::step::{Request, Tried, epoch_of, pod_path, text};
 
 /// Conflicts after which a Binding is given up: each needs somebody else's write in between.
 const CONFLICTS_MAX: u32 = 3;
@@ -61,12 +61,7 @@ fn look(pod: &Value, node: &NodeName, epoch: Epoch) -> Found {
     if gates.is_some_and(|gates| !gates.is_empty()) {
         return Found::Closed("the pod has scheduling gates".into());
     }
-    let annotations = pod.pointer("/metadata/annotations");
-    let stamp = annotations
-        .and_then(|all| all.get(names::EPOCH))
-        .and_then(Value::as_str)
-        .and_then(|text| text.parse::<u64>().ok());
-    if stamp.is_some_and(|stamp| stamp > epoch.0) {
+    if epoch_of(pod).is_some_and(|stamp| stamp > epoch) {
         return Found::Closed("a later leader has stamped the pod".into());
     }
     Found::Free(text(pod, "/metadata/resourceVersion").into())
@@ -143,6 +138,7 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use muster_kubernetes::names;
     use serde_json::json;
 
     #[test]

@@ -6,6 +6,8 @@ use std::time::Duration;
 use http::Method;
 use muster_core::action::{PodTarget, Write};
 use muster_core::event::WriteOutcome;
+use muster_core::ids::Epoch;
+use muster_kubernetes::names;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -176,10 +178,17 @@ impl Attempts<'_> {
         }
     }
 
-    /// Reads a pod under its name. `Err(Gone)` when it is not there or has another UID.
+    /// Reads a pod under its name. `Err(Gone)` when it is not there or has another UID. An epoch that is
+    /// found on it counts as seen, before the watch brings it: the next attempt of a leader who has been
+    /// deposed is not sent.
     pub async fn read_pod(&mut self, pod: &PodTarget) -> Result<Value, WriteOutcome> {
         match self.read(&pod_path(pod)).await? {
-            Some(found) if text(&found, "/metadata/uid") == pod.uid.as_str() => Ok(found),
+            Some(found) if text(&found, "/metadata/uid") == pod.uid.as_str() => {
+                if let Some(epoch) = epoch_of(&found) {
+                    self.writer.fence.see(epoch);
+                }
+                Ok(found)
+            }
             _ => Err(WriteOutcome::Gone),
         }
     }
@@ -213,6 +222,13 @@ pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
         .pointer(pointer)
         .and_then(Value::as_str)
         .unwrap_or_default()
+}
+
+/// The epoch that a pod was stamped or bound with.
+pub fn epoch_of(pod: &Value) -> Option<Epoch> {
+    let annotations = pod.pointer("/metadata/annotations")?;
+    let epoch = annotations.get(names::EPOCH)?.as_str()?;
+    epoch.parse().ok().map(Epoch)
 }
 
 /// Path of a pod.

@@ -19,9 +19,11 @@ use tokio_util::sync::CancellationToken;
 use crate::standin::{Reply, Standin, ok, status};
 
 /// One Lease with optimistic locking; `down` makes every call hang.
+/// Versions grow on when the Lease is made again, as those of an API server do.
 #[derive(Clone, Default)]
 struct Store {
     lease: Arc<Mutex<Option<Value>>>,
+    version: Arc<Mutex<u64>>,
     down: Arc<Mutex<bool>>,
 }
 
@@ -33,11 +35,13 @@ impl Store {
                 return Reply::Hang;
             }
             let mut lease = store.lease.lock().unwrap();
+            let mut version = store.version.lock().unwrap();
             match (&call.method, lease.as_mut()) {
                 (&Method::GET, Some(lease)) => ok(lease.clone()),
                 (&Method::POST, None) => {
                     let mut made = call.body.clone();
-                    made["metadata"]["resourceVersion"] = json!("1");
+                    *version += 1;
+                    made["metadata"]["resourceVersion"] = json!(version.to_string());
                     *lease = Some(made.clone());
                     Reply::Json(201, made)
                 }
@@ -51,8 +55,8 @@ impl Store {
                         return status(409, "Conflict");
                     }
                     *lease = call.body.clone();
-                    let next = held.parse::<u64>().unwrap() + 1;
-                    lease["metadata"]["resourceVersion"] = json!(next.to_string());
+                    *version += 1;
+                    lease["metadata"]["resourceVersion"] = json!(version.to_string());
                     ok(lease.clone())
                 }
                 _ => status(404, "NotFound"),
@@ -168,6 +172,53 @@ async fn lease_of_a_dead_leader_is_taken_after_its_duration_and_not_before() {
     assert!(started.elapsed() >= config::Lease::default().duration.0);
     second.stop.cancel();
     second.task.await.unwrap();
+}
+
+/// The leader has written nothing yet, so no object tells of its epoch; for as long as it has not tried to
+/// renew there are two leaders.
+#[tokio::test(start_paused = true)]
+async fn lease_deleted_under_a_leader_gives_no_epoch_twice() {
+    let store = Store::default();
+    let mut first = replica(&store, "a", 0);
+    let gained = first.outbox.wait().await;
+    assert_eq!(gained, Some(Event::LeadershipGained(Epoch(1))));
+    *store.lease.lock().unwrap() = None;
+    let mut second = replica(&store, "b", 0);
+    let Some(Event::LeadershipGained(epoch)) = second.outbox.wait().await else {
+        panic!("b does not lead");
+    };
+    assert!(epoch > Epoch(1), "{epoch}");
+    assert_eq!(first.outbox.wait().await, Some(Event::LeadershipLost));
+    second.stop.cancel();
+    second.task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_started_again_takes_its_own_lease_at_once_and_nobody_elses() {
+    let store = Store::default();
+    let mut first = replica(&store, "pod-a@1", 0);
+    assert_eq!(
+        first.outbox.wait().await,
+        Some(Event::LeadershipGained(Epoch(1)))
+    );
+    first.task.abort();
+    let started = tokio::time::Instant::now();
+    let mut again = replica(&store, "pod-a@2", 0);
+    assert!(matches!(
+        again.outbox.wait().await,
+        Some(Event::LeadershipGained(_))
+    ));
+    assert!(started.elapsed() < Duration::from_secs(1));
+    again.task.abort();
+    let started = tokio::time::Instant::now();
+    let mut other = replica(&store, "pod@1", 0);
+    assert!(matches!(
+        other.outbox.wait().await,
+        Some(Event::LeadershipGained(_))
+    ));
+    assert!(started.elapsed() >= config::Lease::default().duration.0);
+    other.stop.cancel();
+    other.task.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -428,6 +428,31 @@ async fn t40_release_takes_only_our_gate_and_is_done_when_it_is_off() {
     assert_eq!(outcome(&off, release()).await, WriteOutcome::Done(None));
 }
 
+/// Two leaders stamp at once. The one that was deposed and does not know it yet would lower the epoch on
+/// the pod, and then bind it as if nobody had led since.
+#[tokio::test(start_paused = true)]
+async fn the_stamp_of_a_later_leader_is_not_written_over() {
+    let stamped = json!({
+        "metadata": {"uid": "u1", "resourceVersion": "11", "annotations": {"muster.dev/epoch": "9"}},
+        "spec": {},
+    });
+    let standin = scripted(move |line, _, _| match line.starts_with("GET") {
+        true => ok(stamped.clone()),
+        false => status(409, "Conflict"),
+    });
+    let outcome = outcome(&standin, WriteKind::StampPod { pod: target() }).await;
+    assert!(matches!(outcome, WriteOutcome::Unknown(_)), "{outcome:?}");
+    let patches = standin
+        .lines()
+        .iter()
+        .filter(|line| line.starts_with("PATCH"))
+        .count();
+    assert_eq!(
+        patches, 1,
+        "nothing is sent while the leadership is doubted"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn pod_that_its_maker_has_stamped_is_changed_all_the_same() {
     let stamp = || WriteKind::StampPod { pod: target() };

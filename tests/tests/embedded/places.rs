@@ -303,7 +303,8 @@ fn t17_every_node_is_offered_where_a_share_of_them_would_miss_the_planned_one() 
         let (missed, _) = planned_nodes_not_offered(Some(0)).await?;
         assert!(missed > 0, "the share does not miss a planned node");
         let (missed, plan) = planned_nodes_not_offered(None).await?;
-        assert_eq!((missed, plan.as_str()), (0, "e1-1"), "by our configuration");
+        assert_eq!(missed, 0, "by our configuration");
+        assert!(plan.ends_with("-1"), "{plan} is not the first plan");
         Ok(())
     })
 }
