@@ -6,11 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use muster_kubernetes::manifests;
+use muster_kubernetes::{manifests, names};
 
 use crate::certificates::MakeCerts;
 use crate::clock::Wall;
 use crate::config::{Config, DOCUMENTED};
+use crate::gate;
 use crate::logs;
 use crate::plan::Plan;
 use crate::scheduler::{Clients, Ended, Options, Scheduler};
@@ -81,6 +82,14 @@ pub struct Serve {
     /// Name of this replica in the Lease; by default made of host name, process id and start time.
     #[arg(long, value_name = "NAME")]
     identity: Option<String>,
+    /// One of several replicas, each with a kube-scheduler beside it: the name of this one, as a rule of its Pod.
+    /// Only one process of a name may run at a time; the next one takes its Lease over at once. kube-scheduler is
+    /// started with --leader-elect-resource-name=muster-kube-scheduler-NAME, and leads when this replica does.
+    #[arg(long, value_name = "NAME", conflicts_with = "identity")]
+    replica: Option<String>,
+    /// UID of the Pod NAME: its kube-scheduler's Lease goes with it.
+    #[arg(long, value_name = "UID", requires = "replica")]
+    replica_uid: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -115,6 +124,9 @@ pub struct Print {
     /// kubeconfig file, as kube-scheduler sees it.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<String>,
+    /// One of several replicas, each with a Muster beside it that is started with --replica.
+    #[arg(long)]
+    leader_elect: bool,
     /// Timeout of filter and preempt.
     #[arg(long, value_name = "TIME", default_value = "5s")]
     filter_timeout: Span,
@@ -170,9 +182,9 @@ impl Print {
                     extender_url: url,
                     tls_dir: self.tls_dir.clone(),
                     kubeconfig: self.kubeconfig.clone(),
+                    leader_elect: self.leader_elect,
                     filter_timeout: self.filter_timeout.0,
                     bind_timeout: self.bind_timeout.0,
-                    ..Default::default()
                 })
             }
         })
@@ -204,7 +216,10 @@ impl Serve {
         };
         let doors = self.doors(&config)?;
         let clients = clients(self.kubeconfig.as_deref(), config.writes.in_flight_max).await?;
-        let identity = self.identity.clone().unwrap_or_else(identity);
+        let identity = self.identity.clone().unwrap_or_else(|| {
+            let replica = self.replica.as_deref();
+            replica.map_or_else(identity, |name| format!("{name}@{}", identity()))
+        });
         let seed = identity
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
@@ -225,6 +240,15 @@ impl Serve {
             "starting"
         );
         let mut scheduler = Scheduler::start(&clients, &config, &options);
+        if let Some(replica) = &self.replica {
+            let pod = self.replica_uid.as_ref().map(|uid| gate::Pod {
+                name: replica.clone(),
+                uid: uid.clone(),
+            });
+            let lease = names::kube_scheduler_lease(replica);
+            let client = clients.lease.clone();
+            scheduler.keep_gate(client, &config.lease.namespace, &lease, pod);
+        }
         let routers = (
             scheduler.extender(),
             scheduler.agents().router(),
@@ -357,6 +381,7 @@ mod tests {
              --agent-listen 0.0.0.0:2 --http-listen [::]:3 --tls-dir d",
             "muster-scheduler serve --kubeconfig k --config c --extender-listen 127.0.0.1:1 \
              --agent-listen 127.0.0.1:2 --http-listen 127.0.0.1:3 --insecure-loopback",
+            "muster-scheduler serve --tls-dir d --replica a --replica-uid u",
             "muster-scheduler print crds",
             "muster-scheduler print rbac",
             "muster-scheduler print admission-policy",
@@ -364,6 +389,7 @@ mod tests {
             "muster-scheduler print kube-scheduler-config --extender-url https://a:1 --tls-dir d \
              --kubeconfig k --filter-timeout 5s --bind-timeout 5m",
             "muster-scheduler print kube-scheduler-config --extender-url http://127.0.0.1:1",
+            "muster-scheduler print kube-scheduler-config --extender-url http://127.0.0.1:1 --leader-elect",
             "muster-scheduler check-config file",
             "muster-scheduler simulate --format philly --jobs j --nodes 64 --gpus-per-node 8 --load 0.85 \
              --limit-jobs 9 --seed 42 --policy fifo --write-delay 50ms --until last-arrival --out o --force",
@@ -449,6 +475,8 @@ mod tests {
             "muster-scheduler",
             "muster-scheduler serve --colour red",
             "muster-scheduler serve --tls-dir d --insecure-loopback",
+            "muster-scheduler serve --tls-dir d --replica a --identity b",
+            "muster-scheduler serve --tls-dir d --replica-uid u",
             "muster-scheduler serve --agent-listen nowhere",
             "muster-scheduler print",
             "muster-scheduler print everything",

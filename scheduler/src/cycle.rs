@@ -73,6 +73,8 @@ pub struct Cycle {
     pub published: Arc<AtomicU64>,
     /// When the cycle turned last.
     pub pulse: Pulse,
+    /// Whether Filter is answered here: this replica leads, and is ready to.
+    pub leads: signal::Sender<bool>,
     /// Counts the fresh LISTs of pods that were asked for.
     pub relist: signal::Sender<u64>,
     /// What is counted.
@@ -225,7 +227,11 @@ impl Cycle {
     fn settle(&mut self, backlog: &mut VecDeque<Write>, gangs: &mut GangStates) -> Instant {
         let started = Instant::now();
         self.engine.decide(self.clock.now());
-        self.view.store(self.engine.view());
+        let view = self.engine.view();
+        let leads = view.leading && view.synced;
+        self.view.store(view);
+        self.leads
+            .send_if_modified(|told| std::mem::replace(told, leads) != leads);
         self.published.store(self.clock.now().0, Ordering::Relaxed);
         while let Some(action) = self.engine.poll_action() {
             match action {
@@ -366,6 +372,7 @@ mod tests {
             view: Arc::default(),
             published: Arc::default(),
             pulse: pulse.clone(),
+            leads: signal::channel(false).0,
             relist,
             metrics: Arc::default(),
             audited: Timestamp(0),

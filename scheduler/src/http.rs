@@ -2,7 +2,8 @@
 //!
 //! `/healthz` says 200 while the scheduling cycle turns: a process whose cycle hangs is to be started
 //! again. `/readyz` says 200 when this replica could lead, too: every kind has been listed and no
-//! watch has been failing for long. Both name what is wrong.
+//! watch has been failing for long; and when the kube-scheduler beside it, if it keeps one, works while it
+//! leads. Both name what is wrong.
 //!
 //! `/debug/dump` gives what the planner sees, for `muster-scheduler plan --dump`. The other pages may be read by
 //! anybody who reaches the port; a dump names every tenant's pods, and costs the cycle a walk over the
@@ -24,6 +25,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::clock::Clock;
 use crate::cycle::{Look, Pulse};
 use crate::fence::Fence;
+use crate::gate;
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 use crate::server::Peer;
@@ -49,6 +51,8 @@ pub struct Pages {
     pub published: Arc<std::sync::atomic::AtomicU64>,
     /// Whether the cycle turns.
     pub pulse: Pulse,
+    /// Whether the kube-scheduler beside this replica does what it should.
+    pub gate: gate::Problem,
     /// For dumps.
     pub looks: Looks,
 }
@@ -94,11 +98,10 @@ async fn healthy(State(pages): State<Pages>) -> impl IntoResponse {
 }
 
 async fn ready(State(pages): State<Pages>) -> impl IntoResponse {
+    let own = pages.pulse.problem().into_iter();
     let watches = pages.health.problems(pages.clock.now());
-    verdict(
-        "ready",
-        pages.pulse.problem().into_iter().chain(watches).collect(),
-    )
+    let problems = own.chain(watches).chain(pages.gate.text());
+    verdict("ready", problems.collect())
 }
 
 async fn dump(
@@ -206,6 +209,7 @@ mod tests {
             clock,
             published: Arc::default(),
             pulse: Pulse::new(clock),
+            gate: gate::Problem::default(),
             looks: looks().0,
         };
         let both = async || {

@@ -5,6 +5,7 @@
 //!   agents ────gRPC─────> agents ────┼──> inbox ──> cycle ────┼──> binds ───> extender (held Binds)
 //!   kube-scheduler ─────> extender ──┘      (owns Engine)     ├──> announce ─> API server (Events)
 //!   Lease ──────────────> lease ─────┘                        └──> view ────> extender (Filter, Preempt)
+//!   Lease of kube-scheduler <── gate <── who leads
 //! ```
 //!
 //! Each edge is one module, and none decides anything about gangs: they turn what they see into
@@ -26,6 +27,7 @@ pub mod cycle;
 pub mod demo;
 pub mod extender;
 pub mod fence;
+pub mod gate;
 pub mod http;
 pub mod inbox;
 pub mod lease;

@@ -31,6 +31,7 @@ use crate::config::Config;
 use crate::cycle::{Cycle, CycleEnd, Pulse};
 use crate::extender::Extender;
 use crate::fence::Fence;
+use crate::gate::{self, Gate, GateEnd};
 use crate::http::{self, Pages};
 use crate::inbox::{self, Inbox};
 use crate::lease::{ElectionEnd, Elector};
@@ -82,6 +83,9 @@ pub enum Ended {
     /// The leadership is lost; start again.
     #[error("the leadership is lost")]
     LeadershipLost,
+    /// It leads, and no kube-scheduler is there that could ask it; start again.
+    #[error("no kube-scheduler has held its lease for as long as a minute")]
+    Deserted,
     /// The watches cannot go on.
     #[error("{0}")]
     Watch(WatchEnd),
@@ -95,11 +99,16 @@ pub enum Ended {
     },
 }
 
+/// How long a replica that gives the leadership away stays out of the election. Others look at the Lease
+/// every second.
+const MAKE_WAY: Duration = Duration::from_secs(5);
+
 /// What a task says when it ends.
 enum TaskEnd {
     Cycle(CycleEnd),
     Watch(WatchEnd),
     Election(ElectionEnd),
+    Gate(GateEnd),
     Other(&'static str),
 }
 
@@ -113,12 +122,18 @@ pub struct Scheduler {
     metrics: Arc<Metrics>,
     fence: Arc<Fence>,
     binds: Arc<Binds>,
+    /// Whether Filter is answered here.
+    leads: signal::Receiver<bool>,
+    /// What keeps the kube-scheduler beside this replica from its work.
+    gate_problem: gate::Problem,
     tasks: JoinSet<TaskEnd>,
     /// Ends doors, watches, cycle and announcer.
     stop: CancellationToken,
     /// Ends the writer, once its last answers are of no more use.
     stop_writer: CancellationToken,
-    /// Ends the election, last, when nothing can be written any more.
+    /// The writer has ended: nothing of this leadership is on its way any more.
+    written: CancellationToken,
+    /// Ends the election, when nothing can be written any more.
     stop_lease: CancellationToken,
 }
 
@@ -152,6 +167,8 @@ impl Scheduler {
         let published = Arc::new(AtomicU64::new(0));
         let pulse = Pulse::new(clock);
         let (looks, looked_for) = http::looks();
+        let (leads, led) = signal::channel(false);
+        let gate_problem = gate::Problem::default();
         let caller = Caller::new(clients.write.clone(), config.writes.attempt_timeout.0)
             .telling(inbox.clone());
         let mut scheduler = Self {
@@ -181,6 +198,7 @@ impl Scheduler {
                 clock,
                 published: Arc::clone(&published),
                 pulse: pulse.clone(),
+                gate: gate_problem.clone(),
                 looks,
             }),
             inbox: inbox.clone(),
@@ -188,9 +206,12 @@ impl Scheduler {
             metrics: Arc::clone(&metrics),
             fence: Arc::clone(&fence),
             binds: Arc::clone(&binds),
+            leads: led,
+            gate_problem,
             tasks: JoinSet::new(),
             stop: CancellationToken::new(),
             stop_writer: CancellationToken::new(),
+            written: CancellationToken::new(),
             stop_lease: CancellationToken::new(),
         };
         let (writes, write_queue) = mpsc::channel(core.writes_in_flight_max.max(1));
@@ -207,6 +228,7 @@ impl Scheduler {
             view,
             published,
             pulse,
+            leads,
             relist,
             metrics: Arc::clone(&metrics),
             audited: Timestamp(0),
@@ -268,7 +290,9 @@ impl Scheduler {
 
     fn spawn_writer(&mut self, writer: Writer, queue: mpsc::Receiver<muster_core::action::Write>) {
         let (inbox, stop) = (self.inbox.clone(), self.stop_writer.clone());
+        let written = self.written.clone().drop_guard();
         self.tasks.spawn(async move {
+            let _written = written;
             writer.run(queue, inbox, stop).await;
             TaskEnd::Other("writer")
         });
@@ -292,6 +316,28 @@ impl Scheduler {
         let stop = self.stop_lease.clone();
         self.tasks
             .spawn(async move { TaskEnd::Election(elector.run(stop).await) });
+    }
+
+    /// Keeps the Lease of the kube-scheduler beside this replica, so that it leads when this replica
+    /// does. Without this any kube-scheduler may ask, and a replica that does not lead refuses.
+    pub fn keep_gate(
+        &mut self,
+        client: Client,
+        namespace: &str,
+        name: &str,
+        pod: Option<gate::Pod>,
+    ) {
+        let gate = Gate {
+            client,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            pod,
+            leads: self.leads.clone(),
+            problem: self.gate_problem.clone(),
+        };
+        let stop = self.stop.clone();
+        self.tasks
+            .spawn(async move { TaskEnd::Gate(gate.run(stop).await) });
     }
 
     /// The extender's verbs, to be called in process.
@@ -353,6 +399,10 @@ impl Scheduler {
         };
         self.fence.close();
         self.end_all().await;
+        if ended == Ended::Deserted {
+            // Started again at once it would take the Lease that it has just given back.
+            tokio::time::sleep(MAKE_WAY).await;
+        }
         ended
     }
 
@@ -369,21 +419,18 @@ impl Scheduler {
         self.binds.close(STOPPING);
         self.stop.cancel();
         self.stop_writer.cancel();
-        // The Lease goes last, when all but the election have ended: nothing of this epoch is on
-        // its way any more when another replica takes it.
-        let rest = async {
-            while self.tasks.len() > 1 {
-                if self.tasks.join_next().await.is_none() {
-                    break;
-                }
-            }
-        };
-        if tokio::time::timeout(REST_MAX, rest).await.is_err() {
-            tracing::warn!("some tasks did not end in time");
+        // The Lease goes when nothing of this epoch is on its way any more. It does not wait for doors:
+        // streams of agents take as long to end as they may.
+        if tokio::time::timeout(REST_MAX, self.written.cancelled())
+            .await
+            .is_err()
+        {
+            tracing::warn!("some writes did not end in time");
         }
         self.stop_lease.cancel();
-        let last = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(REST_MAX, last).await.is_err() {
+        let rest = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(REST_MAX, rest).await.is_err() {
+            tracing::warn!("some tasks did not end in time");
             self.tasks.shutdown().await;
         }
     }
@@ -416,6 +463,11 @@ fn verdict(end: TaskEnd) -> Ended {
         TaskEnd::Cycle(CycleEnd::LeadershipLost) | TaskEnd::Election(ElectionEnd::Lost) => {
             Ended::LeadershipLost
         }
+        TaskEnd::Gate(GateEnd::Deserted) => Ended::Deserted,
+        TaskEnd::Gate(GateEnd::Stopped) => Ended::Dead {
+            task: "gate",
+            detail: String::new(),
+        },
         TaskEnd::Watch(end) => Ended::Watch(end),
         TaskEnd::Cycle(end) => Ended::Dead {
             task: "cycle",

@@ -7,6 +7,7 @@ pub mod gangs;
 pub mod jobs;
 pub mod pods;
 pub mod programs;
+pub mod replicas;
 pub mod rights;
 pub mod sim;
 pub mod stack;

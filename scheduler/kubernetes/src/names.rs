@@ -11,6 +11,14 @@ pub const GATE: &str = "muster.dev/gang";
 /// Namespace in which Muster runs.
 pub const NAMESPACE: &str = "muster-system";
 
+/// Lease by which kube-scheduler leads. Of several replicas each has one of its own: the kube-scheduler
+/// beside the Muster of this name is started with `--leader-elect-resource-name` and this.
+pub fn kube_scheduler_lease(replica: &str) -> String {
+    format!("{KUBE_SCHEDULER_LEASE}-{replica}")
+}
+/// Lease of a kube-scheduler that is not told another.
+pub const KUBE_SCHEDULER_LEASE: &str = "muster-kube-scheduler";
+
 /// Pod label: name of the gang, for pods without a job. Unique within a namespace.
 pub const GANG_LABEL: &str = "muster.dev/gang";
 /// Pod annotation or label: number of members of a labelled gang.

@@ -16,7 +16,7 @@ const PIPE_BYTES: usize = 64 * 1024;
 
 /// The way to the scheduler that runs now, if one does.
 #[derive(Default)]
-pub(super) struct Doors {
+pub(crate) struct Doors {
     open: Mutex<Option<Open>>,
 }
 
@@ -29,7 +29,7 @@ struct Open {
 
 impl Doors {
     /// Lets calls through to a scheduler.
-    pub(super) fn open(&self, extender: Router, agents: Router) {
+    pub(crate) fn open(&self, extender: Router, agents: Router) {
         let open = Open {
             extender: in_process(extender),
             agents,
@@ -39,7 +39,7 @@ impl Doors {
     }
 
     /// Breaks every connection and refuses new ones.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.set(None);
     }
 
@@ -60,7 +60,7 @@ impl Doors {
     }
 
     /// How kube-scheduler calls the extender.
-    pub(super) fn transport(self: &Arc<Self>) -> Transport {
+    pub(crate) fn transport(self: &Arc<Self>) -> Transport {
         let doors = Arc::clone(self);
         Arc::new(move |request| {
             let open = doors.now();
@@ -78,7 +78,7 @@ impl Doors {
     }
 
     /// A connection to the agents' door: one end of a pipe whose other end the scheduler reads.
-    pub(super) fn connect(&self) -> std::io::Result<DuplexStream> {
+    pub(crate) fn connect(&self) -> std::io::Result<DuplexStream> {
         let open = self.now().ok_or(std::io::ErrorKind::ConnectionRefused)?;
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
         // It ends when either end of the pipe is dropped, or with the scheduler.

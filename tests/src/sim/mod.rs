@@ -9,7 +9,7 @@
 //!
 //! Nothing here uses a socket, a file, a thread or the wall clock: equal seeds give equal event logs.
 
-mod doors;
+pub(crate) mod doors;
 mod script;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -518,7 +518,7 @@ pub fn bound(cluster: &EmbeddedCluster, prefix: &str) -> BTreeMap<String, String
 }
 
 /// `percentageOfNodesToScore` as `print kube-scheduler-config` prints it; 0 where it does not, as kube-scheduler reads that.
-fn printed_percentage() -> anyhow::Result<u32> {
+pub(crate) fn printed_percentage() -> anyhow::Result<u32> {
     let options = manifests::KubeSchedulerConfigOptions::default();
     let printed =
         yaml::all(&manifests::kube_scheduler_config(&options)).map_err(anyhow::Error::msg)?;
@@ -531,7 +531,7 @@ fn printed_percentage() -> anyhow::Result<u32> {
 }
 
 /// The two entries that `print kube-scheduler-config` prints, in process.
-fn kube_scheduler(doors: &Arc<Doors>, percentage_of_nodes: u32) -> SchedulerConfig {
+pub(crate) fn kube_scheduler(doors: &Arc<Doors>, percentage_of_nodes: u32) -> SchedulerConfig {
     let mut filter = ExtenderConfig::new("http://muster/v1/short");
     filter.filter_verb = "filter".into();
     filter.preempt_verb = "preempt".into();

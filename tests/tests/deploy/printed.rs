@@ -15,6 +15,7 @@ fn kube_scheduler_config() -> String {
     manifests::kube_scheduler_config(&KubeSchedulerConfigOptions {
         extender_url: "https://127.0.0.1:8443".into(),
         tls_dir: Some("/etc/muster/kube-scheduler-tls".into()),
+        leader_elect: true,
         ..KubeSchedulerConfigOptions::default()
     })
 }

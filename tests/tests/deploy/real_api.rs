@@ -272,7 +272,7 @@ async fn check_gang_rules(cluster: &Cluster) {
 }
 
 /// Account, what `kubectl auth can-i` is asked, and the answer.
-const RIGHTS: [(&str, &str, bool); 21] = [
+const RIGHTS: [(&str, &str, bool); 24] = [
     (
         "muster-scheduler",
         "create pods --subresource=binding",
@@ -315,6 +315,21 @@ const RIGHTS: [(&str, &str, bool); 21] = [
         "muster-scheduler",
         "update leases.coordination.k8s.io/muster-scheduler -n muster-system",
         true,
+    ),
+    (
+        "muster-scheduler",
+        "update leases.coordination.k8s.io/muster-kube-scheduler-a -n muster-system",
+        true,
+    ),
+    (
+        "muster-scheduler",
+        "update leases.coordination.k8s.io/other -n kube-system",
+        false,
+    ),
+    (
+        "muster-scheduler",
+        "delete leases.coordination.k8s.io -n muster-system",
+        false,
     ),
     ("muster-scheduler", "patch gangs.muster.dev", false),
     (

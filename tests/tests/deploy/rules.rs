@@ -230,6 +230,48 @@ fn the_configuration_is_one_that_muster_takes() {
 }
 
 #[test]
+fn one_of_several_pairs_leads_and_they_are_replaced_one_by_one() {
+    let objects = installations();
+    let mut checked = 0;
+    for object in &objects {
+        match text(object, "/kind") {
+            "Deployment" => {
+                let spec = &object["spec"];
+                assert!(spec["replicas"].as_u64().is_some_and(|count| count >= 2));
+                let rolling = &spec["strategy"]["rollingUpdate"];
+                assert_eq!(rolling, &json!({"maxUnavailable": 0, "maxSurge": 1}));
+                // Agents look for addresses every 30 s: a pair counts once they all have found it.
+                assert!(
+                    spec["minReadySeconds"]
+                        .as_u64()
+                        .is_some_and(|seconds| seconds > 30)
+                );
+                let affinity = &spec["template"]["spec"]["affinity"]["podAntiAffinity"];
+                let term = &affinity["preferredDuringSchedulingIgnoredDuringExecution"][0]["podAffinityTerm"];
+                assert_eq!(term["labelSelector"], spec["selector"], "{term}");
+                let arguments = |container: usize| -> Vec<&str> {
+                    let path = format!("/template/spec/containers/{container}/args");
+                    items(spec, &path).filter_map(Value::as_str).collect()
+                };
+                assert!(arguments(0).contains(&"--replica=$(POD_NAME)"));
+                let lease = muster_kubernetes::names::kube_scheduler_lease("$(POD_NAME)");
+                let flag = format!("--leader-elect-resource-name={lease}");
+                assert!(arguments(1).contains(&flag.as_str()), "{:?}", arguments(1));
+                checked += 1;
+            }
+            "PodDisruptionBudget" => {
+                assert_eq!(object["spec"]["maxUnavailable"], 1);
+                checked += 1;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(checked, 4);
+    let config = &documents(&read("kube-scheduler/config.yaml"))[0];
+    assert_eq!(config["leaderElection"]["leaderElect"], true);
+}
+
+#[test]
 fn the_scheduler_takes_its_arguments() {
     let objects = installations();
     let mut checked = 0;

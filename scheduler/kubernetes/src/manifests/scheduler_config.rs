@@ -22,7 +22,8 @@ pub struct KubeSchedulerConfigOptions {
     pub filter_timeout: Duration,
     /// `httpTimeout` of bind. A held Bind costs a goroutine; Muster gives up at half of it.
     pub bind_timeout: Duration,
-    /// Several replicas of kube-scheduler run, and one of them leads.
+    /// kube-scheduler leads only while it holds a Lease: one of several replicas, each of which has a
+    /// Lease of its own that the Muster beside it keeps.
     pub leader_elect: bool,
 }
 
@@ -39,6 +40,14 @@ impl Default for KubeSchedulerConfigOptions {
     }
 }
 
+/// Times of kube-scheduler's election. Looked at twice a second, so that it works as soon as its Muster
+/// leads; given up after as long as Muster gives its own Lease up.
+const ELECTION: [(&str, Duration); 3] = [
+    ("leaseDuration", Duration::from_secs(15)),
+    ("renewDeadline", Duration::from_secs(10)),
+    ("retryPeriod", Duration::from_millis(500)),
+];
+
 /// A `KubeSchedulerConfiguration` for an unmodified kube-scheduler that serves `muster` pods alone.
 ///
 /// Two extender entries for one server: filter and preempt with a short timeout, bind with a long
@@ -49,6 +58,16 @@ pub fn kube_scheduler_config(options: &KubeSchedulerConfigOptions) -> String {
     if let (Some(file), Some(object)) = (&options.kubeconfig, client.as_object_mut()) {
         object.insert("kubeconfig".to_owned(), json!(file));
     }
+    let mut election = json!({
+        "leaderElect": options.leader_elect,
+        "resourceName": names::KUBE_SCHEDULER_LEASE,
+        "resourceNamespace": names::NAMESPACE,
+    });
+    if options.leader_elect {
+        for (key, span) in ELECTION {
+            set(&mut election, &[key], Some(json!(go_duration(span))));
+        }
+    }
     let mut filter = extender(options, "short", options.filter_timeout);
     let mut bind = extender(options, "bind", options.bind_timeout);
     set(&mut filter, &["filterVerb"], Some(json!("filter")));
@@ -57,11 +76,7 @@ pub fn kube_scheduler_config(options: &KubeSchedulerConfigOptions) -> String {
     yaml(&json!({
         "apiVersion": "kubescheduler.config.k8s.io/v1",
         "kind": "KubeSchedulerConfiguration",
-        "leaderElection": {
-            "leaderElect": options.leader_elect,
-            "resourceName": "muster-kube-scheduler",
-            "resourceNamespace": names::NAMESPACE,
-        },
+        "leaderElection": election,
         "clientConnection": client,
         "percentageOfNodesToScore": 100,
         "profiles": [{"schedulerName": names::SCHEDULER_NAME}],

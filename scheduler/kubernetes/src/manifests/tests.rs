@@ -62,10 +62,7 @@ fn scheduler_has_the_least_rights() {
     assert_eq!(role.metadata.namespace.as_deref(), Some(names::NAMESPACE));
     assert_eq!(
         rights(role.rules),
-        [
-            "coordination.k8s.io/leases[]: create",
-            "coordination.k8s.io/leases[muster-scheduler]: get update",
-        ]
+        ["coordination.k8s.io/leases[]: get create update"]
     );
 }
 
@@ -303,7 +300,11 @@ fn t17_kube_scheduler_offers_every_node_by_name_and_never_binds_alone() {
         ..Default::default()
     });
     assert_eq!(secure["clientConnection"]["kubeconfig"], "/etc/kubeconfig");
-    assert_eq!(secure["leaderElection"]["leaderElect"], true);
+    assert_eq!(
+        secure["leaderElection"],
+        json!({"leaderElect": true, "resourceName": "muster-kube-scheduler", "resourceNamespace": "muster-system",
+               "leaseDuration": "15s", "renewDeadline": "10s", "retryPeriod": "500ms"})
+    );
     for entry in secure["extenders"].as_array().expect("extenders") {
         assert_eq!(entry["enableHTTPS"], true);
         assert_eq!(
