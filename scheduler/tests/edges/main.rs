@@ -6,6 +6,7 @@ mod agents;
 mod client;
 mod door;
 mod extender;
+mod gate;
 mod lease;
 mod standin;
 mod watch;

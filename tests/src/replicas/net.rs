@@ -28,11 +28,22 @@ struct Late {
     code: Option<u16>,
 }
 
+/// A pair that is cut off after a write of its Muster.
+#[derive(Debug)]
+struct Doomed {
+    pair: String,
+    /// Writes that are still answered.
+    writes: u32,
+    /// The write whose answer was lost.
+    what: Option<String>,
+}
+
 /// Cuts pairs off, and brings Bindings late.
 #[derive(Debug, Default)]
 pub struct Net {
     cut: Mutex<BTreeSet<String>>,
     late: Mutex<Option<Late>>,
+    doomed: Mutex<Option<Doomed>>,
 }
 
 impl Net {
@@ -76,6 +87,50 @@ impl Net {
         self.late().as_ref()?.code
     }
 
+    /// After so many writes of a pair's Muster, Leases and Events aside, the next one is applied, its answer
+    /// is lost, and the pair is cut off.
+    pub fn cut_after(&self, pair: &str, writes: u32) {
+        let doomed = Doomed {
+            pair: pair.to_owned(),
+            writes,
+            what: None,
+        };
+        *self.doomed.lock().unwrap_or_else(PoisonError::into_inner) = Some(doomed);
+    }
+
+    /// The write after which the pair was cut off.
+    pub fn cut_at(&self) -> Option<String> {
+        let doomed = self.doomed.lock().unwrap_or_else(PoisonError::into_inner);
+        doomed.as_ref()?.what.clone()
+    }
+
+    fn counts(&self, request: &RequestInfo, code: u16) {
+        let mut doomed = self.doomed.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(doomed) = doomed.as_mut() else {
+            return;
+        };
+        let verb = request.verb.as_str();
+        let is_write = matches!(verb, "create" | "update" | "patch" | "delete")
+            && !matches!(
+                request.resource.as_str(),
+                "leases" | "events" | "tokenreviews"
+            );
+        if !is_write || code >= 300 || request.client != muster(&doomed.pair) {
+            return;
+        }
+        match doomed.writes.checked_sub(1) {
+            Some(left) => doomed.writes = left,
+            None if doomed.what.is_none() => {
+                doomed.what = Some(format!(
+                    "{verb} {}/{} {}",
+                    request.resource, request.subresource, request.name
+                ));
+                self.cut(&doomed.pair, true);
+            }
+            None => {}
+        }
+    }
+
     fn is_cut(&self, request: &RequestInfo) -> bool {
         self.cut_off().contains(&request.client)
     }
@@ -109,6 +164,7 @@ impl Faults for Net {
         {
             late.code = Some(code);
         }
+        self.counts(request, code);
         if self.is_cut(request) {
             return After::Lose;
         }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use jiff::SignedDuration;
 use muster_embedded::value;
 use muster_kubernetes::names;
@@ -366,6 +366,77 @@ fn a_lease_that_is_deleted_gives_no_epoch_twice() -> anyhow::Result<()> {
         replicas.judge().await?;
         replicas.stop().await
     })
+}
+
+/// For a moment two replicas lead, while jobs come.
+#[test]
+fn jobs_that_come_while_two_replicas_lead_start_once() -> anyhow::Result<()> {
+    paused(async {
+        let mut replicas = two(12).await?;
+        replicas
+            .cluster
+            .delete(LEASES, names::NAMESPACE, "muster-scheduler")?;
+        for number in 0..15 {
+            let one = Job::new(&format!("stream-{number}"), vec![Role::new("Worker", 2, 1)]);
+            replicas.cluster.apply_yaml(&one.yaml())?;
+            replicas.pass(Duration::from_millis(200)).await;
+        }
+        let ended = replicas.ended("a").await?;
+        ensure!(ended == Ended::LeadershipLost, "{ended}");
+        replicas.until_bound("stream-", 30).await?;
+        replicas.judge().await?;
+        replicas.stop().await
+    })
+}
+
+/// The leader dies after each of its writes in turn, and the pair that has followed it takes the gangs over.
+#[test]
+fn f13_whatever_the_leader_has_written_its_follower_goes_on_from_there() -> anyhow::Result<()> {
+    let mut tried = 0;
+    for writes in 0..24 {
+        let mut at = None;
+        paused(async {
+            let mut replicas = two(100 + u64::from(writes)).await?;
+            runs(&replicas, "before").await?;
+            replicas.net.cut_after("a", writes);
+            replicas.cluster.apply_yaml(&job("gang").yaml())?;
+            replicas.cluster.apply_yaml(&gated())?;
+            replicas.pass(Duration::from_secs(5)).await;
+            at = replicas.net.cut_at();
+            if at.is_some() {
+                replicas.kill_pair("a").await?;
+            }
+            replicas.until_bound("gang-worker-", 4).await?;
+            replicas.until_bound("loose-", 3).await?;
+            ensure!(
+                bound(&replicas.cluster, "before-worker-").len() == 4,
+                "it runs on"
+            );
+            replicas.judge().await?;
+            replicas.stop().await
+        })
+        .with_context(|| format!("after {writes} writes, at {at:?}"))?;
+        if at.is_none() {
+            break;
+        }
+        tried += 1;
+    }
+    ensure!(tried >= 14, "only {tried} writes");
+    println!("{tried} writes tried");
+    Ok(())
+}
+
+/// Three pods that belong together by a label.
+fn gated() -> String {
+    let pod = |at: u32| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: loose-{at}\n  labels: {{muster.dev/gang: loose, muster.dev/index: \"{at}\"}}\n  \
+             annotations: {{muster.dev/gang-size: \"3\"}}\nspec:\n  schedulerName: muster\n  tolerations: [{{key: nvidia.com/gpu, operator: Exists}}]\n  \
+             containers: [{{name: main, image: x, resources: {{limits: {{nvidia.com/gpu: 4}}}}}}]\n"
+        )
+    };
+    let pods: Vec<String> = (0..3).map(pod).collect();
+    pods.join("---\n")
 }
 
 fn epoch(replicas: &Replicas) -> u64 {
