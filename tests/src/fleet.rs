@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, PostParams};
-use muster_control_plane::{Identity, NodeTemplate, TokenOptions};
+use muster_control_plane::{Cluster, Identity, NodeTemplate, TokenOptions};
 use serde_json::json;
 
 use crate::programs;
@@ -46,43 +46,7 @@ impl Stack {
     /// Starts one process with a fake agent for each node. Each proves its node by a token that is
     /// bound to a pod of the agent's ServiceAccount on that node, as a DaemonSet's token is.
     pub async fn start_fleet(&self, fleet: &Fleet) -> anyhow::Result<()> {
-        let cluster = &self.cluster;
-        let tokens = cluster.folder().join(format!("{}-tokens", fleet.name));
-        std::fs::create_dir_all(&tokens)?;
-        let prove = async |node: &String| {
-            let token = self
-                .agent_token(node)
-                .await
-                .with_context(|| format!("token of the agent on {node}"))?;
-            anyhow::Ok(std::fs::write(tokens.join(node), token)?)
-        };
-        futures::stream::iter(&fleet.nodes)
-            .map(prove)
-            .buffer_unordered(TOKENS_AT_ONCE)
-            .try_collect::<()>()
-            .await?;
-        let mut command = Command::new(programs::agent()?);
-        let address = self.agents.replace("127.0.0.1", "localhost");
-        command
-            .args(["fleet", "--scheduler", &format!("https://{address}")])
-            .args(["--profile", "h100-8", "--node-selector", &fleet.selector])
-            .arg("--kubeconfig")
-            .arg(cluster.kubeconfig(&Identity::Admin)?)
-            .arg("--token-dir")
-            .arg(&tokens)
-            .arg("--ca-file")
-            .arg(cluster.authority().ca());
-        if let Some(scenario) = &fleet.scenario {
-            command.arg("--scenario").arg(scenario);
-        }
-        cluster.spawn(&fleet.name, &command).await?;
-        Ok(())
-    }
-
-    async fn agent_token(&self, node: &str) -> anyhow::Result<String> {
-        let pod = format!("muster-agent-{node}");
-        self.pod_token("muster-system", "muster-agent", &pod, node)
-            .await
+        start_fleet(&self.cluster, &self.agents, fleet).await
     }
 
     /// A token for the scheduler's audience, bound to a pod of this ServiceAccount on the node. The pod
@@ -94,27 +58,69 @@ impl Stack {
         name: &str,
         node: &str,
     ) -> anyhow::Result<String> {
-        let pods: Api<Pod> = Api::namespaced(self.cluster.admin(), namespace);
-        if pods.get_opt(name).await?.is_none() {
-            let pod = serde_json::from_value(json!({
-                "metadata": { "name": name },
-                "spec": { "nodeName": node, "serviceAccountName": account,
-                          "containers": [{ "name": "agent", "image": "agent" }],
-                          "tolerations": [{ "operator": "Exists" }] },
-            }))?;
-            pods.create(&PostParams::default(), &pod).await?;
-        }
-        let options = TokenOptions {
-            audiences: vec!["muster-scheduler".into()],
-            pod: Some(name.to_owned()),
-            // Longer than a person keeps a local cluster up: nobody renews it.
-            expiration_seconds: 7 * 24 * 3600,
-            ..TokenOptions::default()
-        };
-        let token = self
-            .cluster
-            .service_account_token(namespace, account, &options)
-            .await?;
-        Ok(token)
+        pod_token(&self.cluster, namespace, account, name, node).await
     }
+}
+
+/// Starts a fleet that reports to the Muster whose agents' door is at `address`.
+pub async fn start_fleet(cluster: &Cluster, address: &str, fleet: &Fleet) -> anyhow::Result<()> {
+    let tokens = cluster.folder().join(format!("{}-tokens", fleet.name));
+    std::fs::create_dir_all(&tokens)?;
+    let prove = async |node: &String| {
+        let pod = format!("muster-agent-{node}");
+        let token = pod_token(cluster, "muster-system", "muster-agent", &pod, node)
+            .await
+            .with_context(|| format!("token of the agent on {node}"))?;
+        anyhow::Ok(std::fs::write(tokens.join(node), token)?)
+    };
+    futures::stream::iter(&fleet.nodes)
+        .map(prove)
+        .buffer_unordered(TOKENS_AT_ONCE)
+        .try_collect::<()>()
+        .await?;
+    let mut command = Command::new(programs::agent()?);
+    let address = address.replace("127.0.0.1", "localhost");
+    command
+        .args(["fleet", "--scheduler", &format!("https://{address}")])
+        .args(["--profile", "h100-8", "--node-selector", &fleet.selector])
+        .arg("--kubeconfig")
+        .arg(cluster.kubeconfig(&Identity::Admin)?)
+        .arg("--token-dir")
+        .arg(&tokens)
+        .arg("--ca-file")
+        .arg(cluster.authority().ca());
+    if let Some(scenario) = &fleet.scenario {
+        command.arg("--scenario").arg(scenario);
+    }
+    cluster.spawn(&fleet.name, &command).await?;
+    Ok(())
+}
+
+async fn pod_token(
+    cluster: &Cluster,
+    namespace: &str,
+    account: &str,
+    name: &str,
+    node: &str,
+) -> anyhow::Result<String> {
+    let pods: Api<Pod> = Api::namespaced(cluster.admin(), namespace);
+    if pods.get_opt(name).await?.is_none() {
+        let pod = serde_json::from_value(json!({
+            "metadata": { "name": name },
+            "spec": { "nodeName": node, "serviceAccountName": account,
+                      "containers": [{ "name": "agent", "image": "agent" }],
+                      "tolerations": [{ "operator": "Exists" }] },
+        }))?;
+        pods.create(&PostParams::default(), &pod).await?;
+    }
+    let options = TokenOptions {
+        audiences: vec!["muster-scheduler".into()],
+        pod: Some(name.to_owned()),
+        // Longer than a person keeps a local cluster up: nobody renews it.
+        expiration_seconds: 7 * 24 * 3600,
+    };
+    let token = cluster
+        .service_account_token(namespace, account, &options)
+        .await?;
+    Ok(token)
 }

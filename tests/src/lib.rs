@@ -5,6 +5,8 @@ pub mod acts;
 pub mod fleet;
 pub mod gangs;
 pub mod jobs;
+pub mod link;
+pub mod pairs;
 pub mod pods;
 pub mod programs;
 pub mod replicas;

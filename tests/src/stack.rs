@@ -2,7 +2,7 @@
 //! under its own ServiceAccount, mTLS to an unmodified kube-scheduler, and a fleet of fake agents.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -89,7 +89,7 @@ pub fn fleet() -> Program {
     Program::Other("muster-fleet".into())
 }
 
-fn free_address() -> anyhow::Result<String> {
+pub(crate) fn free_address() -> anyhow::Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0").context("a free port")?;
     Ok(listener.local_addr().context("its address")?.to_string())
 }
@@ -402,7 +402,7 @@ impl Stack {
             bail!("{} over-commitments, the first: {first}", over.len());
         }
         let mut longest = Duration::ZERO;
-        for rule in gang_rules() {
+        for rule in gang_rules(PARTIAL_MAX) {
             let rule = rule.outages(self.cluster.outages());
             let partial = history.partial_gangs(&rule);
             if let Some(first) = partial.first() {
@@ -424,7 +424,7 @@ impl Stack {
 
 /// Who belongs together, in the order in which Muster asks: a PyTorchJob's pods, then pods of one
 /// label whatever makes them, then pods of one PodGroup.
-fn gang_rules() -> [GangRule; 3] {
+pub(crate) fn gang_rules(partial_max: Duration) -> [GangRule; 3] {
     let of_job = |pod: &PodState| match &pod.controller {
         Some((kind, _, uid)) if kind == "PyTorchJob" => Some(uid.clone()),
         _ => None,
@@ -434,14 +434,14 @@ fn gang_rules() -> [GangRule; 3] {
         Some(format!("{}/{value}", pod.namespace))
     };
     [
-        GangRule::new(PARTIAL_MAX).group_by(of_job),
-        GangRule::new(PARTIAL_MAX)
+        GangRule::new(partial_max).group_by(of_job),
+        GangRule::new(partial_max)
             .group_by(move |pod| match of_job(pod) {
                 Some(_) => None,
                 None => of_label(pod, By::Label),
             })
             .minimum(Minimum::Stated(names::GANG_SIZE.into())),
-        GangRule::new(PARTIAL_MAX).group_by(move |pod| {
+        GangRule::new(partial_max).group_by(move |pod| {
             match of_job(pod).or_else(|| of_label(pod, By::Label)) {
                 Some(_) => None,
                 None => of_label(pod, By::PodGroup),
@@ -464,7 +464,7 @@ pub struct GangSays {
 }
 
 /// Starts the recorder; the API server answers 429 for a moment after a CRD has come.
-async fn record(cluster: &Cluster) -> anyhow::Result<Recorder> {
+pub(crate) async fn record(cluster: &Cluster) -> anyhow::Result<Recorder> {
     let end = Instant::now() + Duration::from_secs(30);
     loop {
         match Recorder::start(cluster.admin()).await {
@@ -476,7 +476,7 @@ async fn record(cluster: &Cluster) -> anyhow::Result<Recorder> {
 }
 
 /// Installs Muster's objects: exactly what `muster-scheduler print` prints.
-async fn install(cluster: &Cluster, policies: bool) -> anyhow::Result<()> {
+pub(crate) async fn install(cluster: &Cluster, policies: bool) -> anyhow::Result<()> {
     cluster.apply_yaml(&manifests::crds()).await?;
     cluster.wait_for_crds(&["gangs.muster.dev"]).await?;
     cluster.apply_yaml(&manifests::rbac()).await?;
@@ -488,21 +488,15 @@ async fn install(cluster: &Cluster, policies: bool) -> anyhow::Result<()> {
 
 /// The garbage collector learns of new kinds every 30 s only, and until then takes away nothing that
 /// belongs to a job or Gang. One that starts after the CRDs knows them from the start.
-async fn know_kinds(cluster: &Cluster) -> anyhow::Result<()> {
+pub(crate) async fn know_kinds(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.kill(&Program::KubeControllerManager)?;
     cluster.start(&Program::KubeControllerManager).await?;
     Ok(())
 }
 
-/// Starts Muster and its kube-scheduler. Returns the addresses of `/metrics` and of the agents' door.
-async fn start_muster(
-    cluster: &Cluster,
-    options: &StackOptions,
-) -> anyhow::Result<(String, String)> {
-    (options.progress)("starting muster-scheduler and its kube-scheduler");
-    let (extender, agents, http) = (free_address()?, free_address()?, free_address()?);
-    let folder = cluster.folder().join("muster");
-    std::fs::create_dir_all(&folder)?;
+/// Certificates of a Muster and its kube-scheduler, in two folders below `folder`: what Muster serves with,
+/// and what kube-scheduler shows to it.
+pub(crate) fn certificates(cluster: &Cluster, folder: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
     let tls = folder.join("tls");
     let client_tls = folder.join("client-tls");
     for dir in [&tls, &client_tls] {
@@ -523,6 +517,19 @@ async fn start_muster(
     ] {
         std::fs::write(dir.join(name), cluster.authority().ca_pem())?;
     }
+    Ok((tls, client_tls))
+}
+
+/// Starts Muster and its kube-scheduler. Returns the addresses of `/metrics` and of the agents' door.
+async fn start_muster(
+    cluster: &Cluster,
+    options: &StackOptions,
+) -> anyhow::Result<(String, String)> {
+    (options.progress)("starting muster-scheduler and its kube-scheduler");
+    let (extender, agents, http) = (free_address()?, free_address()?, free_address()?);
+    let folder = cluster.folder().join("muster");
+    std::fs::create_dir_all(&folder)?;
+    let (tls, client_tls) = certificates(cluster, &folder)?;
     let policy = if options.agents {
         "refuse"
     } else {
@@ -575,7 +582,7 @@ async fn start_muster(
 }
 
 /// Whether a plain GET is answered with 200.
-async fn http_ok(address: &str, path: &str) -> bool {
+pub(crate) async fn http_ok(address: &str, path: &str) -> bool {
     let answer = http_get(address, path).await;
     answer.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }

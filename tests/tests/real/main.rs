@@ -15,5 +15,6 @@ mod jobs;
 mod lifecycle;
 mod network;
 mod nodes;
+mod replicas;
 mod shapes;
 mod ways;

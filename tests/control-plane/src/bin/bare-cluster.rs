@@ -113,6 +113,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .start_extra_kube_scheduler(
             "default-scheduler",
             &cluster.default_kube_scheduler_config()?,
+            &[],
         )
         .await?;
     if !arguments.no_training_operator {

@@ -196,25 +196,39 @@ impl Cluster {
             Program::KubeScheduler,
             &self.binaries.kube_scheduler,
             config,
+            &[],
         )
         .await
     }
 
-    /// Starts one more kube-scheduler, such as the cluster's default one beside a dedicated one.
-    pub async fn start_extra_kube_scheduler(&self, name: &str, config: &Path) -> Result<()> {
-        self.start_scheduler(name, &self.binaries.kube_scheduler, config)
+    /// Starts one more kube-scheduler, such as the cluster's default one beside a dedicated one, with further arguments.
+    pub async fn start_extra_kube_scheduler(
+        &self,
+        name: &str,
+        config: &Path,
+        further: &[String],
+    ) -> Result<()> {
+        let program = Program::Other(name.to_owned());
+        self.start_scheduler_as(program, &self.binaries.kube_scheduler, config, further)
             .await
     }
 
     /// Starts a program that takes kube-scheduler's command line, such as kube-scheduler with further plugins compiled in.
     pub async fn start_scheduler(&self, name: &str, path: &Path, config: &Path) -> Result<()> {
-        self.start_scheduler_as(Program::Other(name.to_owned()), path, config)
+        self.start_scheduler_as(Program::Other(name.to_owned()), path, config, &[])
             .await
     }
 
-    async fn start_scheduler_as(&self, program: Program, path: &Path, config: &Path) -> Result<()> {
+    async fn start_scheduler_as(
+        &self,
+        program: Program,
+        path: &Path,
+        config: &Path,
+        further: &[String],
+    ) -> Result<()> {
         let port = free_port()?;
-        let args = flags::kube_scheduler(self.folder(), config, port, &self.feature_gates);
+        let mut args = flags::kube_scheduler(self.folder(), config, port, &self.feature_gates);
+        args.extend_from_slice(further);
         let probe = self.https_probe(port, "/healthz")?;
         self.insert(&program, path, args, probe)?;
         self.start(&program).await
