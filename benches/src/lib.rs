@@ -11,7 +11,8 @@
 //! A row exists only when the scheduler bound what it should have; anything else is an error.
 //! Rows are compared within one run only: the machine's speed is part of every figure.
 //!
-//! [`openb`] stands apart: it needs no cluster, and its figures are the same on every machine.
+//! [`openb`] stands apart: it needs no cluster, and its figures are the same on every machine. So does
+//! [`scale`]: it measures Muster alone, with an API server in memory.
 
 pub mod analysis;
 pub mod case;
@@ -34,5 +35,6 @@ pub mod programs;
 pub mod raw;
 pub mod report;
 pub mod row;
+pub mod scale;
 pub mod stage;
 pub mod verdict;

@@ -23,6 +23,7 @@
 //! | a program with its own RBAC | [`Cluster::service_account_kubeconfig`], [`Cluster::service_account_token`] |
 //! | mTLS for an extender | [`Cluster::authority`] (serving certificates, the CA file), [`Cluster::kube_scheduler_cert`] |
 //! | faults | [`Cluster::kill`], [`Cluster::stop`], [`Cluster::start`], [`Cluster::pause`], [`Cluster::stop_api_server_for`] |
+//! | a program without a cluster | [`Child`] |
 //! | a program of one's own | [`Cluster::spawn`], then the same faults on [`Program::Other`] |
 //! | programs of another Go module | [`build_tools`] |
 //! | a scheduler made from kube-scheduler | [`Cluster::start_scheduler`] |
@@ -54,6 +55,7 @@
 
 mod binaries;
 mod certs;
+mod child;
 mod cluster;
 mod error;
 mod go;
@@ -70,6 +72,7 @@ mod writes;
 
 pub use binaries::{BIN_ENV, Binaries};
 pub use certs::{Authority, CertFiles};
+pub use child::Child;
 pub use cluster::{
     Cluster, ClusterBuilder, Identity, KubectlOutput, Outage, Program, TokenOptions,
 };
@@ -77,6 +80,7 @@ pub use error::{Error, Result};
 pub use go::{Manifest, build_tools};
 pub use kwok::{FAIL_SECONDS, RUN_SECONDS, TERMINATE_SECONDS};
 pub use nodes::{NODE_SET_LABEL, NVIDIA_GPU, NodeTemplate};
+pub use ports::free_port;
 pub use training_operator::TrainingOperatorOptions;
 pub use usage::Usage;
 pub use writes::{AuditPosition, WriteKind, Writes};

@@ -15,7 +15,7 @@ const COUNT: u32 = 20_000;
 ///
 /// Processes start at different places and walk in different steps, so that clusters of parallel tests rarely want the same one; a
 /// clash that happens anyway shows as a program that can't bind, and the whole start is tried again.
-pub(crate) fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let base = std::process::id().wrapping_mul(2_654_435_761) % COUNT;
     for _ in 0..COUNT {

@@ -80,6 +80,20 @@ pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
 }
 
 impl ProgramSpec {
+    /// Arguments and changed environment variables of `command`.
+    pub(crate) fn of(command: &Command, log: &Path) -> Self {
+        let lossy = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
+        let set = command
+            .get_envs()
+            .filter_map(|(key, value)| Some((key, value?)));
+        Self {
+            path: command.get_program().into(),
+            args: command.get_args().map(lossy).collect(),
+            env: set.map(|(key, value)| (lossy(key), lossy(value))).collect(),
+            log: log.to_path_buf(),
+        }
+    }
+
     /// Starts the program; its output is appended to its log.
     pub(crate) fn start(&self) -> Result<Running> {
         let log = OpenOptions::new()
