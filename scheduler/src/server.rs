@@ -190,7 +190,9 @@ async fn connection(
                 return;
             };
             let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            speak(stream, h2, router, stop).await;
+            // It is moved several times on its way into the connection's future, which has a place for each: with
+            // the state of TLS in them they would be most of what an idle connection takes.
+            speak(Box::new(stream), h2, router, stop).await;
         }
         None => {
             let Ok(Some(h2)) = tokio::time::timeout(HANDSHAKE_MAX, speaks_h2(&stream)).await else {
@@ -259,5 +261,21 @@ where
                 let _ = served.await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Thousands of agents hold a connection each. With the state of TLS moved from future to future each took 7.3 KB.
+    #[test]
+    fn a_connection_that_waits_holds_the_state_of_tls_once() {
+        let bytes = size(connection);
+        assert!(bytes < 4_500, "{bytes} bytes");
     }
 }
