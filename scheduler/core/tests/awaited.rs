@@ -59,6 +59,43 @@ fn agent_that_does_not_come_back_holds_nobody_up_for_longer_than_a_report_counts
     assert_eq!(world.bound(&gang), 1);
 }
 
+/// 15,000 agents needed two minutes on a loaded machine: after 30 s new gangs were planned on the quarter that was back.
+#[test]
+fn agents_that_still_come_are_waited_for_although_a_report_counts_no_longer() {
+    let mut world = restarted(60);
+    let large = submit(&mut world, "large", 40);
+    let small = submit(&mut world, "small", 1);
+    for heard in 1..=40 {
+        hear(&mut world, 0..heard);
+        world.pass(Millis::from_secs(2));
+        assert_eq!(
+            (world.bound(&large), world.bound(&small)),
+            (0, 0),
+            "{heard}"
+        );
+    }
+    // Nobody else comes: a third of them is broken.
+    world.pass(Millis::from_secs(2));
+    assert_eq!(world.bound(&large), 0);
+    hear(&mut world, 0..40);
+    world.pass(Millis::from_secs(1));
+    assert_eq!((world.bound(&large), world.bound(&small)), (40, 0));
+}
+
+#[test]
+fn agents_that_come_one_by_one_for_ever_hold_nobody_up_for_longer_than_five_minutes() {
+    let mut world = restarted(100);
+    let gang = submit(&mut world, "train", 1);
+    for heard in 1..=74 {
+        hear(&mut world, 0..heard);
+        world.pass(Millis::from_secs(4));
+    }
+    assert_eq!(world.bound(&gang), 0);
+    hear(&mut world, 0..75);
+    world.pass(Millis::from_secs(4));
+    assert_eq!(world.bound(&gang), 1);
+}
+
 #[test]
 fn few_broken_agents_among_many_are_waited_for_a_few_seconds_only() {
     let mut world = restarted(40);

@@ -17,6 +17,10 @@ const ONE_OF: usize = 20;
 /// Time without another agent after which those few count as broken. Agents that look for a scheduler again
 /// come at most 5 s apart each, and in thousands all the time.
 const QUIET: Millis = Millis::from_secs(5);
+/// While more than a few are missing and others come all the time, they are waited for this many times longer than a
+/// report counts: 5 minutes, where thousands need longer than the usual 30 s for their TLS handshakes and the
+/// reviews of their tokens. Without an end a node that comes and goes could hold up everybody.
+const LONGER: u64 = 10;
 
 /// Who is awaited in this leadership.
 #[derive(Debug, Default)]
@@ -78,7 +82,7 @@ impl Engine {
     }
 
     /// Whether new plans wait until more agents have been heard: all of them, or all but a few of which
-    /// nothing comes any more; never longer than a report counts.
+    /// nothing comes any more; longer than a report counts only while others still come.
     pub(super) fn awaits_agents(&mut self, now: Timestamp) -> bool {
         if !self.awaited.over && now >= self.agents_awaited_until() {
             self.awaited.over = true;
@@ -97,10 +101,12 @@ impl Engine {
             return self.led_at;
         }
         let everybody = self.awaited.heard.saturating_add(missing);
+        let quiet = self.awaited.last_at + QUIET;
         if missing.saturating_mul(ONE_OF) <= everybody {
-            all.min(self.awaited.last_at + QUIET)
+            all.min(quiet)
         } else {
-            all
+            let longest = Millis(self.config.report_age_max.0.saturating_mul(LONGER));
+            all.max(quiet).min(self.led_at + longest)
         }
     }
 
