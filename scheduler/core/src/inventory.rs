@@ -371,6 +371,22 @@ impl Inventory {
         (now.since(belief.heard) <= limit && is_of_it).then_some(belief)
     }
 
+    /// Every node that something is believed about, in order, and whether that is to be trusted. Both maps are walked
+    /// side by side: to look each of 15,000 nodes up once a second is a percent of a core.
+    pub fn each_fresh(
+        &self,
+        now: Timestamp,
+        limit: Millis,
+    ) -> impl Iterator<Item = (&NodeName, bool)> {
+        let mut nodes = self.nodes.iter().peekable();
+        self.beliefs.iter().map(move |(name, belief)| {
+            while nodes.next_if(|(node, _)| *node < name).is_some() {}
+            let node = nodes.peek().filter(|(node, _)| *node == name);
+            let is_of_it = node.is_none_or(|(_, node)| belief.is_of(node));
+            (name, now.since(belief.heard) <= limit && is_of_it)
+        })
+    }
+
     /// Whether there is something to trust about `node`.
     pub fn is_fresh(&self, node: &NodeName, now: Timestamp, limit: Millis) -> bool {
         self.trusted(node, now, limit).is_some()
@@ -409,6 +425,46 @@ mod tests {
                 })
                 .collect(),
         }
+    }
+
+    #[test]
+    fn walked_side_by_side_nodes_are_as_fresh_as_looked_up_one_by_one() {
+        let mut inventory = Inventory::default();
+        for (at, name) in ["a", "b", "d", "e"].into_iter().enumerate() {
+            let heard = Timestamp(at as u64 * 10_000);
+            inventory.apply(report(name, 1, 1, &[]), heard).unwrap();
+        }
+        for (name, boot) in [
+            ("b", "boot"),
+            ("c", "boot"),
+            ("d", "another"),
+            ("f", "boot"),
+        ] {
+            inventory.nodes.insert(
+                name.into(),
+                NodeIdentity {
+                    uid: "".into(),
+                    boot_id: Some(boot.into()),
+                },
+            );
+        }
+        for now in [30_000, 35_000, 55_000, 90_000].map(Timestamp) {
+            let limit = Millis::from_secs(30);
+            let walked: Vec<(&NodeName, bool)> = inventory.each_fresh(now, limit).collect();
+            let looked_up: Vec<(&NodeName, bool)> = inventory
+                .beliefs
+                .keys()
+                .map(|name| (name, inventory.is_fresh(name, now, limit)))
+                .collect();
+            assert_eq!(walked, looked_up);
+            assert_eq!(walked.len(), 4);
+        }
+        let at_first = inventory.each_fresh(Timestamp(30_000), Millis::from_secs(30));
+        let trusted: Vec<&str> = at_first
+            .filter(|(_, is)| *is)
+            .map(|(name, _)| name.as_str())
+            .collect();
+        assert_eq!(trusted, ["a", "b", "e"], "d has booted again");
     }
 
     #[test]

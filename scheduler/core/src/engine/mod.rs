@@ -462,8 +462,11 @@ impl Engine {
         let limit = self.config.report_age_max;
         let mut changed = Vec::new();
         let mut forgotten = Vec::new();
+        let mut believed = self.inventory.each_fresh(now, limit).peekable();
         for (node, fresh) in &mut self.fresh {
-            let is = self.inventory.is_fresh(node, now, limit);
+            while believed.next_if(|(name, _)| *name < node).is_some() {}
+            let found = believed.next_if(|(name, _)| *name == node);
+            let is = found.is_some_and(|(_, is)| is);
             if is != *fresh {
                 *fresh = is;
                 changed.push(node.clone());
@@ -475,6 +478,7 @@ impl Engine {
                 forgotten.push(node.clone());
             }
         }
+        drop(believed);
         for node in forgotten {
             changed.extend(self.inventory.sharing(&node));
             self.fresh.remove(&node);
