@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use muster_agent::podresources::{FakeKubelet, FakeKubeletState};
+use muster_embedded::value;
 use muster_proto::podresources::{ContainerDevices, ContainerResources, PodResources};
 use serde_json::Value;
 
@@ -131,10 +132,10 @@ fn devices(world: &World, library: &Path) -> anyhow::Result<Vec<(String, String)
     }
     let seen: Value = serde_json::from_slice(&seen.stdout)?;
     let of = |device: &Value| {
-        let text = |key: &str| Some(device[key].as_str()?.to_owned());
+        let text = |key: &str| Some(device.get(key)?.as_str()?.to_owned());
         Some((text("uuid")?, text("pciAddress")?))
     };
-    let listed = seen["devices"].as_array().into_iter().flatten();
+    let listed = value::items(&seen, &["devices"]).iter();
     let devices: Vec<_> = listed.filter_map(of).collect();
     ensure!(
         devices.len() == GPUS as usize,
@@ -192,11 +193,13 @@ fn kubelet(devices: &[(String, String)]) -> FakeKubeletState {
 /// The scheduler must believe all devices to be well, and know who holds them.
 async fn check(scheduler: &Scheduler) -> anyhow::Result<()> {
     let dump = scheduler.dump().await?;
-    let nodes = dump["nodes"].as_array().into_iter().flatten();
-    let mut devices =
-        nodes.flat_map(|node| node["agent"]["devices"].as_array().into_iter().flatten());
-    let is_well = |device: &&Value| device["health"] == "healthy" && device["holders"].is_array();
-    let well = devices.by_ref().filter(is_well).count();
+    let nodes = value::items(&dump, &["nodes"]).iter();
+    let devices = nodes.flat_map(|node| value::items(node, &["agent", "devices"]));
+    let is_well = |device: &&Value| {
+        value::text(device, &["health"]) == "healthy"
+            && !value::items(device, &["holders"]).is_empty()
+    };
+    let well = devices.filter(is_well).count();
     ensure!(
         well == GPUS as usize,
         "{well} of {GPUS} devices are known as well and held"

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
+use muster_embedded::value;
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -129,7 +130,7 @@ fn binds(world: &World, places: &[(String, String)]) -> anyhow::Result<Vec<Asked
     let bind = |(pod, node): &(String, String)| {
         let object = world.cluster.get(PODS, NAMESPACE, pod);
         let object = object.with_context(|| format!("no pod {pod}"))?;
-        let body = json!({"PodName": pod, "PodNamespace": NAMESPACE, "PodUID": object["metadata"]["uid"], "Node": node});
+        let body = json!({"PodName": pod, "PodNamespace": NAMESPACE, "PodUID": value::uid(&object), "Node": node});
         Ok(Asked {
             pod: pod.clone(),
             node: node.clone(),
@@ -155,9 +156,9 @@ fn spawn(answers: &mut JoinSet<anyhow::Result<()>>, connection: &Arc<Connection>
 fn bound(world: &World) -> BTreeMap<String, String> {
     let pods = world.cluster.list(PODS);
     let of = |pod: &serde_json::Value| {
-        let name = pod["metadata"]["name"].as_str()?;
-        let node = pod["spec"]["nodeName"].as_str()?;
-        Some((name.to_owned(), node.to_owned()))
+        let name = value::name(pod);
+        let node = value::text(pod, &["spec", "nodeName"]);
+        (!node.is_empty()).then(|| (name.to_owned(), node.to_owned()))
     };
     pods.iter().filter_map(of).collect()
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
+use muster_embedded::value;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -193,14 +194,13 @@ async fn checked(
     let answer = connection.ask(FILTER, body.clone()).await?;
     let said: Value = serde_json::from_slice(&answer)?;
     let passed: Vec<&String> = planned.into_iter().collect();
-    if said["Error"] != json!("") || said["NodeNames"] != json!(passed) {
-        bail!(
-            "{} is answered {said}, not {planned:?}",
-            pod["metadata"]["name"]
-        );
+    if said.get("Error") != Some(&json!("")) || said.get("NodeNames") != Some(&json!(passed)) {
+        bail!("{} is answered {said}, not {planned:?}", value::name(pod));
     }
     if planned.is_none() {
-        let refused = said["FailedAndUnresolvableNodes"].as_object();
+        let refused = said
+            .get("FailedAndUnresolvableNodes")
+            .and_then(Value::as_object);
         let texts = refused.context("refusals")?.values();
         let known = texts.filter_map(Value::as_str);
         let count = known.filter(|text| text.starts_with("muster: ")).count();

@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use muster_embedded::value;
 use serde_json::Value;
 
 use super::figures::{Report, mib};
-use super::objects::{self, NAMESPACE, Whose};
+use super::objects::{self, Whose};
 use super::process;
 use super::world::{PODS, World};
 use crate::http::metric;
@@ -98,7 +99,7 @@ fn run_jobs(world: &World, jobs: u32, nodes: &[String]) -> anyhow::Result<usize>
     for number in 0..jobs {
         let name = format!("train-{number}");
         let job = world.cluster.create(objects::job(&name, WORKERS))?;
-        let uid = job["metadata"]["uid"].as_str().context("a job's uid")?;
+        let uid = value::uid(&job);
         for index in 0..WORKERS {
             let whose = Whose::Job { name: &name, uid };
             let at = (number * WORKERS + index) as usize % nodes.len();
@@ -115,9 +116,7 @@ fn run_daemons(world: &World, pods: u32, nodes: &[String]) -> anyhow::Result<usi
     while left > 0 {
         let name = format!("daemon-{number}");
         let set = world.cluster.create(objects::daemon_set(&name))?;
-        let uid = set["metadata"]["uid"]
-            .as_str()
-            .context("a DaemonSet's uid")?;
+        let uid = value::uid(&set);
         for (index, node) in (0_u32..).zip(nodes.iter().take(left)) {
             let whose = Whose::Daemon { name: &name, uid };
             bytes += run(world, &objects::pod(&whose, index, 0, Some(node)))?;
@@ -131,8 +130,7 @@ fn run_daemons(world: &World, pods: u32, nodes: &[String]) -> anyhow::Result<usi
 /// Makes a pod and lets it run. Returns its size, bytes of JSON.
 fn run(world: &World, pod: &Value) -> anyhow::Result<usize> {
     let made = world.cluster.create(pod.clone())?;
-    let text = |key: &str| made["metadata"][key].as_str().unwrap_or(NAMESPACE);
-    let (namespace, name) = (text("namespace"), text("name"));
+    let (namespace, name) = (value::namespace(&made), value::name(&made));
     let all = world
         .cluster
         .patch(PODS, namespace, name, "status", &objects::running())?;
@@ -141,8 +139,8 @@ fn run(world: &World, pod: &Value) -> anyhow::Result<usize> {
 
 /// All of it must be known, or the memory is that of something smaller.
 fn check(dump: &Value, nodes: u32, pods: u32, jobs: u32) -> anyhow::Result<()> {
-    let list = |part: &str| dump[part].as_array().map_or(&[][..], Vec::as_slice);
-    let on = |node: &Value| node["pods"].as_array().map_or(0, Vec::len);
+    let list = |part: &str| value::items(dump, &[part]);
+    let on = |node: &Value| value::items(node, &["pods"]).len();
     let found = [
         ("nodes", list("nodes").len(), nodes),
         ("gangs", list("gangs").len(), jobs),
