@@ -73,48 +73,76 @@ impl Links {
         if amount >= free.len() {
             return (0..free.len()).collect();
         }
+        if amount == 0 {
+            return Vec::new();
+        }
         let sets = (0..free.len()).map(|seed| self.grow(free, seed, amount));
-        let best = sets.min_by_key(|set| {
-            let (within, outside) = self.weigh(free, set);
-            (within, Reverse(outside))
-        });
-        best.unwrap_or_default()
+        let best = sets.min_by_key(|set| (set.within, Reverse(set.outside)));
+        best.map(|set| set.positions()).unwrap_or_default()
     }
 
     /// A set that begins with one GPU and takes the nearest to all of its own each time.
-    fn grow(&self, free: &[u32], seed: usize, amount: usize) -> Vec<usize> {
-        let mut set = vec![seed];
-        while set.len() < amount {
-            let others = free.iter().enumerate();
-            let next = others
-                .filter(|(at, _)| !set.contains(at))
-                .min_by_key(|(at, gpu)| (self.sum(free, &set, **gpu), *at));
-            let Some((next, _)) = next else { break };
-            set.push(next);
+    fn grow(&self, free: &[u32], seed: usize, amount: usize) -> Set {
+        let mut set = Set {
+            taken: vec![false; free.len()],
+            far: vec![0; free.len()],
+            within: 0,
+            outside: 0,
+        };
+        let mut next = Some(seed);
+        for _ in 0..amount {
+            let Some(at) = next else { break };
+            let gpu = free.get(at).copied().unwrap_or(u32::MAX);
+            set.take(at, free.iter().map(|other| self.apart(gpu, *other)));
+            next = set.nearest();
         }
-        set.truncate(amount);
-        set.sort_unstable();
+        set.outside = set
+            .left()
+            .fold(0, |sum: u32, (_, far)| sum.saturating_add(far));
         set
     }
+}
 
-    fn sum(&self, free: &[u32], set: &[usize], gpu: u32) -> u32 {
-        let members = set.iter().filter_map(|at| free.get(*at));
-        members.fold(0, |sum, member| {
-            sum.saturating_add(self.apart(*member, gpu))
-        })
+/// Some of the free GPUs.
+struct Set {
+    /// Whether each is in it.
+    taken: Vec<bool>,
+    /// Distance of each from all that are in it.
+    far: Vec<u32>,
+    /// Distances among those that are in it.
+    within: u32,
+    /// Distances from these to the others.
+    outside: u32,
+}
+
+impl Set {
+    /// Adds one; `apart` says how far it is from each.
+    fn take(&mut self, at: usize, apart: impl Iterator<Item = u32>) {
+        let own = self.far.get(at).copied().unwrap_or(0);
+        self.within = self.within.saturating_add(own);
+        if let Some(taken) = self.taken.get_mut(at) {
+            *taken = true;
+        }
+        for (far, apart) in self.far.iter_mut().zip(apart) {
+            *far = far.saturating_add(apart);
+        }
     }
 
-    /// Distances within a set, and from it to the other free ones.
-    fn weigh(&self, free: &[u32], set: &[usize]) -> (u32, u32) {
-        let (mut within, mut outside) = (0u32, 0u32);
-        for (at, gpu) in free.iter().enumerate() {
-            let sum = self.sum(free, set, *gpu);
-            match set.contains(&at) {
-                true => within = within.saturating_add(sum),
-                false => outside = outside.saturating_add(sum),
-            }
-        }
-        (within, outside)
+    /// Those that are not in it, with their distance from it.
+    fn left(&self) -> impl Iterator<Item = (usize, u32)> {
+        let all = self.taken.iter().zip(&self.far).enumerate();
+        all.filter(|(_, (taken, _))| !**taken)
+            .map(|(at, (_, far))| (at, *far))
+    }
+
+    fn nearest(&self) -> Option<usize> {
+        let nearest = self.left().min_by_key(|(at, far)| (*far, *at));
+        nearest.map(|(at, _)| at)
+    }
+
+    fn positions(&self) -> Vec<usize> {
+        let all = self.taken.iter().enumerate();
+        all.filter(|(_, taken)| **taken).map(|(at, _)| at).collect()
     }
 }
 

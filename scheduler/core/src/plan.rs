@@ -79,8 +79,8 @@ pub struct Standing {
 pub struct GangRequest {
     /// Its roles.
     pub roles: Vec<RoleRequest>,
-    /// Members that have a place and keep it; needed only where members have rules between them, or ask
-    /// something of the topology.
+    /// Members that have a place and keep it; needed only where members have rules between them, ask
+    /// something of the topology, or are kept together.
     pub placed: Vec<Standing>,
     /// Nodes that are out of the question for this gang, for a while.
     pub avoid: BTreeSet<NodeName>,
@@ -148,6 +148,13 @@ pub fn plan_part(snapshot: &Snapshot, gang: &GangRequest, spare: u32, config: &C
         .map_err(|_| Failure::Limit)
         .and_then(|()| place_part(snapshot, gang, &rules, spare, config, &mut effort));
     let mut steps = effort.steps();
+    let found = found.map(|placement| {
+        // Work of its own: how many members fit is settled.
+        let mut effort = Effort::default();
+        let together = drawn_together(snapshot, gang, &rules, &placement, config, &mut effort);
+        steps = steps.saturating_add(effort.steps());
+        together.unwrap_or(placement)
+    });
     let placement = found.map_err(|failure| {
         // Work of its own: a search that took nearly all there is can still be explained.
         let mut effort = Effort::default();
@@ -250,9 +257,7 @@ fn place<'a>(
 ) -> Result<Placement, Failure<'a>> {
     let terms = Terms::of(snapshot, gang, config);
     if gang.topology.is_empty() {
-        let anywhere = place_roles(terms, &gang.roles, rules, effort)?;
-        let together = drawn_together(snapshot, gang, rules, &anywhere, config, effort);
-        return Ok(together.unwrap_or(anywhere));
+        return place_roles(terms, &gang.roles, rules, effort);
     }
     place_in_domains(terms, gang, rules, effort)
 }

@@ -291,8 +291,8 @@ impl Engine {
         Ok(Some(needs))
     }
 
-    /// The members that have a place, where members have rules between them or ask something of the
-    /// topology; nothing otherwise.
+    /// The members that have a place, where members have rules between them, ask something of the
+    /// topology or are kept together; nothing otherwise.
     pub(super) fn standing(
         &self,
         gang: &Gang,
@@ -304,8 +304,8 @@ impl Engine {
             Some(MemberSource::Roles(roles)) => roles.iter().any(|role| is_ruled(&role.shape)),
             _ => self.alive(gang).any(|pod| is_ruled(&pod.shape)),
         };
-        if topology.is_empty() && !by_template && !slots.values().any(|slot| is_ruled(&slot.shape))
-        {
+        let is_ruled = by_template || slots.values().any(|slot| is_ruled(&slot.shape));
+        if topology.is_empty() && !is_ruled && self.config.together.is_none() {
             return Vec::new();
         }
         let segments = self.segments_of(gang, topology);

@@ -16,7 +16,7 @@ use super::{conflicts, devices_of, times};
 use crate::config::Config;
 use crate::ids::{DeviceUuid, NodeName, ResourceName};
 use crate::inventory::Device;
-use crate::links::Links;
+use crate::links::{GPUS_MAX, Links};
 use crate::node::HostPort;
 use crate::pod::{DEVICE_MILLI, PodShape, Share};
 use crate::resources::Resources;
@@ -530,7 +530,8 @@ fn predict(
         let device = devices.get(*at)?;
         (device.resource == *resource).then_some(device)
     };
-    if let Some(links) = links {
+    // Slices may be many more than GPUs.
+    if let Some(links) = links.filter(|_| free.len() <= GPUS_MAX) {
         let indices: Vec<u32> = free
             .iter()
             .filter_map(of_resource)

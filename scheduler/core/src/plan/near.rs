@@ -17,8 +17,8 @@ use crate::ids::NodeName;
 use crate::snapshot::Snapshot;
 use crate::topology::TopologyRequest;
 
-/// The same members in as few domains as can be, where levels are known and the gang needs several nodes.
-/// `None`: it stays as it is.
+/// The same members in as few domains as can be, where levels are known, the gang asks nothing of them, and it needs
+/// several nodes or joins others of it. `None`: it stays as it is.
 pub(super) fn drawn_together(
     snapshot: &Snapshot,
     gang: &GangRequest,
@@ -27,25 +27,25 @@ pub(super) fn drawn_together(
     config: &Config,
     effort: &mut Effort,
 ) -> Option<Placement> {
-    let preferred = config.together?;
+    let preferred = config.together.filter(|_| gang.topology.is_empty())?;
     let nodes = nodes_for_devices(anywhere, config);
-    if nodes < 2 {
+    if nodes == 0 || nodes == 1 && gang.placed.is_empty() {
         return None;
     }
-    let stays = roles_elsewhere(snapshot, gang, anywhere, config);
-    // A rule may bind those that stay to those that move.
-    if !rules.is_empty() && stays.contains(&true) {
+    let roles = roles_of(gang, anywhere);
+    let stays = roles_elsewhere(snapshot, &roles, anywhere, config);
+    // A rule may bind those that stay to those that move, and room that stays taken is not seen as taken.
+    let is_bare = |role: &RoleRequest| devices_of(&role.shape, config) == 0;
+    let mut moving = roles.iter().zip(&stays).filter(|(_, stays)| !**stays);
+    if stays.contains(&true) && (!rules.is_empty() || moving.any(|(role, _)| is_bare(role))) {
         return None;
     }
-    let roles = gang.roles.iter().zip(&stays).map(|(role, stays)| {
-        let mut role = role.clone();
-        if *stays {
-            role.indices.clear();
-        }
-        role
-    });
+    let roles = roles.into_iter().zip(&stays);
     let wish = GangRequest {
-        roles: roles.collect(),
+        roles: roles
+            .filter(|(_, stays)| !**stays)
+            .map(|(role, _)| role)
+            .collect(),
         placed: gang.placed.clone(),
         avoid: gang.avoid.clone(),
         topology: TopologyRequest {
@@ -55,10 +55,27 @@ pub(super) fn drawn_together(
     };
     let terms = Terms::of(snapshot, &wish, config);
     let together = place_in_domains(terms, &wish, rules, effort).ok()?;
-    let domains = |placement| domains_of(snapshot, placement, preferred);
     let is_better = nodes_for_devices(&together, config) <= nodes;
     let together = merged(gang, anywhere, &together).filter(|_| is_better)?;
+    let domains = |placement: &Placement| domains_of(snapshot, gang, placement, preferred);
     (domains(&together) <= domains(anywhere)).then_some(together)
+}
+
+/// The roles with those of their members that were placed; without the ones that have none.
+fn roles_of(gang: &GangRequest, anywhere: &Placement) -> Vec<RoleRequest> {
+    let placed: BTreeSet<(&str, u32)> = anywhere
+        .members
+        .iter()
+        .map(|member| (member.role.as_str(), member.index))
+        .collect();
+    let of_role = |role: &RoleRequest| {
+        let mut role = role.clone();
+        let name = role.role.clone();
+        role.indices
+            .retain(|index| placed.contains(&(name.as_str(), *index)));
+        (!role.indices.is_empty()).then_some(role)
+    };
+    gang.roles.iter().filter_map(of_role).collect()
 }
 
 /// Nodes of the members that ask for devices.
@@ -71,11 +88,17 @@ fn nodes_for_devices(placement: &Placement, config: &Config) -> usize {
     nodes.len()
 }
 
-/// Domains of a level, and of those that are in none, of the wider ones.
-fn domains_of(snapshot: &Snapshot, placement: &Placement, level: usize) -> usize {
-    let members = placement.members.iter();
-    let domains: BTreeSet<&[Arc<str>]> = members
-        .filter_map(|member| Some(snapshot.get(&member.node)?.place()))
+/// Domains of a level, and of those that are in none, of the wider ones; those of members that stand already, too.
+fn domains_of(
+    snapshot: &Snapshot,
+    gang: &GangRequest,
+    placement: &Placement,
+    level: usize,
+) -> usize {
+    let placed = placement.members.iter().map(|member| &member.node);
+    let nodes = placed.chain(gang.placed.iter().map(|standing| &standing.node));
+    let domains: BTreeSet<&[Arc<str>]> = nodes
+        .filter_map(|node| Some(snapshot.get(node)?.place()))
         .map(|place| place.get(..=level).unwrap_or(place))
         .collect();
     domains.len()
@@ -84,21 +107,20 @@ fn domains_of(snapshot: &Snapshot, placement: &Placement, level: usize) -> usize
 /// For each role, whether it asks for no device and is on nodes without any: where it is costs nobody a domain.
 fn roles_elsewhere(
     snapshot: &Snapshot,
-    gang: &GangRequest,
+    roles: &[RoleRequest],
     anywhere: &Placement,
     config: &Config,
 ) -> Vec<bool> {
     let is_elsewhere = |member: &Placed| {
         let capacity = snapshot.get(&member.node);
-        devices_of(&member.shape, config) == 0
-            && capacity.is_some_and(|capacity| !offers_devices(capacity, config))
+        capacity.is_some_and(|capacity| !offers_devices(capacity, config))
     };
     let is_whole = |role: &RoleRequest| {
         let mut members = anywhere.members.iter();
-        !role.indices.is_empty()
+        devices_of(&role.shape, config) == 0
             && members.all(|member| member.role != role.role || is_elsewhere(member))
     };
-    gang.roles.iter().map(is_whole).collect()
+    roles.iter().map(is_whole).collect()
 }
 
 /// In the order of the request: those that moved, and the others where they were.
@@ -107,12 +129,12 @@ fn merged(gang: &GangRequest, anywhere: &Placement, together: &Placement) -> Opt
     for member in anywhere.members.iter().chain(&together.members) {
         places.insert((member.role.as_str(), member.index), member);
     }
-    let wanted = gang.roles.iter().flat_map(|role| {
+    let indices = gang.roles.iter().flat_map(|role| {
         let indices = role.indices.iter();
         indices.map(|index| (role.role.as_str(), *index))
     });
-    let members: Option<Vec<Placed>> = wanted
-        .map(|key| places.get(&key).map(|placed| (*placed).clone()))
+    let members: Vec<Placed> = indices
+        .filter_map(|key| places.get(&key).map(|placed| (*placed).clone()))
         .collect();
-    members.map(|members| Placement { members })
+    (members.len() == anywhere.members.len()).then_some(Placement { members })
 }

@@ -1,9 +1,12 @@
 //! Gangs on several nodes that ask nothing of the network are kept together where its levels are known.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muster_core::config::Config;
-use muster_core::plan::plan;
+use muster_core::ids::NodeName;
+use muster_core::plan::{Placed, plan};
+use muster_core::resources::Resources;
+use muster_core::snapshot::Snapshot;
 
 use super::{Rng, check_plan, config, read};
 
@@ -78,6 +81,49 @@ fn members_that_keep_apart_are_kept_together_all_the_same() {
     check([0; 8], "role worker 2x1 apart=host", "worker n0 n4");
 }
 
+/// What the members of a node ask for is there.
+fn has_room(snapshot: &Snapshot, members: &[Placed], text: &str) {
+    let mut asked: BTreeMap<&NodeName, Resources> = BTreeMap::new();
+    for member in members {
+        asked
+            .entry(&member.node)
+            .or_default()
+            .add(&member.shape.requests);
+    }
+    for (node, asked) in asked {
+        let free = &snapshot.get(node).unwrap().free;
+        assert!(
+            free.shortage(&asked).is_none(),
+            "{node}: {asked:?} of {free:?}\n{text}"
+        );
+    }
+}
+
+/// Two roles without devices, of which only one can be beside the rack, do not both count on the same room.
+#[test]
+fn room_of_a_role_that_stays_is_not_given_to_one_that_moves() {
+    check_plan(
+        "levels block rack
+         keep rack
+         node g1 gpu=8 label=block:b label=rack:r
+         node g2 gpu=8 label=block:b label=rack:r
+         node c1 cpu=4 label=block:b label=rack:r
+         role launcher 1x0 cpu=2 tolerate=gpu
+         role ps 1x0 cpu=4
+         role worker 2x8",
+        "launcher g1; ps c1; worker g1 g2",
+    );
+}
+
+#[test]
+fn member_that_joins_others_comes_to_their_rack() {
+    check(
+        [0, 0, 0, 8, 0, 0, 0, 0],
+        "role worker 1x8\nplaced n3\n",
+        "worker n7",
+    );
+}
+
 /// Being kept together decides where, never whether; the answer is in as few racks as can be, or fewer than without.
 #[test]
 fn keeping_together_takes_no_gang_its_place() {
@@ -94,6 +140,18 @@ fn keeping_together_takes_no_gang_its_place() {
             let apart = if rng.below(6) == 0 { " apart=host" } else { "" };
             rest += &format!("role r{role} {count}x{gpus}{apart}\n");
         }
+        for role in 0..rng.below(3) {
+            let (count, cpu) = (1 + rng.below(2), 1 + rng.below(40));
+            let tolerate = if rng.below(2) == 0 {
+                " tolerate=gpu"
+            } else {
+                ""
+            };
+            rest += &format!("role m{role} {count}x0 cpu={cpu}{tolerate}\n");
+        }
+        if rng.below(2) == 0 {
+            rest += "node z cpu=40\n";
+        }
         let text = cluster(used, &rest);
         let (snapshot, gang) = read(&text);
         let with = config(&text);
@@ -108,8 +166,11 @@ fn keeping_together_takes_no_gang_its_place() {
             continue;
         };
         fits += 1;
-        let count = |members: &[muster_core::plan::Placed], racks: bool| {
-            let places = members.iter().map(|placed| {
+        let count = |members: &[Placed], racks: bool| {
+            // Only nodes of devices are counted; nobody has to move closer for a role without any.
+            let members = members.iter();
+            let members = members.filter(|placed| racks || placed.shape.devices(&with) > 0);
+            let places = members.map(|placed| {
                 let capacity = snapshot.get(&placed.node).unwrap();
                 match racks {
                     true => format!("{:?}", capacity.path),
@@ -119,6 +180,7 @@ fn keeping_together_takes_no_gang_its_place() {
             places.collect::<BTreeSet<_>>().len()
         };
         assert_eq!(apart.members.len(), together.members.len(), "{text}");
+        has_room(&snapshot, &together.members, &text);
         assert!(
             count(&together.members, false) <= count(&apart.members, false),
             "{text}"
