@@ -100,6 +100,8 @@ enum What {
     Rbac,
     /// The policies that hold jobs and pods back at creation (Kubernetes 1.36 and later).
     AdmissionPolicy,
+    /// The policies that limit what the scheduler's account may write (Kubernetes 1.30 and later).
+    AccountPolicy,
     /// The configuration of the kube-scheduler that calls Muster.
     KubeSchedulerConfig,
     /// Muster's own configuration file: every key with its default, unit and limits.
@@ -172,6 +174,7 @@ impl Print {
             What::Crds => manifests::crds(),
             What::Rbac => manifests::rbac(),
             What::AdmissionPolicy => manifests::admission_policy(),
+            What::AccountPolicy => manifests::account_policy(),
             What::Config => DOCUMENTED.to_owned(),
             What::KubeSchedulerConfig => {
                 let Some(url) = self.extender_url.clone() else {

@@ -480,6 +480,7 @@ pub(crate) async fn install(cluster: &Cluster, policies: bool) -> anyhow::Result
     cluster.apply_yaml(&manifests::crds()).await?;
     cluster.wait_for_crds(&["gangs.muster.dev"]).await?;
     cluster.apply_yaml(&manifests::rbac()).await?;
+    cluster.apply_yaml(&manifests::account_policy()).await?;
     if policies {
         cluster.apply_yaml(&manifests::admission_policy()).await?;
     }

@@ -61,6 +61,15 @@ fn admission_policies_are_as_printed() {
 }
 
 #[test]
+fn account_policies_are_as_printed() {
+    let paths = [
+        "admission/account-policy.yaml",
+        "helm/muster/files/account-policy.yaml",
+    ];
+    check_printed(&manifests::account_policy(), &paths);
+}
+
+#[test]
 fn kube_scheduler_configuration_is_as_printed() {
     let paths = [
         "kube-scheduler/config.yaml",

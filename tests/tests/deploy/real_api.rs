@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use muster_control_plane::{Cluster, Identity};
 use serde_json::Value;
 
+use crate::account::check_account;
 use crate::files::{documents, id, read, text, with_ending};
 use crate::programs::{KUBE_VERSION, kustomize, template};
 
@@ -102,6 +103,7 @@ async fn a_real_api_server_accepts_every_installation_and_the_examples() {
     check_overlays(&cluster).await;
     check_gang_rules(&cluster).await;
     check_rights(&cluster, &base).await;
+    check_account(&cluster).await;
 
     // The check itself finds what it is for.
     let mut wrong = base

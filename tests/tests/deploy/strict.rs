@@ -50,6 +50,12 @@ pub fn problems(object: &Value) -> Vec<String> {
         ("admissionregistration.k8s.io/v1", "MutatingAdmissionPolicyBinding") => {
             check::<admission::MutatingAdmissionPolicyBinding>(object)
         }
+        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy") => {
+            check::<admission::ValidatingAdmissionPolicy>(object)
+        }
+        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding") => {
+            check::<admission::ValidatingAdmissionPolicyBinding>(object)
+        }
         ("kubeflow.org/v1", "PyTorchJob") => pytorchjob(object),
         (group, kind) => vec![format!("{kind} of {group} has no strict type here")],
     }

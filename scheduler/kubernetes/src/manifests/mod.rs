@@ -1,7 +1,7 @@
 //! The objects that an installation needs, as YAML.
 //!
-//! `crds` comes from the types, so that schema and code cannot differ. `rbac` and
-//! `admission_policy` are files beside this one. `kube_scheduler_config` depends on where Muster
+//! `crds` comes from the types, so that schema and code cannot differ. `rbac`,
+//! `admission_policy` and `account_policy` are files beside this one. `kube_scheduler_config` depends on where Muster
 //! and its certificates are.
 
 mod scheduler_config;
@@ -28,6 +28,12 @@ pub fn rbac() -> String {
 /// by refusing in Filter.
 pub fn admission_policy() -> String {
     include_str!("admission-policy.yaml").to_owned()
+}
+
+/// The admission policies that limit what the account of Muster's pod may write, with their bindings.
+/// Any Kubernetes that Muster runs on serves them.
+pub fn account_policy() -> String {
+    include_str!("account-policy.yaml").to_owned()
 }
 
 /// One YAML document. Values made of text, numbers, lists and maps always have one; should that

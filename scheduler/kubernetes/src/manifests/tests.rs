@@ -197,6 +197,64 @@ fn the_policy_that_shows_who_is_queued_never_refuses_and_touches_status_alone() 
 }
 
 #[test]
+fn policies_of_our_account_concern_nobody_else_and_deny() {
+    let all = documents(&account_policy());
+    let account: Value = find(&rbac(), "ServiceAccount", "muster-scheduler");
+    let user = format!(
+        "request.userInfo.username == 'system:serviceaccount:{}:{}'",
+        names::NAMESPACE,
+        account["metadata"]["name"].as_str().expect("a name")
+    );
+    let mut limited = Vec::new();
+    for name in [
+        "muster-limit-pods",
+        "muster-limit-bindings",
+        "muster-limit-jobs",
+    ] {
+        let policy: Value = find(&account_policy(), "ValidatingAdmissionPolicy", name);
+        assert_eq!(policy["spec"]["failurePolicy"], "Fail");
+        let conditions = policy["spec"]["matchConditions"]
+            .as_array()
+            .expect("conditions");
+        assert_eq!(conditions.len(), 1, "{name}");
+        assert_eq!(conditions[0]["expression"], user.as_str(), "{name}");
+        let binding: Value = find(&account_policy(), "ValidatingAdmissionPolicyBinding", name);
+        assert_eq!(
+            binding["spec"],
+            json!({"policyName": name, "validationActions": ["Deny"]})
+        );
+        for rule in policy["spec"]["matchConstraints"]["resourceRules"]
+            .as_array()
+            .expect("rules")
+        {
+            for resource in rule["resources"].as_array().expect("resources") {
+                limited.push(resource.as_str().expect("a name").to_owned());
+            }
+        }
+    }
+    assert_eq!(all.len(), 6);
+    // What is ours alone, Gangs and Leases, needs no limit; Events and reviews change nothing.
+    let role: ClusterRole = find(&rbac(), "ClusterRole", "muster-scheduler");
+    for rule in role.rules.unwrap_or_default() {
+        let writes = ["patch", "update", "delete", "create"];
+        if !rule
+            .verbs
+            .iter()
+            .any(|verb| writes.contains(&verb.as_str()))
+        {
+            continue;
+        }
+        for resource in rule.resources.iter().flatten() {
+            let free = ["gangs", "gangs/status", "events", "tokenreviews"];
+            assert!(
+                limited.contains(resource) || free.contains(&resource.as_str()),
+                "{resource} may be written without a limit"
+            );
+        }
+    }
+}
+
+#[test]
 fn gangs_read_well_in_kubectl() {
     let crd: Value = serde_saphyr::from_str(&crds()).expect("a YAML document");
     assert_eq!(crd["metadata"]["name"], "gangs.muster.dev");
