@@ -5,12 +5,14 @@
 //!   troubles.rs   GPUs fail, nodes are cordoned, pods are replaced, jobs suspended and deleted
 //!   outages.rs    the API server is away in the middle of binding
 //!   crashes.rs    the scheduler dies, or the API server fails, at every single write
+//!   abuse.rs      tenants who copy, overstate and bypass
 //!   replicas.rs   two pairs of Muster and kube-scheduler: the leader dies, is cut off, is replaced
 //!   same_seed.rs  equal seeds give equal event logs
 //!   demo.rs       `muster-scheduler demo`, on real time
 //!   gpu_node.rs   `gpu-node` over the fake library, on real time
 //! ```
 
+mod abuse;
 mod crashes;
 mod demo;
 mod gpu_node;

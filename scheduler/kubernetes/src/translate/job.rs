@@ -26,6 +26,8 @@ const REPLICA_SPECS: &str = "spec.pytorchReplicaSpecs";
 const SCHEDULING_POLICY: &str = "spec.runPolicy.schedulingPolicy";
 /// `spec.runPolicy.managedBy` of jobs that training-operator runs.
 const OPERATOR: &str = "kubeflow.org/training-operator";
+/// Largest value of a PriorityClass that is not Kubernetes' own.
+const USER_PRIORITY_MAX: i32 = 1_000_000_000;
 /// Scheduler of a template that names none.
 const DEFAULT_SCHEDULER: &str = "default-scheduler";
 /// Container, and the name and number of its port, that training-operator expects or adds.
@@ -204,9 +206,14 @@ fn shown_by(status: &Value) -> Shown {
 }
 
 /// Priority of the class that the job names, else the largest of the classes that its templates
-/// name, else the cluster's default. A class that is not known counts as 0.
+/// name, else the cluster's default. A class that is not known counts as 0, and so does one of the
+/// values that Kubernetes reserves for itself: nobody has checked yet that this user may have pods of
+/// it. Pods that are made with it have been checked, and count.
 fn priority(policy: Option<&Value>, specs: &Map<String, Value>, rules: &PodRules) -> i32 {
-    let value = |name: &str| rules.priority_classes.get(name).copied();
+    let value = |name: &str| {
+        let value = rules.priority_classes.get(name).copied();
+        value.filter(|value| *value <= USER_PRIORITY_MAX)
+    };
     let class = policy
         .and_then(|policy| {
             policy

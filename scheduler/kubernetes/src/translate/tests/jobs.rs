@@ -18,10 +18,14 @@ fn rules() -> PodRules {
 
 /// A job whose workers are `muster` pods with one GPU; `spec` and `meta` are added.
 fn job(meta: &str, spec: &str) -> Option<Workload> {
+    job_by(meta, spec, &rules())
+}
+
+fn job_by(meta: &str, spec: &str, rules: &PodRules) -> Option<Workload> {
     let yaml = format!(
         "{{metadata: {{name: j, namespace: ns, uid: ju, resourceVersion: '4', generation: 2{meta}}}, spec: {{{spec}}}}}"
     );
-    pytorchjob(&read(&yaml), &rules())
+    pytorchjob(&read(&yaml), rules)
 }
 
 const GPU: &str = "{name: pytorch, resources: {limits: {nvidia.com/gpu: 1}}}";
@@ -461,6 +465,31 @@ fn priority_is_that_of_the_classes_named() {
             expected,
             "{policy} {master} {worker}"
         );
+    }
+}
+
+/// A held job has no pods whose class an admission or a quota could have refused.
+#[test]
+fn abuse_job_that_names_a_class_of_kubernetes_itself_passes_nobody_in_the_queue() {
+    const CRITICAL: &str = "system-node-critical";
+    let rules = PodRules {
+        priority_classes: [(CRITICAL, 2_000_001_000), ("top", 1_000_000_000)]
+            .map(|(name, value)| (name.to_owned(), value))
+            .into(),
+        ..rules()
+    };
+    for (policy, class, expected) in [
+        (CRITICAL, "null", 0),
+        ("''", CRITICAL, 0),
+        ("top", "null", 1_000_000_000),
+        ("''", "top", 1_000_000_000),
+    ] {
+        let spec = format!(
+            "runPolicy: {{schedulingPolicy: {{priorityClass: {policy}}}}}, pytorchReplicaSpecs: {{Worker: \
+             {{template: {{spec: {{schedulerName: muster, priorityClassName: {class}, containers: []}}}}}}}}"
+        );
+        let found = job_by("", &spec, &rules).expect("ours");
+        assert_eq!(found.priority, expected, "{policy} {class}");
     }
 }
 
