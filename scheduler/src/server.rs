@@ -1,28 +1,36 @@
 //! Serves an axum router on a socket: TLS with HTTP/2 and HTTP/1.1, or plain on loopback.
 //!
 //! Every connection belongs to the set of the accept loop and ends with it. Limits: connections at
-//! once (more wait in the kernel's queue), time for the TLS handshake and for the first bytes, time
-//! for a request's headers, streams per connection, and a ping that finds dead peers.
+//! once (for more, those that ask nothing give way; the rest wait in the kernel's queue), time for the
+//! TLS handshake and for the first bytes, time for a request's headers, streams per connection, and a
+//! ping that finds dead peers.
 
+mod crowd;
+
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::{Extension, Router};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
 use crate::tls::Certificates;
+use crowd::{Answered, Crowd, Guest};
 
 /// Time for the TLS handshake, for the first bytes and for the headers of a request.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// Time that open connections get to end after a stop.
+/// Time that open connections get to end after a stop, and one that is asked to leave.
 const GOODBYE_MAX: Duration = Duration::from_secs(5);
 /// Streams per HTTP/2 connection: kube-scheduler holds one Bind for each member of a gang, all on
 /// one connection.
@@ -122,19 +130,13 @@ impl Door {
 
     /// Serves until stopped, then lets open connections end within a few seconds.
     pub async fn serve(self, router: Router, stop: CancellationToken) {
-        let slots = Arc::new(Semaphore::new(self.connections_max));
+        let crowd = Crowd::new(self.connections_max);
         let mut connections = JoinSet::new();
         loop {
-            let slot = tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                Some(_) = connections.join_next() => continue,
-                slot = Arc::clone(&slots).acquire_owned() => slot,
-            };
-            let Ok(slot) = slot else { break };
             let (stream, peer) = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
+                Some(_) = connections.join_next() => continue,
                 accepted = self.listener.accept() => match accepted {
                     Ok(accepted) => accepted,
                     Err(error) => {
@@ -150,15 +152,33 @@ impl Door {
                 false => router.clone(),
             };
             let certificates = self.certificates.clone();
-            let stop = stop.clone();
+            let Some(place) = crowd.enter(&stop).await else {
+                break;
+            };
             connections.spawn(async move {
-                connection(stream, certificates, router, stop).await;
-                drop(slot);
+                let guest = Arc::clone(&place.guest);
+                tokio::select! {
+                    biased;
+                    () = connection(stream, certificates, router, guest) => {}
+                    () = overdue(&place.guest) => {}
+                }
             });
         }
         let all_ended = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout(GOODBYE_MAX, all_ended).await.is_err() {
             connections.shutdown().await;
+        }
+    }
+}
+
+/// Returns when a connection that was asked to leave has asked nothing itself, so that there is nothing to
+/// end well, or has not left in time and waits for no answer.
+async fn overdue(guest: &Guest) {
+    guest.leave.cancelled().await;
+    while guest.has_asked() {
+        tokio::time::sleep(GOODBYE_MAX).await;
+        if !guest.is_asking() {
+            return;
         }
     }
 }
@@ -178,7 +198,7 @@ async fn connection(
     stream: TcpStream,
     certificates: Option<Certificates>,
     router: Router,
-    stop: CancellationToken,
+    guest: Arc<Guest>,
 ) {
     // Answers are small; waiting for more to send would only delay them.
     let _ = stream.set_nodelay(true);
@@ -192,13 +212,13 @@ async fn connection(
             let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             // It is moved several times on its way into the connection's future, which has a place for each: with
             // the state of TLS in them they would be most of what an idle connection takes.
-            speak(Box::new(stream), h2, router, stop).await;
+            speak(Box::new(stream), h2, router, guest).await;
         }
         None => {
             let Ok(Some(h2)) = tokio::time::timeout(HANDSHAKE_MAX, speaks_h2(&stream)).await else {
                 return;
             };
-            speak(stream, h2, router, stop).await;
+            speak(stream, h2, router, guest).await;
         }
     }
 }
@@ -224,11 +244,19 @@ async fn speaks_h2(stream: &TcpStream) -> Option<bool> {
     }
 }
 
-async fn speak<S>(stream: S, h2: bool, router: Router, stop: CancellationToken)
+async fn speak<S>(stream: S, h2: bool, router: Router, guest: Arc<Guest>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = TowerToHyperService::new(router);
+    let stop = guest.leave.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let visit = guest.visit();
+        let answer = router.clone().oneshot(request.map(Body::new));
+        async move {
+            let answer: Response<Body> = answer.await?;
+            Ok::<_, Infallible>(answer.map(|body| Answered::wrap(body, visit)))
+        }
+    });
     let io = TokioIo::new(stream);
     // An error of a connection is the other side's going away or speaking nonsense.
     if h2 {

@@ -277,3 +277,129 @@ async fn pages_are_told_who_asks() {
     stop.cancel();
     served.await.unwrap();
 }
+
+/// A plain door of the extender with so many places.
+fn plain(
+    places: usize,
+) -> (
+    SocketAddr,
+    extender::Bench,
+    CancellationToken,
+    JoinHandle<()>,
+) {
+    let door = Door::open("test", "127.0.0.1:0".parse().unwrap(), None, places).unwrap();
+    let address = door.address().unwrap();
+    let bench = extender::bench();
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(door.serve(bench.router.clone(), stop.clone()));
+    (address, bench, stop, task)
+}
+
+/// A plain HTTP/2 connection; it answers pings.
+async fn plain_connection(address: SocketAddr) -> Sender {
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tcp))
+            .await
+            .unwrap();
+    // Ends with its sender, or when the door closes it.
+    tokio::spawn(connection);
+    sender
+}
+
+const FILTER: &str = "/v1/short/filter";
+const IN_TIME: Duration = Duration::from_secs(30);
+
+/// Pings keep an idle HTTP/2 connection for as long as its client likes.
+#[tokio::test]
+async fn idle_connections_give_way_to_one_that_asks_and_a_held_bind_does_not() {
+    let (address, mut bench, stop, task) = plain(3);
+    let mut holding = plain_connection(address).await;
+    let bind = tokio::spawn(async move {
+        let body = r#"{"PodName":"p","PodNamespace":"ns","PodUID":"u","Node":"n2"}"#;
+        post(&mut holding, "/v1/bind/bind", body).await
+    });
+    let ticket = loop {
+        if let Some(Event::BindAsked(asked)) = bench.outbox.wait().await {
+            break asked.ticket;
+        }
+    };
+    let mut idle = Vec::new();
+    for _ in 0..2 {
+        let mut sender = plain_connection(address).await;
+        post(&mut sender, FILTER, "{}").await.unwrap();
+        idle.push(sender);
+    }
+    for _ in 0..3 {
+        let asked = async {
+            let mut sender = plain_connection(address).await;
+            let answer = post(&mut sender, FILTER, "{}").await;
+            (sender, answer)
+        };
+        let (sender, answer) = tokio::time::timeout(IN_TIME, asked).await.unwrap();
+        assert_eq!(answer.unwrap().0, 200);
+        idle.push(sender);
+    }
+    assert!(bench.binds.answer(ticket, Ok(())));
+    assert_eq!(bind.await.unwrap(), Ok((200, r#"{"Error":""}"#.to_owned())));
+    stop.cancel();
+    task.await.unwrap();
+}
+
+/// They would be closed after ten seconds, and others come in their place.
+#[tokio::test]
+async fn connections_that_say_nothing_give_way_at_once() {
+    let (address, _bench, stop, task) = plain(2);
+    let mut silent = Vec::new();
+    for _ in 0..2 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let asked = async {
+        let mut sender = plain_connection(address).await;
+        post(&mut sender, FILTER, "{}").await
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(7), asked).await;
+    assert_eq!(answer.unwrap().unwrap().0, 200);
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn ten_thousand_connections_that_ask_nothing_keep_nobody_out() {
+    const STRANGERS: usize = 10_000;
+    let (address, _bench, stop, task) = plain(2048);
+    let mut known = plain_connection(address).await;
+    post(&mut known, FILTER, "{}").await.unwrap();
+    let strangers: Vec<_> = (0..STRANGERS)
+        .map(|n| {
+            tokio::spawn(async move {
+                let mut stream = TcpStream::connect(address).await.ok()?;
+                // Some say nothing, some begin and go no further.
+                let said: &[u8] = if n % 2 == 0 { b"" } else { b"POST /v1/short" };
+                stream.write_all(said).await.ok()?;
+                let mut rest = Vec::new();
+                stream.read_to_end(&mut rest).await.ok()
+            })
+        })
+        .collect();
+    let newcomer = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let asked = async {
+            let mut sender = plain_connection(address).await;
+            post(&mut sender, FILTER, "{}").await
+        };
+        tokio::time::timeout(IN_TIME, asked).await
+    });
+    let mut asked = 0_u32;
+    while !newcomer.is_finished() {
+        let answer = tokio::time::timeout(IN_TIME, post(&mut known, FILTER, "{}")).await;
+        assert_eq!(answer.unwrap().unwrap().0, 200, "after {asked} answers");
+        asked += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(newcomer.await.unwrap().unwrap().unwrap().0, 200);
+    assert!(asked > 10, "only {asked} were asked meanwhile");
+    strangers.iter().for_each(JoinHandle::abort);
+    stop.cancel();
+    task.await.unwrap();
+}

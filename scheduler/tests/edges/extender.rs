@@ -296,6 +296,26 @@ async fn t10_body_over_the_limit_is_413() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn t10_body_that_comes_byte_by_byte_is_not_waited_for() {
+    let bench = bench();
+    for path in [FILTER, BIND, "/v1/short/preempt"] {
+        let bytes = futures::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Some((
+                Ok::<_, std::io::Error>(axum::body::Bytes::from_static(b" ")),
+                (),
+            ))
+        });
+        let started = tokio::time::Instant::now();
+        let request = Request::post(path).body(Body::from_stream(bytes)).unwrap();
+        let response = bench.router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 408, "{path}");
+        assert!(started.elapsed() <= Duration::from_secs(11), "{path}");
+    }
+    assert!(bench.binds.is_empty());
+}
+
 #[tokio::test]
 async fn t12_text_1_same_state_same_bytes() {
     let bench = bench();
