@@ -1,9 +1,14 @@
-//! Which epoch this replica may write under, and the highest epoch anybody has been seen to use.
+//! Which epoch this replica may write under, and whether anybody has been seen to use a later one.
 //!
 //! The lease task opens and closes the fence, and every write passes it right before it is sent.
 //! The watches note every epoch found on an object. A higher one than the leader's own stops all
 //! writes until the lease task has renewed the Lease: a renewal proves that nobody else has led
 //! since, so the epoch was written by somebody who may annotate a pod but not lead.
+//!
+//! Whoever may annotate a pod may write any number there. So what a pod shows is never the ground for the
+//! next leader's epoch, and a renewal settles what was found before it was sent and nothing more: the same
+//! number, or a smaller one, that is found later is doubted anew. Gang objects are written by Muster's account
+//! alone; above them the next epoch is.
 //!
 //! A renewal holds for the renew deadline and no longer. A process that stood still for longer than its
 //! Lease wakes with all its tasks at once: whichever is first, no write passes before the lease task
@@ -13,21 +18,25 @@ use muster_core::ids::Epoch;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Epochs are below this: a user who annotates a pod with 2^64 must not end every leadership.
-pub const EPOCH_MAX: u64 = 1 << 40;
+/// Epochs are below this: a Gang's `status.epoch` holds no larger one.
+pub const EPOCH_MAX: u64 = i64::MAX.unsigned_abs();
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
     led: u64,
-    seen: u64,
-    harmless: u64,
+    /// The highest that was led here or found on an object of ours.
+    ours: u64,
+    /// The highest found since the lease task last asked; 0: none.
+    found: u64,
+    /// The highest found before that, while the answer is awaited; 0: none.
+    asked: u64,
     /// Until when the last renewal holds; `None` where nobody has said.
     until: Option<Instant>,
 }
 
 impl State {
     fn doubted(&self) -> bool {
-        self.seen > self.led.max(self.harmless)
+        self.found.max(self.asked) > self.led
     }
 
     fn expired(&self) -> bool {
@@ -54,7 +63,7 @@ impl Fence {
     pub fn open(&self, epoch: Epoch) {
         self.state.send_modify(|state| {
             state.led = epoch.0;
-            state.seen = state.seen.max(epoch.0);
+            state.ours = state.ours.max(epoch.0);
         });
     }
 
@@ -87,27 +96,43 @@ impl Fence {
         Epoch(self.state.borrow().led)
     }
 
-    /// Notes an epoch found on an object. One that cannot be real counts for nothing.
+    /// Notes an epoch found on an object that others may write to as well.
     pub fn see(&self, epoch: Epoch) {
-        if epoch.0 >= EPOCH_MAX {
-            return;
-        }
         self.state.send_if_modified(|state| {
-            let news = epoch.0 > state.seen;
-            state.seen = state.seen.max(epoch.0);
+            let news = epoch.0 > state.led.max(state.found);
+            if news {
+                state.found = epoch.0;
+            }
             news
         });
     }
 
-    /// The highest epoch found on any object.
-    pub fn seen(&self) -> Epoch {
-        Epoch(self.state.borrow().seen)
+    /// Notes an epoch found on an object that only Muster's account writes.
+    pub fn see_ours(&self, epoch: Epoch) {
+        self.see(epoch);
+        self.state.send_if_modified(|state| {
+            state.ours = state.ours.max(epoch.0);
+            false
+        });
     }
 
-    /// The Lease was renewed after `seen` was read: epochs up to it were written by no leader.
-    pub fn confirm(&self, seen: Epoch) {
-        self.state
-            .send_modify(|state| state.harmless = state.harmless.max(seen.0));
+    /// The highest epoch that was led here or found on an object of ours. The next one is above it.
+    pub fn ours(&self) -> Epoch {
+        Epoch(self.state.borrow().ours)
+    }
+
+    /// The API server is about to be asked who leads. For the one task that keeps the Lease.
+    pub fn ask(&self) {
+        self.state.send_modify(|state| {
+            state.asked = state.asked.max(state.found);
+            state.found = 0;
+        });
+    }
+
+    /// The answer: the Lease was ours after [`Fence::ask`]. What was found before was written by nobody who
+    /// leads now.
+    pub fn confirm(&self) {
+        self.state.send_modify(|state| state.asked = 0);
     }
 
     /// Waits until the leadership is doubted.
@@ -137,11 +162,45 @@ mod tests {
         fence.doubted().await;
         let mut pass = std::pin::pin!(fence.pass(Epoch(3)));
         assert!(futures::poll!(&mut pass).is_pending());
-        fence.confirm(Epoch(9));
+        fence.ask();
+        assert!(futures::poll!(&mut pass).is_pending());
+        fence.confirm();
         assert!(pass.await);
         fence.see(Epoch(10));
         fence.close();
         assert!(!fence.pass(Epoch(3)).await);
+    }
+
+    /// A pod showed 2^40 - 1, which was found to be harmless: every real epoch is below it.
+    #[tokio::test]
+    async fn no_number_on_a_pod_hides_the_epoch_of_a_later_leader() {
+        let fence = Fence::default();
+        fence.open(Epoch(3));
+        for forged in [4, (1 << 40) - 1, 1 << 40, u64::MAX] {
+            fence.see(Epoch(forged));
+            fence.ask();
+            fence.confirm();
+            assert!(fence.pass(Epoch(3)).await, "{forged} is harmless");
+            fence.see(Epoch(4));
+            let mut pass = std::pin::pin!(fence.pass(Epoch(3)));
+            assert!(futures::poll!(&mut pass).is_pending(), "after {forged}");
+            fence.ask();
+            fence.confirm();
+        }
+        assert_eq!(fence.ours(), Epoch(3));
+    }
+
+    /// The renewal was on its way already: it says nothing about a leader that came after it.
+    #[tokio::test]
+    async fn what_is_found_after_the_question_is_not_settled_by_its_answer() {
+        let fence = Fence::default();
+        fence.open(Epoch(3));
+        fence.see(Epoch(9));
+        fence.ask();
+        fence.see(Epoch(4));
+        fence.confirm();
+        let mut pass = std::pin::pin!(fence.pass(Epoch(3)));
+        assert!(futures::poll!(&mut pass).is_pending());
     }
 
     #[tokio::test(start_paused = true)]

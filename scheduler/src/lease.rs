@@ -9,10 +9,10 @@
 //! ```
 //!
 //! The epoch is larger than `leaseTransitions`, than the epoch of every leader before (kept in an
-//! annotation of the Lease) and than every epoch found on a Gang or a pod, and not smaller than the
+//! annotation of the Lease) and than every epoch found on a Gang, and not smaller than the
 //! resourceVersion of the Lease that is taken: it never goes back, not even when the cluster is restored
 //! from an older backup, and two leaders never share one, not even when the Lease is deleted under a
-//! leader that has written nothing yet.
+//! leader that has written nothing yet. What pods show counts for nothing here: their users may annotate them.
 //!
 //! A replica that has a name (`NAME@...`) takes the Lease of an earlier process of the same name at
 //! once: only one process of a name runs at a time, as the containers of one Pod.
@@ -54,7 +54,7 @@ pub struct Elector {
     pub inbox: Inbox,
     /// What writes look at.
     pub fence: Arc<Fence>,
-    /// True once the first LIST of every kind is in: only then all epochs have been seen.
+    /// True once the first LIST of every kind is in: only then all epochs of ours have been seen.
     pub synced: watch::Receiver<bool>,
     /// What is written into the Lease.
     pub wall: Wall,
@@ -193,15 +193,19 @@ impl Elector {
             return Ok(None);
         }
         let (lease, epoch) = self.claim(current);
+        self.fence.ask();
         match api
             .replace(&self.settings.name, &PostParams::default(), &lease)
             .await
         {
-            Ok(lease) => Ok(Some(Held {
-                lease,
-                epoch,
-                renewed: started,
-            })),
+            Ok(lease) => {
+                self.fence.confirm();
+                Ok(Some(Held {
+                    lease,
+                    epoch,
+                    renewed: started,
+                }))
+            }
             Err(kube::Error::Api(status)) if status.is_conflict() => Ok(None),
             Err(error) => Err(error),
         }
@@ -237,12 +241,13 @@ impl Elector {
             .annotations()
             .get(EPOCH_ANNOTATION)
             .and_then(|text| text.parse::<u64>().ok())
+            .filter(|epoch| *epoch < EPOCH_MAX)
             .unwrap_or(0);
         let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
         let transitions = spec.lease_transitions.unwrap_or(0).max(0).saturating_add(1);
         let epoch = u64::from(transitions.unsigned_abs())
             .max(version)
-            .max(self.fence.seen().0.saturating_add(1))
+            .max(self.fence.ours().0.saturating_add(1))
             .max(before.saturating_add(1));
         let now = MicroTime(self.wall.now());
         spec.holder_identity = Some(self.identity.clone());
@@ -273,7 +278,7 @@ impl Elector {
                 () = tokio::time::sleep(self.settings.retry_period.0) => {}
             }
             let end = held.renewed + self.settings.renew_deadline.0;
-            let seen = self.fence.seen();
+            self.fence.ask();
             let sent = Instant::now();
             let renewal = tokio::time::timeout_at(end, self.renew(&mut held)).await;
             failed = !matches!(renewal, Ok(Renewal::Done));
@@ -283,7 +288,7 @@ impl Elector {
             }
             let lost = match renewal {
                 Ok(Renewal::Done) => {
-                    self.fence.confirm(seen);
+                    self.fence.confirm();
                     self.fence
                         .hold_until(held.renewed + self.settings.renew_deadline.0);
                     None

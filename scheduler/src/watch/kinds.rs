@@ -110,7 +110,7 @@ impl Reading for Pods {
     fn read(&mut self, object: &LitePod) -> Meaning {
         let mut pod = translate::pod(object, &self.rules.load());
         pod.share(&mut self.known, &mut locked(&self.texts));
-        // Only what Muster can have written counts: anybody may annotate a pod of his own.
+        // Only what Muster can have written counts, and only as a doubt: anybody may annotate a pod of his own.
         if pod.ours {
             if let Some(record) = &pod.record {
                 self.fence.see(record.epoch);
@@ -141,7 +141,7 @@ impl Reading for Gangs {
             Ok(mut record) => {
                 record.share(&mut locked(&self.texts));
                 if let Ok(Some(plan)) = &record.plan {
-                    self.fence.see(plan.epoch);
+                    self.fence.see_ours(plan.epoch);
                 }
                 let key = record.key.clone();
                 Some((Identity::Record(key), Some(Event::RecordApplied(record))))

@@ -85,7 +85,7 @@ struct Replica {
 fn replica(store: &Store, identity: &str, seen: u64) -> Replica {
     let (inbox, outbox) = inbox::inbox();
     let fence = Arc::new(Fence::default());
-    fence.see(Epoch(seen));
+    fence.see_ours(Epoch(seen));
     let (synced, synced_seen) = watch::channel(true);
     let stop = CancellationToken::new();
     let elector = Elector {
@@ -237,6 +237,32 @@ async fn leader_whose_lease_is_taken_stops() {
     }
     assert_eq!(first.outbox.wait().await, Some(Event::LeadershipLost));
     assert_eq!(first.task.await.unwrap(), ElectionEnd::Lost);
+}
+
+#[tokio::test(start_paused = true)]
+async fn epoch_on_a_pod_is_no_ground_for_the_next_one_and_hides_no_later_leader() {
+    for forged in [7, (1 << 40) - 2, u64::MAX] {
+        let store = Store::default();
+        let mut first = replica(&store, "a", 0);
+        first.fence.see(Epoch(forged));
+        let gained = first.outbox.wait().await;
+        assert_eq!(gained, Some(Event::LeadershipGained(Epoch(1))), "{forged}");
+        first.fence.see(Epoch(forged));
+        assert!(first.fence.pass(Epoch(1)).await, "{forged} is harmless");
+        *store.lease.lock().unwrap() = None;
+        let mut second = replica(&store, "b", 0);
+        second.fence.see(Epoch(forged));
+        let Some(Event::LeadershipGained(epoch)) = second.outbox.wait().await else {
+            panic!("b does not lead");
+        };
+        assert!(epoch > Epoch(1) && epoch < Epoch(7), "{forged}: {epoch}");
+        // A stamp of the second is the first thing that the first gets to know of it.
+        first.fence.see(epoch);
+        assert!(!first.fence.pass(Epoch(1)).await, "{forged} hides {epoch}");
+        assert_eq!(first.outbox.wait().await, Some(Event::LeadershipLost));
+        second.stop.cancel();
+        second.task.await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -95,6 +95,24 @@ fn node(name: &str) -> Value {
     })
 }
 
+/// It was a ground for the next leader's epoch, which then was too large for anybody to notice.
+#[tokio::test(start_paused = true)]
+async fn epoch_that_a_user_wrote_on_a_pod_is_not_the_next_leaders() {
+    let forged = json!({
+        "metadata": {"name": "p", "namespace": "team", "uid": "u", "resourceVersion": "1",
+            "annotations": {"muster.dev/epoch": ((1_u64 << 40) - 2).to_string()}},
+        "spec": {"schedulerName": "muster", "containers": []},
+    });
+    let standin = cluster(move |call| {
+        let listed = call.path == "/api/v1/pods" && !call.is_watch();
+        listed.then(|| list(json!([forged.clone()])))
+    });
+    let mut scheduler = start(&standin);
+    until(|| scheduler.view().leading).await;
+    assert_eq!(scheduler.view().epoch, muster_core::ids::Epoch(1));
+    scheduler.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn f41_node_that_vanished_while_the_watch_was_cut_is_gone_from_the_view() {
     let lists = Arc::new(Mutex::new(0));
