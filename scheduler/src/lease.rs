@@ -181,7 +181,8 @@ impl Elector {
             .max(self.settings.duration.0);
         let since = match observed {
             Some(seen) if seen.version == version => seen.since,
-            _ => started,
+            // Not from the question on: it may have been renewed while the answer was awaited.
+            _ => Instant::now(),
         };
         *observed = Some(Observed {
             version,

@@ -18,13 +18,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::standin::{Reply, Standin, ok, status};
 
-/// One Lease with optimistic locking; `down` makes every call hang.
+/// One Lease with optimistic locking; `down` makes every call hang, `slow` is how long a GET takes.
 /// Versions grow on when the Lease is made again, as those of an API server do.
 #[derive(Clone, Default)]
 struct Store {
     lease: Arc<Mutex<Option<Value>>>,
     version: Arc<Mutex<u64>>,
     down: Arc<Mutex<bool>>,
+    slow: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Store {
@@ -37,7 +38,10 @@ impl Store {
             let mut lease = store.lease.lock().unwrap();
             let mut version = store.version.lock().unwrap();
             match (&call.method, lease.as_mut()) {
-                (&Method::GET, Some(lease)) => ok(lease.clone()),
+                (&Method::GET, Some(lease)) => match store.slow.lock().unwrap().take() {
+                    Some(slow) => Reply::Slow(slow, lease.clone()),
+                    None => ok(lease.clone()),
+                },
                 (&Method::POST, None) => {
                     let mut made = call.body.clone();
                     *version += 1;
@@ -170,6 +174,29 @@ async fn lease_of_a_dead_leader_is_taken_after_its_duration_and_not_before() {
         Some(Event::LeadershipGained(Epoch(2)))
     );
     assert!(started.elapsed() >= config::Lease::default().duration.0);
+    second.stop.cancel();
+    second.task.await.unwrap();
+}
+
+/// The Lease as it was renewed last came 9 s after it was asked for, and counted as 9 s old.
+#[tokio::test(start_paused = true)]
+async fn lease_whose_first_answer_takes_long_is_as_old_as_the_answer() {
+    let store = Store::default();
+    let mut first = replica(&store, "a", 0);
+    let gained = first.outbox.wait().await;
+    assert_eq!(gained, Some(Event::LeadershipGained(Epoch(1))));
+    first.task.abort();
+    let slow = Duration::from_secs(9);
+    *store.slow.lock().unwrap() = Some(slow);
+    let started = tokio::time::Instant::now();
+    let mut second = replica(&store, "b", 0);
+    let gained = second.outbox.wait().await;
+    assert_eq!(gained, Some(Event::LeadershipGained(Epoch(2))));
+    let took = started.elapsed();
+    assert!(
+        took >= slow + config::Lease::default().duration.0,
+        "{took:?}"
+    );
     second.stop.cancel();
     second.task.await.unwrap();
 }
