@@ -96,6 +96,40 @@ fn agents_that_come_one_by_one_for_ever_hold_nobody_up_for_longer_than_five_minu
     assert_eq!(world.bound(&gang), 1);
 }
 
+/// An autoscaler that made one node after the other held a gang up that asked for none of them.
+#[test]
+fn nodes_that_are_made_meanwhile_are_not_waited_for() {
+    let mut world = restarted(4);
+    let gang = submit(&mut world, "train", 1);
+    for made in 4..34_usize {
+        assert_eq!(world.bound(&gang), 0, "{made}");
+        let name = format!("n{made}");
+        world.add_node(&name, 8);
+        world.change_node(&name, |_| {});
+        hear(&mut world, 0..1);
+        hear(&mut world, made.saturating_sub(1).max(4)..made);
+        world.pass(Millis::from_secs(1));
+    }
+    hear(&mut world, 0..1);
+    world.pass(Millis::from_secs(1));
+    assert_eq!(world.bound(&gang), 1);
+}
+
+/// Ten times as long as a report counts was more than an hour and a half where it counts for ten minutes.
+#[test]
+fn however_long_a_report_counts_nobody_is_waited_for_longer_than_five_minutes() {
+    let mut world = World::new(2, 8);
+    world.config.report_age_max = Millis::from_secs(600);
+    world.silent = true;
+    world.restart(2);
+    let gang = submit(&mut world, "train", 1);
+    hear(&mut world, 0..1);
+    world.pass(Millis::from_secs(290));
+    assert_eq!(world.bound(&gang), 0);
+    world.pass(Millis::from_secs(11));
+    assert_eq!(world.bound(&gang), 1);
+}
+
 #[test]
 fn few_broken_agents_among_many_are_waited_for_a_few_seconds_only() {
     let mut world = restarted(40);

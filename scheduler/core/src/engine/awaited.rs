@@ -17,14 +17,17 @@ const ONE_OF: usize = 20;
 /// Time without another agent after which those few count as broken. Agents that look for a scheduler again
 /// come at most 5 s apart each, and in thousands all the time.
 const QUIET: Millis = Millis::from_secs(5);
-/// While more than a few are missing and others come all the time, they are waited for this many times longer than a
-/// report counts: 5 minutes, where thousands need longer than the usual 30 s for their TLS handshakes and the
-/// reviews of their tokens. Without an end a node that comes and goes could hold up everybody.
-const LONGER: u64 = 10;
+/// While more than a few are missing and others come all the time, they are waited for this long after the leadership
+/// was gained: thousands need longer than the usual 30 s for their TLS handshakes and the reviews of their
+/// tokens. Nobody is waited for longer, however long a report counts.
+const LONGEST: Millis = Millis::from_secs(300);
 
 /// Who is awaited in this leadership.
 #[derive(Debug, Default)]
 pub(super) struct Awaited {
+    /// Nodes that were there when it began, and whose agent has not been heard since. Nobody else is awaited:
+    /// nodes that come all the time, or come and go, would hold up everybody.
+    known: BTreeSet<NodeName>,
     /// Nodes that could take members with devices, and whose agent has not been heard.
     nodes: BTreeSet<NodeName>,
     /// Nodes of which that was true until their agent was heard, and those heard before.
@@ -40,6 +43,7 @@ impl Engine {
     pub(super) fn await_agents(&mut self, now: Timestamp) {
         let nodes: Vec<_> = self.ledger.nodes().cloned().collect();
         self.awaited = Awaited {
+            known: nodes.iter().map(|node| node.name.clone()).collect(),
             last_at: now,
             ..Awaited::default()
         };
@@ -59,7 +63,9 @@ impl Engine {
             && !node.terminating
             && node.is_available()
             && offered.any(|(name, amount)| *amount > 0 && self.config.is_device(name));
-        let is_awaited = tells && self.inventory.get(&node.name).is_none();
+        let is_awaited = tells
+            && self.awaited.known.contains(&node.name)
+            && self.inventory.get(&node.name).is_none();
         if is_awaited {
             self.awaited.nodes.insert(node.name.clone());
         } else {
@@ -70,6 +76,7 @@ impl Engine {
 
     /// Waits for the agent of this node no longer.
     pub(super) fn heard_of(&mut self, node: &NodeName, now: Timestamp) {
+        self.awaited.known.remove(node);
         if self.awaited.nodes.remove(node) {
             self.awaited.heard = self.awaited.heard.saturating_add(1);
             self.awaited.last_at = now;
@@ -86,6 +93,7 @@ impl Engine {
     pub(super) fn awaits_agents(&mut self, now: Timestamp) -> bool {
         if !self.awaited.over && now >= self.agents_awaited_until() {
             self.awaited.over = true;
+            self.awaited.known.clear();
             self.awaited.nodes.clear();
             // Whoever has waited for it is tried now.
             self.revision = self.revision.saturating_add(1);
@@ -102,12 +110,12 @@ impl Engine {
         }
         let everybody = self.awaited.heard.saturating_add(missing);
         let quiet = self.awaited.last_at + QUIET;
-        if missing.saturating_mul(ONE_OF) <= everybody {
+        let until = if missing.saturating_mul(ONE_OF) <= everybody {
             all.min(quiet)
         } else {
-            let longest = Millis(self.config.report_age_max.0.saturating_mul(LONGER));
-            all.max(quiet).min(self.led_at + longest)
-        }
+            all.max(quiet)
+        };
+        until.min(self.led_at + LONGEST)
     }
 
     /// Whether somebody may be waited for.
