@@ -6,12 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use muster_kubernetes::{manifests, names};
+use muster_kubernetes::manifests;
 
 use crate::certificates::MakeCerts;
 use crate::clock::Wall;
 use crate::config::{Config, DOCUMENTED};
-use crate::gate;
+use crate::gate::PairLease;
 use crate::logs;
 use crate::plan::Plan;
 use crate::scheduler::{Clients, Ended, Options, Scheduler};
@@ -33,6 +33,8 @@ pub struct Cli {
 enum Command {
     /// Run the scheduler against an API server.
     Serve(Serve),
+    /// Keep the kube-scheduler of a Pod from leading before its Muster does, and exit: for an init container.
+    CloseGate(CloseGate),
     /// Print what has to be installed, as YAML.
     Print(Print),
     /// Make the certificates that Muster, kube-scheduler and the agents need.
@@ -92,6 +94,46 @@ pub struct Serve {
     replica_uid: Option<String>,
 }
 
+/// Close the gate of a Pod before its kube-scheduler starts. Fails if the API server does not say that it is closed.
+#[derive(Debug, Args)]
+pub struct CloseGate {
+    /// kubeconfig file; without it, the Pod's own service account.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Configuration file; without it, the defaults.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Name of the replica, as for serve.
+    #[arg(long, value_name = "NAME")]
+    replica: String,
+    /// UID of the Pod NAME: its kube-scheduler's Lease goes with it.
+    #[arg(long, value_name = "UID")]
+    replica_uid: Option<String>,
+}
+
+impl CloseGate {
+    async fn run(self) -> anyhow::Result<()> {
+        logs::start();
+        install_provider();
+        let config = read_config(self.config.as_deref())?;
+        let clients = clients(self.kubeconfig.as_deref(), config.writes.in_flight_max).await?;
+        let lease = PairLease {
+            client: clients.lease,
+            namespace: config.lease.namespace,
+            replica: self.replica,
+            uid: self.replica_uid,
+        };
+        lease.close().await
+    }
+}
+
+fn read_config(file: Option<&Path>) -> anyhow::Result<Config> {
+    Ok(match file {
+        Some(file) => Config::read(file)?,
+        None => Config::default(),
+    })
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum What {
     /// The Gang custom resource definition.
@@ -141,6 +183,7 @@ pub struct Print {
 pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let done = match cli.command {
         Command::Serve(serve) => serve.run().await,
+        Command::CloseGate(close) => close.run().await,
         #[cfg(feature = "demo")]
         Command::Demo(demo) => return demo.run().await,
         Command::Simulate(simulate) => simulate.run(),
@@ -213,10 +256,7 @@ impl Serve {
     async fn run(self) -> anyhow::Result<()> {
         logs::start();
         install_provider();
-        let config = match &self.config {
-            Some(file) => Config::read(file)?,
-            None => Config::default(),
-        };
+        let config = read_config(self.config.as_deref())?;
         let doors = self.doors(&config)?;
         let clients = clients(self.kubeconfig.as_deref(), config.writes.in_flight_max).await?;
         let identity = self.identity.clone().unwrap_or_else(|| {
@@ -244,13 +284,13 @@ impl Serve {
         );
         let mut scheduler = Scheduler::start(&clients, &config, &options);
         if let Some(replica) = &self.replica {
-            let pod = self.replica_uid.as_ref().map(|uid| gate::Pod {
-                name: replica.clone(),
-                uid: uid.clone(),
-            });
-            let lease = names::kube_scheduler_lease(replica);
-            let client = clients.lease.clone();
-            scheduler.keep_gate(client, &config.lease.namespace, &lease, pod);
+            let lease = PairLease {
+                client: clients.lease.clone(),
+                namespace: config.lease.namespace.clone(),
+                replica: replica.clone(),
+                uid: self.replica_uid.clone(),
+            };
+            scheduler.keep_gate(lease, &config.lease.name);
         }
         let routers = (
             scheduler.extender(),
@@ -385,6 +425,7 @@ mod tests {
             "muster-scheduler serve --kubeconfig k --config c --extender-listen 127.0.0.1:1 \
              --agent-listen 127.0.0.1:2 --http-listen 127.0.0.1:3 --insecure-loopback",
             "muster-scheduler serve --tls-dir d --replica a --replica-uid u",
+            "muster-scheduler close-gate --config c --replica a --replica-uid u",
             "muster-scheduler print crds",
             "muster-scheduler print rbac",
             "muster-scheduler print admission-policy",
@@ -480,6 +521,7 @@ mod tests {
             "muster-scheduler serve --tls-dir d --insecure-loopback",
             "muster-scheduler serve --tls-dir d --replica a --identity b",
             "muster-scheduler serve --tls-dir d --replica-uid u",
+            "muster-scheduler close-gate --replica-uid u",
             "muster-scheduler serve --agent-listen nowhere",
             "muster-scheduler print",
             "muster-scheduler print everything",

@@ -12,14 +12,21 @@
 //! there is: an unmodified kube-scheduler follows, and asks nobody but the Muster beside it. What it
 //! does after its Muster has lost the leadership, until it notices that the gate is closed, is
 //! answered with an error; nothing is bound by it.
+//!
+//! A kube-scheduler that starts before anybody has closed its gate makes the Lease itself, and leads. So an init
+//! container of the Pod closes the gate first (`muster-scheduler close-gate`); where there is none, it is closed as
+//! soon as Muster looks.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use anyhow::Context;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, PostParams};
 use kube::{Client, ResourceExt};
+use muster_kubernetes::manifests::RENEW_DEADLINE;
+use muster_kubernetes::names;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -36,36 +43,40 @@ const OPEN_SECONDS: i32 = 15;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Time for one look and what follows from it.
 const LOOK_MAX: Duration = Duration::from_secs(5);
-/// Silence after which a kube-scheduler counts as gone. It renews twice a second.
-const SILENT: Duration = Duration::from_secs(5);
+/// Silence after which a kube-scheduler counts as gone. It renews twice a second, and goes on working for as long
+/// as its renew deadline while it has no answer.
+const SILENT: Duration = Duration::from_secs(12);
+const _: () = assert!(SILENT.as_secs() > RENEW_DEADLINE.as_secs());
 /// Time without any kube-scheduler after which this replica has no use as a leader. Starting one takes
 /// seconds; the kubelet waits 10 s, 20 s and 40 s between its tries.
 pub const DESERTED: Duration = Duration::from_secs(60);
-/// How long a process that has just started leaves a kube-scheduler alone that leads: it may be about
-/// to lead again itself, after a crash of its container.
+/// How long a process that has just started leaves a kube-scheduler alone that leads, while Muster's own Lease still
+/// names this replica: it is about to lead again, after a crash of its container.
 const START: Duration = Duration::from_secs(10);
+/// Time between two tries to close the gate before anybody leads.
+const CLOSE_AGAIN: Duration = Duration::from_millis(100);
 /// Time to close the gate at the end.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
 
-/// The Pod that the Lease belongs to, and goes with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pod {
-    /// Its name.
-    pub name: String,
-    /// Its UID.
-    pub uid: String,
+/// The Lease by which the kube-scheduler of one Pod leads.
+#[derive(Clone)]
+pub struct PairLease {
+    /// Client without retries of its own.
+    pub client: Client,
+    /// Its namespace, which is that of Muster's own Lease.
+    pub namespace: String,
+    /// Name of the replica, and of its Pod.
+    pub replica: String,
+    /// UID of that Pod: the Lease goes with it. Without one it stays.
+    pub uid: Option<String>,
 }
 
 /// Keeps the gate.
 pub struct Gate {
-    /// Client without retries of its own.
-    pub client: Client,
-    /// Namespace of the Lease.
-    pub namespace: String,
-    /// Name of the Lease.
-    pub name: String,
-    /// The Pod that it goes with; without one it stays.
-    pub pod: Option<Pod>,
+    /// What it is kept by.
+    pub lease: PairLease,
+    /// Name of Muster's own Lease.
+    pub muster: String,
     /// Whether Filter is answered here.
     pub leads: watch::Receiver<bool>,
     /// What keeps the pair from being ready.
@@ -92,7 +103,7 @@ impl Problem {
 pub enum GateEnd {
     /// It was asked to.
     Stopped,
-    /// This replica leads, and no kube-scheduler has come.
+    /// This replica leads, and no kube-scheduler has come, or none could be seen.
     Deserted,
 }
 
@@ -113,129 +124,205 @@ enum Wanted {
 }
 
 impl Gate {
-    /// Keeps the gate until stopped, and closes it then.
-    pub async fn run(mut self, stop: CancellationToken) -> GateEnd {
+    /// Keeps the gate until stopped, or until no kube-scheduler comes, and closes it then. From the call on the
+    /// pair is not ready until the Lease has been looked at.
+    pub fn run(self, stop: CancellationToken) -> impl Future<Output = GateEnd> + Send {
+        let name = self.lease.name();
+        self.problem
+            .set(Some(format!("Lease {name} was not looked at yet")));
+        self.keep(name, stop)
+    }
+
+    async fn keep(mut self, name: String, stop: CancellationToken) -> GateEnd {
         let started = Instant::now();
         let mut beside = Beside::default();
         let mut has_led = false;
-        self.problem
-            .set(Some(format!("Lease {} was not looked at yet", self.name)));
-        loop {
+        let end = loop {
             let leads = *self.leads.borrow_and_update();
             has_led |= leads;
+            if leads {
+                beside.alive.get_or_insert_with(Instant::now);
+            } else {
+                beside = Beside::default();
+            }
             let spare = !has_led && started.elapsed() < START;
             let looked = tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => break GateEnd::Stopped,
                 looked = tokio::time::timeout(LOOK_MAX, self.tend(leads, spare, &mut beside)) => looked,
             };
-            match looked {
-                Ok(Ok(())) => {
-                    if let Some(end) = self.judge(leads, &beside) {
-                        return end;
-                    }
-                }
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, lease = %self.name, "kube-scheduler's lease cannot be kept");
-                }
-                Err(_) => {
-                    tracing::warn!(lease = %self.name, "no answer about kube-scheduler's lease in time");
-                }
+            let failed = match looked {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some("no answer in time".to_owned()),
+            };
+            if let Some(why) = &failed {
+                tracing::warn!(why, lease = %name, "kube-scheduler's lease cannot be kept");
+            }
+            if let Some(end) = self.judge(leads, &beside, failed) {
+                break end;
             }
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => break GateEnd::Stopped,
                 // A cycle that has ended is the scheduler's to notice.
                 Ok(()) = self.leads.changed() => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
-        }
+        };
         let close = self.tend(false, false, &mut beside);
         if !matches!(tokio::time::timeout(GOODBYE_MAX, close).await, Ok(Ok(()))) {
-            tracing::warn!(lease = %self.name, "kube-scheduler was not told that its Muster has ended");
+            tracing::warn!(lease = %name, "kube-scheduler was not told that its Muster has ended");
         }
-        GateEnd::Stopped
+        end
     }
 
-    fn judge(&self, leads: bool, beside: &Beside) -> Option<GateEnd> {
+    /// What follows from a look, or from one that failed: time in which no kube-scheduler could be seen
+    /// counts as time without one.
+    fn judge(&self, leads: bool, beside: &Beside, failed: Option<String>) -> Option<GateEnd> {
+        let name = self.lease.name();
         let alone = beside.alive.map_or(Duration::ZERO, |at| at.elapsed());
-        let problem = (leads && alone >= SILENT).then(|| {
+        let silent = (leads && alone >= SILENT).then(|| {
             format!(
-                "no kube-scheduler has held Lease {} for {} s",
-                self.name,
+                "no kube-scheduler has held Lease {name} for {} s",
                 alone.as_secs()
             )
         });
+        let problem = failed
+            .map(|why| format!("Lease {name} cannot be kept: {why}"))
+            .or(silent);
         let deserted = leads && alone >= DESERTED;
         if deserted {
-            tracing::error!(lease = %self.name, seconds = alone.as_secs(), "no kube-scheduler comes");
+            tracing::error!(lease = %name, seconds = alone.as_secs(), "no kube-scheduler comes");
         }
         self.problem.set(problem);
         deserted.then_some(GateEnd::Deserted)
+    }
+
+    /// Looks at the Lease once and does what is due. `spare`: a kube-scheduler that leads is left alone, if
+    /// its Muster led before.
+    async fn tend(&self, leads: bool, spare: bool, beside: &mut Beside) -> Result<(), kube::Error> {
+        let Some(lease) = self.lease.get().await? else {
+            let wanted = if leads { Wanted::Open } else { Wanted::Closed };
+            return self.lease.make(wanted).await;
+        };
+        let wanted = match holder(&lease) {
+            _ if leads => with_leader(&lease, beside),
+            CLOSED => None,
+            "" => Some(Wanted::Closed),
+            _ if spare && self.led_before().await? => None,
+            _ => Some(Wanted::Closed),
+        };
+        match wanted {
+            None => Ok(()),
+            Some(wanted) => self.lease.put(lease, wanted).await,
+        }
+    }
+
+    /// Whether Muster's own Lease is held by a process of this replica.
+    async fn led_before(&self) -> Result<bool, kube::Error> {
+        let lease = self.lease.api().get_opt(&self.muster).await?;
+        let led = lease
+            .as_ref()
+            .and_then(|lease| holder(lease).split_once('@'));
+        Ok(led.is_some_and(|(name, _)| name == self.lease.replica))
+    }
+}
+
+/// Follows the kube-scheduler of a leader: lets it in, and the next one when it is silent.
+fn with_leader(lease: &Lease, beside: &mut Beside) -> Option<Wanted> {
+    let now = Instant::now();
+    let version = lease.resource_version().unwrap_or_default();
+    let since = *beside.alive.get_or_insert(now);
+    match holder(lease) {
+        CLOSED => Some(Wanted::Open),
+        "" => None,
+        _ if beside.version != version => {
+            beside.version = version;
+            beside.alive = Some(now);
+            None
+        }
+        _ => (now.saturating_duration_since(since) >= SILENT).then_some(Wanted::Open),
+    }
+}
+
+impl PairLease {
+    /// Closes the gate before the kube-scheduler of the Pod starts. An error: it is not known to be closed.
+    pub async fn close(&self) -> anyhow::Result<()> {
+        let closing = async {
+            // After a write it is looked at once more: somebody else may have been faster.
+            loop {
+                match self.get().await? {
+                    None => self.make(Wanted::Closed).await?,
+                    Some(lease) if holder(&lease) == CLOSED => return Ok(()),
+                    Some(lease) => self.put(lease, Wanted::Closed).await?,
+                }
+                tokio::time::sleep(CLOSE_AGAIN).await;
+            }
+        };
+        let closed: Result<Result<(), kube::Error>, _> =
+            tokio::time::timeout(LOOK_MAX, closing).await;
+        let name = self.name();
+        closed
+            .with_context(|| format!("Lease {name} was not closed in time"))?
+            .with_context(|| format!("Lease {name} cannot be closed"))
+    }
+
+    fn name(&self) -> String {
+        names::kube_scheduler_lease(&self.replica)
     }
 
     fn api(&self) -> Api<Lease> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// Looks at the Lease once and does what is due. `spare`: a kube-scheduler that leads is left alone.
-    async fn tend(&self, leads: bool, spare: bool, beside: &mut Beside) -> Result<(), kube::Error> {
-        let (api, params) = (self.api(), PostParams::default());
-        let Some(mut lease) = api.get_opt(&self.name).await? else {
-            let wanted = if leads { Wanted::Open } else { Wanted::Closed };
-            return harmless(api.create(&params, &self.fresh(wanted)).await);
-        };
-        let wanted = if leads {
-            self.with_leader(&lease, beside)
-        } else {
-            *beside = Beside::default();
-            let works = !holder(&lease).is_empty() && spare;
-            (holder(&lease) != CLOSED && !works).then_some(Wanted::Closed)
-        };
-        let Some(wanted) = wanted else {
-            return Ok(());
-        };
-        tracing::info!(lease = %self.name, gate = ?wanted, was = holder(&lease), "kube-scheduler's lease");
-        write(&mut lease, wanted);
-        harmless(api.replace(&self.name, &params, &lease).await)
+    async fn get(&self) -> Result<Option<Lease>, kube::Error> {
+        self.api().get_opt(&self.name()).await
     }
 
-    /// Follows the kube-scheduler of a leader: lets it in, and the next one when it is silent.
-    fn with_leader(&self, lease: &Lease, beside: &mut Beside) -> Option<Wanted> {
-        let now = Instant::now();
-        let version = lease.resource_version().unwrap_or_default();
-        let since = *beside.alive.get_or_insert(now);
-        match holder(lease) {
-            CLOSED => Some(Wanted::Open),
-            "" => None,
-            _ if beside.version != version => {
-                beside.version = version;
-                beside.alive = Some(now);
-                None
-            }
-            _ => (now.saturating_duration_since(since) >= SILENT).then_some(Wanted::Open),
-        }
-    }
-
-    fn fresh(&self, wanted: Wanted) -> Lease {
-        let owner = self.pod.as_ref().map(|pod| OwnerReference {
-            api_version: "v1".into(),
-            kind: "Pod".into(),
-            name: pod.name.clone(),
-            uid: pod.uid.clone(),
-            ..OwnerReference::default()
-        });
+    async fn make(&self, wanted: Wanted) -> Result<(), kube::Error> {
         let mut lease = Lease {
             metadata: ObjectMeta {
-                name: Some(self.name.clone()),
+                name: Some(self.name()),
                 namespace: Some(self.namespace.clone()),
-                owner_references: owner.map(|owner| vec![owner]),
                 ..ObjectMeta::default()
             },
             ..Lease::default()
         };
-        write(&mut lease, wanted);
-        lease
+        self.set(&mut lease, wanted);
+        harmless(self.api().create(&PostParams::default(), &lease).await)
+    }
+
+    async fn put(&self, mut lease: Lease, wanted: Wanted) -> Result<(), kube::Error> {
+        let name = self.name();
+        tracing::info!(lease = %name, gate = ?wanted, was = holder(&lease), "kube-scheduler's lease");
+        self.set(&mut lease, wanted);
+        let params = PostParams::default();
+        harmless(self.api().replace(&name, &params, &lease).await)
+    }
+
+    /// One that kube-scheduler has made belongs to no Pod until now.
+    fn set(&self, lease: &mut Lease, wanted: Wanted) {
+        let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
+        let (holder, seconds) = match wanted {
+            Wanted::Open => ("", OPEN_SECONDS),
+            Wanted::Closed => (CLOSED, CLOSED_SECONDS),
+        };
+        spec.holder_identity = Some(holder.into());
+        spec.lease_duration_seconds = Some(seconds);
+        let Some(uid) = &self.uid else {
+            return;
+        };
+        let owners = lease.metadata.owner_references.get_or_insert_default();
+        if !owners.iter().any(|owner| owner.uid == *uid) {
+            owners.push(OwnerReference {
+                api_version: "v1".into(),
+                kind: "Pod".into(),
+                name: self.replica.clone(),
+                uid: uid.clone(),
+                ..OwnerReference::default()
+            });
+        }
     }
 }
 
@@ -248,16 +335,6 @@ fn harmless(written: Result<Lease, kube::Error>) -> Result<(), kube::Error> {
         Ok(_) | Err(kube::Error::Api(_)) => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-fn write(lease: &mut Lease, wanted: Wanted) {
-    let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
-    let (holder, seconds) = match wanted {
-        Wanted::Open => ("", OPEN_SECONDS),
-        Wanted::Closed => (CLOSED, CLOSED_SECONDS),
-    };
-    spec.holder_identity = Some(holder.into());
-    spec.lease_duration_seconds = Some(seconds);
 }
 
 fn holder(lease: &Lease) -> &str {

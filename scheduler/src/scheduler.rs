@@ -31,7 +31,7 @@ use crate::config::Config;
 use crate::cycle::{Cycle, CycleEnd, Pulse};
 use crate::extender::Extender;
 use crate::fence::Fence;
-use crate::gate::{self, Gate, GateEnd};
+use crate::gate::{self, Gate, GateEnd, PairLease};
 use crate::http::{self, Pages};
 use crate::inbox::{self, Inbox};
 use crate::lease::{ElectionEnd, Elector};
@@ -319,25 +319,17 @@ impl Scheduler {
     }
 
     /// Keeps the Lease of the kube-scheduler beside this replica, so that it leads when this replica
-    /// does. Without this any kube-scheduler may ask, and a replica that does not lead refuses.
-    pub fn keep_gate(
-        &mut self,
-        client: Client,
-        namespace: &str,
-        name: &str,
-        pod: Option<gate::Pod>,
-    ) {
+    /// does; `muster` is the name of Muster's own. Without this any kube-scheduler may ask, and a replica that
+    /// does not lead refuses.
+    pub fn keep_gate(&mut self, lease: PairLease, muster: &str) {
         let gate = Gate {
-            client,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            pod,
+            lease,
+            muster: muster.to_owned(),
             leads: self.leads.clone(),
             problem: self.gate_problem.clone(),
         };
-        let stop = self.stop.clone();
-        self.tasks
-            .spawn(async move { TaskEnd::Gate(gate.run(stop).await) });
+        let kept = gate.run(self.stop.clone());
+        self.tasks.spawn(async move { TaskEnd::Gate(kept.await) });
     }
 
     /// The extender's verbs, to be called in process.

@@ -90,6 +90,21 @@ pub struct Pairs {
     failover_max: Duration,
 }
 
+/// As the init container of a Pod does, before kube-scheduler starts.
+async fn close_gate(name: &str, kubeconfig: &Path, config: &Path) -> anyhow::Result<()> {
+    let mut command = Command::new(programs::scheduler()?);
+    command
+        .args(["close-gate", "--replica", name])
+        .arg("--kubeconfig")
+        .arg(kubeconfig)
+        .arg("--config")
+        .arg(config);
+    let output = tokio::task::spawn_blocking(move || command.output()).await??;
+    let said = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "close-gate: {said}");
+    Ok(())
+}
+
 impl Pairs {
     /// Starts everything and waits until one pair leads and the other follows. `config` are lines of Muster's
     /// configuration.
@@ -153,6 +168,9 @@ impl Pairs {
         let (tls, client_tls) = stack::certificates(cluster, &folder)?;
         let file = folder.join("config.yaml");
         std::fs::write(&file, config)?;
+        close_gate(name, &kubeconfig, &file).await?;
+        let gate = self.holder(&names::kube_scheduler_lease(name)).await?;
+        anyhow::ensure!(gate.as_deref() == Some(gate::CLOSED), "{gate:?}");
         let mut command = Command::new(programs::scheduler()?);
         command
             .args(["serve", "--replica", name])
@@ -167,15 +185,7 @@ impl Pairs {
             .env("RUST_LOG", "info");
         let pair = Pair { name, http, link };
         cluster.spawn(&pair.muster().to_string(), &command).await?;
-        // As in a Pod, kube-scheduler is started after Muster.
-        let lease = names::kube_scheduler_lease(name);
         self.pairs.push(pair);
-        self.wait_until("kube-scheduler's Lease", async || {
-            self.holder(&lease)
-                .await
-                .is_ok_and(|holder| holder.is_some())
-        })
-        .await?;
         self.start_kube_scheduler(name, &folder, &extender, &client_tls, &kubeconfig)
             .await?;
         let fleet = Fleet {

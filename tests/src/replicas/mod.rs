@@ -27,6 +27,7 @@ use muster_embedded::{EmbeddedCluster, NodePool, value};
 use muster_kubernetes::{manifests, names};
 use muster_scheduler::clock::Wall;
 use muster_scheduler::config::Config;
+use muster_scheduler::gate::PairLease;
 use muster_scheduler::scheduler::{Clients, Ended, Options, Scheduler};
 use tokio::time::Instant;
 
@@ -169,8 +170,13 @@ impl Replicas {
         };
         let clients = Clients::from(client.clone());
         let mut muster = Scheduler::start(&clients, &config, &options);
-        let lease = names::kube_scheduler_lease(name);
-        muster.keep_gate(client, &config.lease.namespace, &lease, None);
+        let lease = PairLease {
+            client,
+            namespace: config.lease.namespace.clone(),
+            replica: name.to_owned(),
+            uid: None,
+        };
+        muster.keep_gate(lease, &config.lease.name);
         pair.doors.open(muster.extender(), muster.agents().router());
         pair.muster = Some(muster);
         Ok(())

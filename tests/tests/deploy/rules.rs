@@ -51,7 +51,7 @@ fn no_pod_has_more_than_it_needs() {
             text(spec, "/priorityClassName").starts_with("system-"),
             "{id}"
         );
-        for container in items(spec, "/containers") {
+        for container in items(spec, "/initContainers").chain(items(spec, "/containers")) {
             let name = format!("{id} {}", text(container, "/name"));
             let context = &container["securityContext"];
             assert_ne!(context["privileged"], true, "{name}");
@@ -249,14 +249,27 @@ fn one_of_several_pairs_leads_and_they_are_replaced_one_by_one() {
                 let affinity = &spec["template"]["spec"]["affinity"]["podAntiAffinity"];
                 let term = &affinity["preferredDuringSchedulingIgnoredDuringExecution"][0]["podAffinityTerm"];
                 assert_eq!(term["labelSelector"], spec["selector"], "{term}");
-                let arguments = |container: usize| -> Vec<&str> {
-                    let path = format!("/template/spec/containers/{container}/args");
+                let arguments = |container: &str| -> Vec<&str> {
+                    let path = format!("/template/spec/{container}/args");
                     items(spec, &path).filter_map(Value::as_str).collect()
                 };
-                assert!(arguments(0).contains(&"--replica=$(POD_NAME)"));
+                for container in ["initContainers/0", "containers/0"] {
+                    let arguments = arguments(container);
+                    for flag in ["--replica=$(POD_NAME)", "--replica-uid=$(POD_UID)"] {
+                        assert!(arguments.contains(&flag), "{container}: {arguments:?}");
+                    }
+                }
+                assert_eq!(arguments("initContainers/0").first(), Some(&"close-gate"));
+                // Muster looks for it where its own Lease is.
+                let namespace = text(object, "/metadata/namespace");
                 let lease = muster_kubernetes::names::kube_scheduler_lease("$(POD_NAME)");
-                let flag = format!("--leader-elect-resource-name={lease}");
-                assert!(arguments(1).contains(&flag.as_str()), "{:?}", arguments(1));
+                let arguments = arguments("containers/1");
+                for flag in [
+                    format!("--leader-elect-resource-name={lease}"),
+                    format!("--leader-elect-resource-namespace={namespace}"),
+                ] {
+                    assert!(arguments.contains(&flag.as_str()), "{flag}: {arguments:?}");
+                }
                 checked += 1;
             }
             "PodDisruptionBudget" => {
@@ -280,6 +293,11 @@ fn the_scheduler_takes_its_arguments() {
         if container["name"] != "muster-scheduler" {
             continue;
         }
+        let init = &spec["initContainers"][0];
+        assert_eq!(init["image"], container["image"], "{id}");
+        let closes = items(init, "/args").filter_map(Value::as_str);
+        let parsed = Cli::try_parse_from(["muster-scheduler"].into_iter().chain(closes));
+        assert!(parsed.is_ok(), "{id}: {}", parsed.unwrap_err());
         let args: Vec<&str> = items(container, "/args")
             .filter_map(Value::as_str)
             .collect();

@@ -9,7 +9,7 @@ mod scheduler_config;
 use kube::CustomResourceExt;
 use serde::Serialize;
 
-pub use scheduler_config::{KubeSchedulerConfigOptions, kube_scheduler_config};
+pub use scheduler_config::{KubeSchedulerConfigOptions, RENEW_DEADLINE, kube_scheduler_config};
 
 use crate::gang::Gang;
 

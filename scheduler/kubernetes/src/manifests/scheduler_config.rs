@@ -40,11 +40,14 @@ impl Default for KubeSchedulerConfigOptions {
     }
 }
 
+/// For how long kube-scheduler works on while it cannot renew its Lease.
+pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+
 /// Times of kube-scheduler's election. Looked at twice a second, so that it works as soon as its Muster
 /// leads; given up after as long as Muster gives its own Lease up.
 const ELECTION: [(&str, Duration); 3] = [
     ("leaseDuration", Duration::from_secs(15)),
-    ("renewDeadline", Duration::from_secs(10)),
+    ("renewDeadline", RENEW_DEADLINE),
     ("retryPeriod", Duration::from_millis(500)),
 ];
 
