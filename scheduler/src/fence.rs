@@ -14,9 +14,13 @@
 //! Lease wakes with all its tasks at once: whichever is first, no write passes before the lease task
 //! has found out whether somebody else leads.
 
+use std::sync::{Mutex, MutexGuard};
+
 use muster_core::ids::Epoch;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::locked;
 
 /// Epochs are below this: a Gang's `status.epoch` holds no larger one.
 pub const EPOCH_MAX: u64 = i64::MAX.unsigned_abs();
@@ -39,29 +43,51 @@ impl State {
         self.found.max(self.asked) > self.led
     }
 
+    /// Only a later epoch than this is news.
+    fn newest(&self) -> u64 {
+        self.led.max(self.found)
+    }
+
     fn expired(&self) -> bool {
         self.until.is_some_and(|until| Instant::now() >= until)
     }
 }
 
 /// The fence. Epoch 0 means: not leading.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Fence {
-    state: watch::Sender<State>,
-}
-
-impl Default for Fence {
-    fn default() -> Self {
-        Self {
-            state: watch::Sender::new(State::default()),
-        }
-    }
+    state: Mutex<State>,
+    /// Wakes in the order of waiting, so that a simulation repeats itself; `tokio::sync::watch` would
+    /// wake in any order.
+    changed: Notify,
 }
 
 impl Fence {
+    fn state(&self) -> MutexGuard<'_, State> {
+        locked(&self.state)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.changed.notify_waiters();
+    }
+
+    async fn until(&self, holds: impl Fn(&State) -> bool) -> State {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            // Registered before the look, so that no change in between is missed.
+            changed.as_mut().enable();
+            let state = *self.state();
+            if holds(&state) {
+                return state;
+            }
+            changed.await;
+        }
+    }
+
     /// Opens it for an epoch.
     pub fn open(&self, epoch: Epoch) {
-        self.state.send_modify(|state| {
+        self.change(|state| {
             state.led = epoch.0;
             state.ours = state.ours.max(epoch.0);
         });
@@ -69,7 +95,7 @@ impl Fence {
 
     /// Closes it: nothing may be written from now on.
     pub fn close(&self) {
-        self.state.send_modify(|state| {
+        self.change(|state| {
             state.led = 0;
             state.until = None;
         });
@@ -78,52 +104,45 @@ impl Fence {
     /// The Lease is held until `until` at least: writes pass until then, and after that wait for the
     /// next renewal.
     pub fn hold_until(&self, until: Instant) {
-        self.state.send_modify(|state| state.until = Some(until));
+        self.change(|state| state.until = Some(until));
     }
 
     /// Whether a write of this epoch may be sent now; waits while the leadership is doubted, or its
     /// last renewal is too long ago.
     pub async fn pass(&self, epoch: Epoch) -> bool {
-        let mut receiver = self.state.subscribe();
-        let settled = receiver
-            .wait_for(|state| state.led != epoch.0 || !(state.doubted() || state.expired()))
+        let settled = self
+            .until(|state| state.led != epoch.0 || !(state.doubted() || state.expired()))
             .await;
-        settled.is_ok_and(|state| epoch.0 != 0 && state.led == epoch.0)
+        epoch.0 != 0 && settled.led == epoch.0
     }
 
     /// The epoch led now; 0 when not leading.
     pub fn led(&self) -> Epoch {
-        Epoch(self.state.borrow().led)
+        Epoch(self.state().led)
     }
 
     /// Notes an epoch found on an object that others may write to as well.
     pub fn see(&self, epoch: Epoch) {
-        self.state.send_if_modified(|state| {
-            let news = epoch.0 > state.led.max(state.found);
-            if news {
-                state.found = epoch.0;
-            }
-            news
-        });
+        if epoch.0 > self.state().newest() {
+            self.change(|state| state.found = state.found.max(epoch.0));
+        }
     }
 
     /// Notes an epoch found on an object that only Muster's account writes.
     pub fn see_ours(&self, epoch: Epoch) {
         self.see(epoch);
-        self.state.send_if_modified(|state| {
-            state.ours = state.ours.max(epoch.0);
-            false
-        });
+        let mut state = self.state();
+        state.ours = state.ours.max(epoch.0);
     }
 
     /// The highest epoch that was led here or found on an object of ours. The next one is above it.
     pub fn ours(&self) -> Epoch {
-        Epoch(self.state.borrow().ours)
+        Epoch(self.state().ours)
     }
 
     /// The API server is about to be asked who leads. For the one task that keeps the Lease.
     pub fn ask(&self) {
-        self.state.send_modify(|state| {
+        self.change(|state| {
             state.asked = state.asked.max(state.found);
             state.found = 0;
         });
@@ -132,16 +151,12 @@ impl Fence {
     /// The answer: the Lease was ours after [`Fence::ask`]. What was found before was written by nobody who
     /// leads now.
     pub fn confirm(&self) {
-        self.state.send_modify(|state| state.asked = 0);
+        self.change(|state| state.asked = 0);
     }
 
     /// Waits until the leadership is doubted.
     pub async fn doubted(&self) {
-        let mut receiver = self.state.subscribe();
-        // The sender lives as long as self: there is no error to meet.
-        let _ = receiver
-            .wait_for(|state| state.led != 0 && state.doubted())
-            .await;
+        self.until(|state| state.led != 0 && state.doubted()).await;
     }
 }
 

@@ -28,6 +28,7 @@ pub mod demo;
 pub mod extender;
 pub mod fence;
 pub mod gate;
+pub mod hold;
 pub mod http;
 pub mod inbox;
 pub mod lease;

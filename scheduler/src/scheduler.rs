@@ -32,6 +32,7 @@ use crate::cycle::{Cycle, CycleEnd, Pulse};
 use crate::extender::Extender;
 use crate::fence::Fence;
 use crate::gate::{self, Gate, GateEnd, PairLease};
+use crate::hold::Hold;
 use crate::http::{self, Pages};
 use crate::inbox::{self, Inbox};
 use crate::lease::{ElectionEnd, Elector};
@@ -127,6 +128,7 @@ pub struct Scheduler {
     /// What keeps the kube-scheduler beside this replica from its work.
     gate_problem: gate::Problem,
     tasks: JoinSet<TaskEnd>,
+    hold: Hold,
     /// Ends doors, watches, cycle and announcer.
     stop: CancellationToken,
     /// Ends the writer, once its last answers are of no more use.
@@ -148,6 +150,12 @@ impl std::fmt::Debug for Scheduler {
 impl Scheduler {
     /// Starts every task. The configuration must have been checked.
     pub fn start(clients: &Clients, config: &Config, options: &Options) -> Self {
+        Self::start_held(clients, config, options, Hold::default())
+    }
+
+    /// The same with tasks that a simulation can make stand still. Whoever calls the doors holds them
+    /// too.
+    pub fn start_held(clients: &Clients, config: &Config, options: &Options, hold: Hold) -> Self {
         let clock = Clock::start();
         let metrics = Arc::new(Metrics::default());
         let fence = Arc::new(Fence::default());
@@ -209,6 +217,7 @@ impl Scheduler {
             leads: led,
             gate_problem,
             tasks: JoinSet::new(),
+            hold: hold.clone(),
             stop: CancellationToken::new(),
             stop_writer: CancellationToken::new(),
             written: CancellationToken::new(),
@@ -243,6 +252,7 @@ impl Scheduler {
                 options.wall,
                 &config.writes,
                 Arc::clone(&metrics),
+                hold.clone(),
             ),
             write_queue,
         );
@@ -267,6 +277,7 @@ impl Scheduler {
                 clock,
                 dice,
                 metrics,
+                hold,
             },
             synced,
         );
@@ -282,16 +293,19 @@ impl Scheduler {
         scheduler
     }
 
+    fn spawn(&mut self, task: impl Future<Output = TaskEnd> + Send + 'static) {
+        self.tasks.spawn(self.hold.wrap(task));
+    }
+
     fn spawn_cycle(&mut self, cycle: Cycle) {
         let stop = self.stop.clone();
-        self.tasks
-            .spawn(async move { TaskEnd::Cycle(cycle.run(stop).await) });
+        self.spawn(async move { TaskEnd::Cycle(cycle.run(stop).await) });
     }
 
     fn spawn_writer(&mut self, writer: Writer, queue: mpsc::Receiver<muster_core::action::Write>) {
         let (inbox, stop) = (self.inbox.clone(), self.stop_writer.clone());
         let written = self.written.clone().drop_guard();
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let _written = written;
             writer.run(queue, inbox, stop).await;
             TaskEnd::Other("writer")
@@ -300,7 +314,7 @@ impl Scheduler {
 
     fn spawn_announcer(&mut self, announcer: Announcer) {
         let stop = self.stop.clone();
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             announcer.run(stop).await;
             TaskEnd::Other("announcer")
         });
@@ -308,14 +322,12 @@ impl Scheduler {
 
     fn spawn_watches(&mut self, shared: watch::Shared, synced: signal::Sender<bool>) {
         let stop = self.stop.clone();
-        self.tasks
-            .spawn(async move { TaskEnd::Watch(watch::run(shared, synced, stop).await) });
+        self.spawn(async move { TaskEnd::Watch(watch::run(shared, synced, stop).await) });
     }
 
     fn spawn_election(&mut self, elector: Elector) {
         let stop = self.stop_lease.clone();
-        self.tasks
-            .spawn(async move { TaskEnd::Election(elector.run(stop).await) });
+        self.spawn(async move { TaskEnd::Election(elector.run(stop).await) });
     }
 
     /// Keeps the Lease of the kube-scheduler beside this replica, so that it leads when this replica
@@ -329,7 +341,7 @@ impl Scheduler {
             problem: self.gate_problem.clone(),
         };
         let kept = gate.run(self.stop.clone());
-        self.tasks.spawn(async move { TaskEnd::Gate(kept.await) });
+        self.spawn(async move { TaskEnd::Gate(kept.await) });
     }
 
     /// The extender's verbs, to be called in process.
@@ -355,6 +367,11 @@ impl Scheduler {
     /// What is counted.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// Under which epoch this replica may write.
+    pub fn fence(&self) -> &Arc<Fence> {
+        &self.fence
     }
 
     /// Whether this replica leads.

@@ -62,19 +62,20 @@ impl Kinds {
         let nodes = Nodes {
             texts: Arc::clone(&shared.texts),
         };
+        let hold = &shared.hold;
         let on = |optional, restart| (optional, restart, stop.clone());
         let (optional, restart, token) = on(false, None);
-        tasks.spawn(Watcher::new(shared.clone(), nodes).run(optional, restart, token));
+        tasks.spawn(hold.wrap(Watcher::new(shared.clone(), nodes).run(optional, restart, token)));
         let (optional, restart, token) = on(false, Some(shared.relist.clone()));
-        tasks.spawn(Watcher::new(shared.clone(), pods).run(optional, restart, token));
+        tasks.spawn(hold.wrap(Watcher::new(shared.clone(), pods).run(optional, restart, token)));
         let (optional, restart, token) = on(false, None);
-        tasks.spawn(Watcher::new(shared.clone(), gangs).run(optional, restart, token));
+        tasks.spawn(hold.wrap(Watcher::new(shared.clone(), gangs).run(optional, restart, token)));
         let (optional, restart, token) = on(false, None);
-        tasks.spawn(Watcher::new(shared.clone(), classes).run(optional, restart, token));
+        tasks.spawn(hold.wrap(Watcher::new(shared.clone(), classes).run(optional, restart, token)));
         let (optional, restart, token) = on(true, Some(changed));
-        tasks.spawn(Watcher::new(shared.clone(), jobs).run(optional, restart, token));
+        tasks.spawn(hold.wrap(Watcher::new(shared.clone(), jobs).run(optional, restart, token)));
         let (optional, restart, token) = on(true, None);
-        tasks.spawn(Watcher::new(shared.clone(), Groups).run(optional, restart, token));
+        tasks.spawn(hold.wrap(Watcher::new(shared.clone(), Groups).run(optional, restart, token)));
     }
 }
 

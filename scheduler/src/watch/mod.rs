@@ -31,6 +31,7 @@ pub use kinds::Kinds;
 use crate::clock::{Clock, Dice};
 use crate::config;
 use crate::fence::Fence;
+use crate::hold::Hold;
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 
@@ -62,6 +63,8 @@ pub struct Shared {
     pub dice: Arc<Dice>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Holds the tasks of single watches too.
+    pub hold: Hold,
 }
 
 /// Why the watches ended.
@@ -117,7 +120,7 @@ pub async fn run(shared: Shared, synced: watch::Sender<bool>, stop: Cancellation
             WatchEnd::Stopped
         }
     };
-    tasks.spawn(announce);
+    tasks.spawn(shared.hold.wrap(announce));
     let first = match tasks.join_next().await {
         None => WatchEnd::Stopped,
         Some(Ok(end)) => end,

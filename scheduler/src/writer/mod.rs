@@ -32,6 +32,7 @@ use crate::api::Caller;
 use crate::binds::Binds;
 use crate::clock::Wall;
 use crate::fence::Fence;
+use crate::hold::Hold;
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 
@@ -61,6 +62,8 @@ pub struct Writer {
     pub deadline: Duration,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Holds the tasks of single writes too.
+    pub hold: Hold,
     /// Conditions as last written, by namespace and Gang object.
     remembered: Mutex<BTreeMap<(String, String), GangStatus>>,
 }
@@ -74,6 +77,7 @@ impl Writer {
         wall: Wall,
         settings: &crate::config::Writes,
         metrics: Arc<Metrics>,
+        hold: Hold,
     ) -> Self {
         Self {
             caller,
@@ -83,6 +87,7 @@ impl Writer {
             in_flight_max: settings.in_flight_max,
             deadline: settings.deadline.0,
             metrics,
+            hold,
             remembered: Mutex::default(),
         }
     }
@@ -101,14 +106,15 @@ impl Writer {
             while tasks.len() < writer.in_flight_max
                 && let Some((target, write)) = line.next()
             {
-                let (writer, inbox) = (Arc::clone(&writer), inbox.clone());
-                tasks.spawn(async move {
+                let (hold, writer, inbox) =
+                    (writer.hold.clone(), Arc::clone(&writer), inbox.clone());
+                tasks.spawn(hold.wrap(async move {
                     let id = write.id;
                     let outcome = writer.carry_out(write).await;
                     // A cycle that has ended needs no answer.
                     let _ = inbox.send(Event::WriteDone { id, outcome }).await;
                     target
-                });
+                }));
             }
             tokio::select! {
                 biased;

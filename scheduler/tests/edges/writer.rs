@@ -14,6 +14,7 @@ use muster_scheduler::binds::Binds;
 use muster_scheduler::clock::Wall;
 use muster_scheduler::config;
 use muster_scheduler::fence::Fence;
+use muster_scheduler::hold::Hold;
 use muster_scheduler::inbox;
 use muster_scheduler::writer::Writer;
 use serde_json::{Value, json};
@@ -74,6 +75,7 @@ async fn outcome_of(
         Wall::default(),
         &settings,
         Arc::default(),
+        Hold::default(),
     );
     let (writes, queue) = mpsc::channel(4);
     let (inbox, mut outbox) = inbox::inbox();
