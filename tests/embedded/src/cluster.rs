@@ -326,6 +326,7 @@ impl EmbeddedCluster {
         for (stop, _) in &tasks {
             stop.cancel();
         }
+        self.api.join_late().await;
         for (_, task) in tasks {
             if let Err(error) = task.await {
                 tracing::warn!(%error, "a task of the cluster failed");

@@ -94,6 +94,48 @@ async fn requests_are_refused_delayed_cut_lost_and_lied_about() {
     assert!(api.get("a").await.is_err(), "it is deleted all the same");
 }
 
+/// Requests that take effect after their callers have gone.
+struct Afterwards;
+
+impl Faults for Afterwards {
+    fn before(&self, request: &RequestInfo) -> Before {
+        match (request.verb.as_str(), request.name.as_str()) {
+            ("create", _) => Before::Slow(Duration::from_secs(6)),
+            ("delete", _) => Before::Late(Duration::from_secs(6)),
+            _ => Before::Proceed,
+        }
+    }
+
+    fn page_max(&self, _: &RequestInfo) -> Option<usize> {
+        Some(1)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_take_effect_after_their_caller_has_gone_and_pages_are_small() {
+    let (_server, api) = setup(Afterwards);
+    let second = Duration::from_secs(1);
+    let a = pod("a");
+    let created = tokio::time::timeout(second, api.create(&PostParams::default(), &a)).await;
+    assert!(created.is_err(), "the caller has given up");
+    assert!(api.get("a").await.is_err(), "nothing is done yet");
+    tokio::time::sleep(second * 6).await;
+    assert!(api.get("a").await.is_ok(), "it is done all the same");
+    assert!(api.create(&PostParams::default(), &pod("b")).await.is_ok());
+    let page = api.list(&ListParams::default().limit(50)).await.unwrap();
+    assert_eq!(page.items.len(), 1, "a page of one");
+    let all = api.list(&ListParams::default()).await.unwrap();
+    assert_eq!(all.items.len(), 2, "no pages were asked for");
+    let broken = api.delete("a", &Default::default()).await.unwrap_err();
+    assert!(!matches!(broken, kube::Error::Api(_)), "{broken}");
+    assert!(api.get("a").await.is_ok(), "not yet");
+    tokio::time::sleep(second * 7).await;
+    assert!(
+        api.get("a").await.is_err(),
+        "gone after the caller was told that it broke"
+    );
+}
+
 /// Lags, doubles and cuts by the name of the pod.
 struct Watching;
 

@@ -28,9 +28,11 @@ use muster_kubernetes::{manifests, names};
 use muster_scheduler::clock::Wall;
 use muster_scheduler::config::Config;
 use muster_scheduler::gate::PairLease;
+use muster_scheduler::hold::Hold;
 use muster_scheduler::scheduler::{Clients, Ended, Options, Scheduler};
 use tokio::time::Instant;
 
+use crate::sim::DOOR;
 use crate::sim::doors::Doors;
 use crate::sim::{self, GANGS, PODS, SOON, bound};
 use crate::stack::PARTIAL_MAX;
@@ -177,7 +179,7 @@ impl Replicas {
             uid: None,
         };
         muster.keep_gate(lease, &config.lease.name);
-        pair.doors.open(muster.extender(), muster.agents().router());
+        pair.doors.open(DOOR, &muster, Hold::default());
         pair.muster = Some(muster);
         Ok(())
     }
@@ -196,7 +198,7 @@ impl Replicas {
     /// Ends a pair's Muster as SIGKILL does.
     pub async fn kill_muster(&mut self, name: &str) -> anyhow::Result<()> {
         let pair = self.pair(name)?;
-        pair.doors.close();
+        pair.doors.close(DOOR);
         if let Some(muster) = pair.muster.take() {
             muster.kill().await;
         }
@@ -223,7 +225,7 @@ impl Replicas {
         if let Some(mut muster) = pair.muster.take() {
             muster.stop().await;
         }
-        pair.doors.close();
+        pair.doors.close(DOOR);
         self.kill_kube_scheduler(name).await
     }
 
@@ -436,7 +438,7 @@ fn agents(
     let open = move |replica: muster_agent::connector::Replica| {
         let refused = || std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         let pipe = match doors.get(&replica.0) {
-            Some(doors) => doors.connect(),
+            Some(doors) => doors.connect(DOOR),
             None => Err(refused()),
         };
         async move { pipe }

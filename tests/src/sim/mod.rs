@@ -11,13 +11,14 @@
 
 pub(crate) mod doors;
 mod script;
+pub mod storm;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use muster_agent::connector::IoConnector;
+use muster_agent::connector::{IoConnector, Replica};
 use muster_agent::profile::Profile;
 use muster_agent::scenario::FaultEvent;
 use muster_control_plane::history::{GangRule, History, Minimum, Recorder};
@@ -31,6 +32,7 @@ use muster_embedded::{EmbeddedCluster, NodePool, value, yaml};
 use muster_kubernetes::manifests;
 use muster_scheduler::clock::Wall;
 use muster_scheduler::config::Config;
+use muster_scheduler::hold::Hold;
 use muster_scheduler::scheduler::{Clients, Ended, Options, Scheduler};
 use serde_json::{Value, json};
 
@@ -51,6 +53,8 @@ pub const GANGS: (&str, &str) = ("muster.dev", "gangs");
 pub const SOON: Duration = Duration::from_secs(120);
 /// Time for another replica to take the Lease of one that was killed, and to list everything.
 const TAKEOVER: Duration = Duration::from_secs(20);
+/// The name of the scheduler's doors, where there is one scheduler.
+pub(crate) const DOOR: &str = "muster";
 /// The name under which the scheduler's requests appear in the log and to the script.
 pub const CLIENT: &str = "muster-scheduler";
 
@@ -173,7 +177,7 @@ impl Sim {
         let recorder =
             Recorder::start_with(cluster.client("recorder"), Arc::new(move || time.now())).await?;
         let doors = Arc::new(Doors::default());
-        let agents = start_agents(&cluster, &doors, options.seed)?;
+        let agents = start_agents(&cluster, &doors, &[DOOR], options.seed)?;
         let percentage_of_nodes = match options.percentage_of_nodes {
             Some(percentage) => percentage,
             None => printed_percentage()?,
@@ -215,14 +219,13 @@ impl Sim {
         };
         self.script.allow();
         let scheduler = Scheduler::start(&clients, &self.config, &options);
-        self.doors
-            .open(scheduler.extender(), scheduler.agents().router());
+        self.doors.open(DOOR, &scheduler, Hold::default());
         self.scheduler = Some(scheduler);
     }
 
     /// Ends the scheduler as SIGKILL does: its connections break, nothing is given back.
     pub async fn kill_scheduler(&mut self) {
-        self.doors.close();
+        self.doors.close(DOOR);
         if let Some(scheduler) = self.scheduler.take() {
             scheduler.kill().await;
         }
@@ -478,7 +481,7 @@ impl Sim {
         if let Some(mut scheduler) = self.scheduler.take() {
             scheduler.stop().await;
         }
-        self.doors.close();
+        self.doors.close(DOOR);
         self.agents.stop().await;
         self.cluster.stop().await;
         (writes, digest, lines)
@@ -553,15 +556,17 @@ pub(crate) fn kube_scheduler(doors: &Arc<Doors>, percentage_of_nodes: u32) -> Sc
 fn start_agents(
     cluster: &EmbeddedCluster,
     doors: &Arc<Doors>,
+    names: &[&str],
     seed: u64,
 ) -> anyhow::Result<Agents> {
     let doors = Arc::clone(doors);
-    let open = move |_| {
-        let pipe = doors.connect();
+    let open = move |replica: Replica| {
+        let pipe = doors.connect(&replica.0);
         async move { pipe }
     };
+    let names = names.iter().map(|name| (*name).to_owned());
     let config = AgentsConfig {
-        connector: Arc::new(IoConnector::new(["muster".to_owned()], open)),
+        connector: Arc::new(IoConnector::new(names, open)),
         profile: Arc::new(Profile::load("h100-8")?),
         start_spread: Duration::from_millis(500),
         seed,

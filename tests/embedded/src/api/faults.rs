@@ -1,8 +1,9 @@
 //! The seam where faults come in: around every request, and at every event of every watch.
 //!
 //! ```text
-//! request ─► before ─► (refuse | delay | go on) ─► applied ─► after ─► (deliver | delay | lose | replace)
-//! watch event ─► watch_event ─► (deliver | lag | twice | cut)
+//! request ─► before ─► (refuse | delay | go on | later) ─► applied ─► after ─► (deliver | delay | lose | replace)
+//! list ─► page_max                              watch ─► bookmarks
+//! watch event ─► watch_event ─► (deliver | lag | twice | cut | expire)
 //! ```
 
 use std::time::Duration;
@@ -29,6 +30,10 @@ pub struct RequestInfo {
     pub namespace: String,
     /// Name or `""`.
     pub name: String,
+    /// A list that goes on from a page before.
+    pub continued: bool,
+    /// A list or watch that is content with an older state (`resourceVersion=0`).
+    pub any_version: bool,
 }
 
 /// What to do before a request is applied.
@@ -36,8 +41,12 @@ pub struct RequestInfo {
 pub enum Before {
     /// Apply it.
     Proceed,
-    /// Wait, then apply it.
+    /// Wait, then apply it; not when the caller gives up meanwhile.
     Delay(Duration),
+    /// Wait, then apply it, whether the caller still waits or not: it had arrived.
+    Slow(Duration),
+    /// Break the connection now, and apply it after this time all the same.
+    Late(Duration),
     /// Answer this; nothing is applied.
     Refuse(ApiError),
     /// Break the connection; nothing is applied.
@@ -68,6 +77,8 @@ pub enum OnEvent {
     Duplicate,
     /// End the watch before it, without an error.
     Cut,
+    /// End the watch before it with 410, as one that fell behind a compaction.
+    Expire,
 }
 
 /// Decides about faults. Called in the order of requests; keeps its own state and chance behind a lock.
@@ -80,6 +91,16 @@ pub trait Faults: Send + Sync {
     /// After a request was applied; `code` is the status it would be answered with.
     fn after(&self, _request: &RequestInfo, _code: u16) -> After {
         After::Deliver
+    }
+
+    /// Most objects of one page of a list that asks for pages.
+    fn page_max(&self, _request: &RequestInfo) -> Option<usize> {
+        None
+    }
+
+    /// Whether a watch that asks for bookmarks gets them.
+    fn bookmarks(&self, _request: &RequestInfo) -> bool {
+        true
     }
 
     /// Before an event is sent on the watch that `request` opened.

@@ -13,6 +13,7 @@ use futures::StreamExt;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use super::discovery;
 use super::error::ApiError;
@@ -125,23 +126,31 @@ impl ApiService {
                 _ => return Ok(refusal(&error)),
             },
         };
-        let info = self.info(&call, headers);
+        let info = self.info(&call, headers, &query);
+        let request = Arrived {
+            server: self.server.clone(),
+            call,
+            info: info.clone(),
+            query,
+            accept: accept.to_owned(),
+            content_type: header(header::CONTENT_TYPE).to_owned(),
+            body: body.clone(),
+        };
         let faults = self.server.faults();
-        match faults.before(&info) {
-            Before::Proceed => {}
-            Before::Delay(time) => tokio::time::sleep(time).await,
+        let answer = match faults.before(&info) {
+            Before::Proceed => request.apply(),
+            Before::Delay(time) => {
+                tokio::time::sleep(time).await;
+                request.apply()
+            }
+            Before::Slow(time) => request.apply_after(time).await?,
+            Before::Late(time) => {
+                drop(request.apply_after(time));
+                return Err(Disconnected.into());
+            }
             Before::Refuse(error) => return Ok(refusal(&error)),
             Before::Disconnect => return Err(Disconnected.into()),
-        }
-        self.server.count(&info.client, &info.verb, &info.resource);
-        let context = routes::RequestContext {
-            info: &info,
-            query: &query,
-            accept,
-            content_type: header(header::CONTENT_TYPE),
-            body,
         };
-        let answer = routes::run(&self.server, call, &context);
         let code = match &answer {
             Ok(Answer::Document(code, _)) => *code,
             Ok(_) => 200,
@@ -161,7 +170,7 @@ impl ApiService {
         }
     }
 
-    fn info(&self, call: &Call, headers: &HeaderMap) -> RequestInfo {
+    fn info(&self, call: &Call, headers: &HeaderMap, query: &Query) -> RequestInfo {
         let text = |name| {
             headers
                 .get(name)
@@ -188,7 +197,59 @@ impl ApiService {
             subresource,
             namespace,
             name,
+            continued: !query.get("continue").is_empty(),
+            any_version: query.get("resourceVersion") == "0",
         }
+    }
+}
+
+/// A request that has reached the server.
+struct Arrived {
+    server: ApiServer,
+    call: Call,
+    info: RequestInfo,
+    query: Query,
+    accept: String,
+    content_type: String,
+    body: Bytes,
+}
+
+impl Arrived {
+    fn apply(self) -> Result<Answer, ApiError> {
+        let info = &self.info;
+        self.server.count(&info.client, &info.verb, &info.resource);
+        let faults = self.server.faults();
+        let context = routes::RequestContext {
+            info,
+            query: &self.query,
+            accept: &self.accept,
+            content_type: &self.content_type,
+            body: &self.body,
+            page_max: faults.page_max(info),
+            bookmarks: faults.bookmarks(info),
+        };
+        routes::run(&self.server, self.call, &context)
+    }
+
+    /// Is applied after a time, whether anybody waits for the answer or not.
+    fn apply_after(
+        self,
+        time: Duration,
+    ) -> impl Future<Output = Result<Result<Answer, ApiError>, Disconnected>> {
+        let (tell, told) = oneshot::channel();
+        let server = self.server.clone();
+        let stop = server.stopped();
+        server.own(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(time) => {
+                    // Whoever asked may have left.
+                    let _ = tell.send(self.apply());
+                }
+            }
+        });
+        async move { told.await.map_err(|_| Disconnected) }
     }
 }
 

@@ -69,6 +69,10 @@ pub struct RequestContext<'a> {
     pub content_type: &'a str,
     /// The body.
     pub body: &'a Bytes,
+    /// Most objects of one page, where that is limited.
+    pub page_max: Option<usize>,
+    /// Whether bookmarks may be sent.
+    pub bookmarks: bool,
 }
 
 const REVIEWS: &[(&str, &str)] = &[
@@ -222,7 +226,7 @@ pub fn run(
             "the pods of this cluster keep no logs",
         )),
         "get" => server.get(&target).map(|o| show(200, &o)),
-        "list" => list(server, &target, query, render),
+        "list" => list(server, &target, context, render),
         "watch" => open_watch(server, &target, context, render),
         "create" if target.subresource == "binding" => {
             bind(server, &caller, &target, &parse_body(context)?)
@@ -319,11 +323,13 @@ fn parse_version(text: &str) -> Result<Option<u64>, ApiError> {
 fn list(
     server: &ApiServer,
     target: &Target,
-    query: &Query,
+    context: &RequestContext<'_>,
     render: Render,
 ) -> Result<Answer, ApiError> {
+    let query = context.query;
     let filter = filter(target, query)?;
     let limit = usize::try_from(query.number("limit").unwrap_or(0)).unwrap_or(0);
+    let limit = limit.min(context.page_max.unwrap_or(usize::MAX).max(1));
     let token = query.get("continue");
     let wanted = parse_version(query.get("resourceVersion"))?.filter(|v| *v > 0);
     let exact = query.get("resourceVersionMatch") == "Exact";
@@ -406,7 +412,7 @@ fn open_watch(
     let options = WatchOptions {
         since: version.filter(|v| *v > 0 && !initial),
         mark_initial: initial,
-        bookmarks: query.flag("allowWatchBookmarks"),
+        bookmarks: query.flag("allowWatchBookmarks") && context.bookmarks,
         timeout: query
             .number("timeoutSeconds")
             .filter(|s| *s > 0)

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use serde_json::Value;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{AdmissionContext, Mutator, Operation};
@@ -26,6 +27,7 @@ use super::selectors::Filter;
 use super::store::{Key, Origin, Store, Stored};
 use super::{events, strategy};
 use crate::clock::{Chance, Clock};
+use crate::signal::Listener;
 use crate::value;
 
 /// Sizes of the API server's memory.
@@ -134,6 +136,8 @@ pub(crate) struct Inner {
     pub(crate) stop: CancellationToken,
     pub(crate) collect: Notify,
     pub(crate) requests: AtomicU64,
+    /// Requests that are applied later than they came. They end with the server.
+    pub(crate) late: Mutex<JoinSet<()>>,
 }
 
 /// The API server. Clones share one state.
@@ -167,6 +171,7 @@ impl ApiServer {
                 stop: CancellationToken::new(),
                 collect: Notify::new(),
                 requests: AtomicU64::new(0),
+                late: Mutex::new(JoinSet::new()),
             }),
         };
         super::bootstrap::fill(&server);
@@ -254,6 +259,35 @@ impl ApiServer {
     /// Forgets all history, as a compaction does: watches that resume from an older version get 410.
     pub fn compact(&self) {
         self.store().compact();
+    }
+
+    /// Runs what goes on without its caller, and forgets what has ended.
+    pub(crate) fn own(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut late = self
+            .inner
+            .late
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        while late.try_join_next().is_some() {}
+        late.spawn(task);
+    }
+
+    /// Waits until what went on without its caller has ended; after `shutdown`.
+    pub(crate) async fn join_late(&self) {
+        let mut late = std::mem::take(
+            &mut *self
+                .inner
+                .late
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        while late.join_next().await.is_some() {}
+    }
+
+    /// Tells of every write of the store.
+    #[must_use]
+    pub fn subscribe(&self) -> Listener {
+        self.store().subscribe()
     }
 
     /// Ends every watch and the background tasks.

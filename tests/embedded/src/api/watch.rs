@@ -144,19 +144,22 @@ impl Cursor {
         match table.changes_after(self.at, CHANGES_AT_ONCE) {
             Some(changes) => self.held.extend(changes),
             None => {
-                let why = format!(
-                    "too old resource version: {} ({})",
-                    self.at, table.compacted
-                );
-                let status = ApiError::expired(why).status();
-                self.pending
-                    .push_back(line("ERROR", status.to_string().as_bytes()));
-                self.over = true;
+                self.expire(table.compacted);
+                return;
             }
         }
         if !table.served && self.held.is_empty() {
             self.over = true;
         }
+    }
+
+    /// Ends the watch with 410.
+    fn expire(&mut self, compacted: u64) {
+        let why = format!("too old resource version: {} ({compacted})", self.at);
+        let status = ApiError::expired(why).status();
+        self.pending
+            .push_back(line("ERROR", status.to_string().as_bytes()));
+        self.over = true;
     }
 
     /// Turns held changes into lines until one of them has to wait.
@@ -185,6 +188,10 @@ impl Cursor {
                     }
                     OnEvent::Cut => {
                         self.over = true;
+                        return;
+                    }
+                    OnEvent::Expire => {
+                        self.expire(self.at);
                         return;
                     }
                 }

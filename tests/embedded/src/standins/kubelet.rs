@@ -24,6 +24,9 @@ use crate::api::store::ChangeKind;
 use crate::api::{ApiError, ApiServer, DeleteOptions};
 use crate::{quantity, value};
 
+/// When a kubelet that stands still is asked again to do what is due.
+const SILENT_AGAIN: Duration = Duration::from_secs(1);
+
 /// Annotation: seconds that a pod runs; without it a pod runs for ever.
 pub const RUN_SECONDS: &str = "muster.dev/run-seconds";
 /// Annotation: the exit code at the end of the run; 0 without it.
@@ -595,7 +598,8 @@ impl Kubelet {
             return;
         };
         if self.is_silent(&node) {
-            return;
+            // What was due while it stood still is done once it goes on.
+            return self.plan(uid, step, SILENT_AGAIN);
         }
         let now = self.api.server().clock().stamp();
         match step {

@@ -1,0 +1,170 @@
+//! A range of seeds, on all processors.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use muster_tests::sim::storm::weather::{ALL, Fault};
+use muster_tests::sim::storm::{Outcome, Telling, run};
+
+use super::{replay, setting};
+
+/// Seeds that CI runs.
+const SEEDS: u64 = 100;
+/// A run with fewer gangs that ran to their end was idle.
+const COMPLETED_MIN: u64 = 4;
+/// A run with fewer faults was no storm.
+const FAULTS_MIN: u64 = 25;
+/// Failures that are told with their story.
+const TOLD_MAX: usize = 3;
+
+/// What is wrong with a run, as lines.
+fn complaint(outcome: &Outcome) -> Option<String> {
+    let Outcome {
+        seed,
+        completed,
+        faults,
+        story,
+        ..
+    } = outcome;
+    let wrong = match &outcome.wrong {
+        Some((wrong, _)) => wrong.clone(),
+        None if *completed < COMPLETED_MIN => format!("only {completed} gangs ran to their end"),
+        None if *faults < FAULTS_MIN => format!("only {faults} faults"),
+        None => return None,
+    };
+    let story = story.join("\n");
+    Some(format!(
+        "seed {seed}: {wrong}\n{story}\nagain with: {}",
+        replay(*seed)
+    ))
+}
+
+#[derive(Default)]
+struct Sums {
+    runs: u64,
+    completed: u64,
+    bindings: u64,
+    faults: u64,
+    writes: u64,
+    time: Duration,
+    settled_longest: Duration,
+    by_fault: BTreeMap<Fault, u64>,
+    complaints: BTreeMap<u64, String>,
+}
+
+impl Sums {
+    fn add(&mut self, outcome: &Outcome) {
+        self.runs += 1;
+        self.completed += outcome.completed;
+        self.bindings += outcome.bindings;
+        self.faults += outcome.faults;
+        self.writes += outcome.writes;
+        self.time += outcome.time;
+        self.settled_longest = self.settled_longest.max(outcome.settled);
+        for (fault, count) in &outcome.by_fault {
+            *self.by_fault.entry(*fault).or_default() += count;
+        }
+        if let Some(complaint) = complaint(outcome) {
+            self.complaints.insert(outcome.seed, complaint);
+        }
+    }
+
+    fn line(&self, took: Duration) -> String {
+        format!(
+            "{} seeds in {:.1?} ({:.1} a second): {} gangs to their end, {} Bindings, {} faults, {} writes, {} h in the \
+             clusters, all ended {} s into the calm at the latest\n{:?}",
+            self.runs,
+            took,
+            self.runs as f64 / took.as_secs_f64(),
+            self.completed,
+            self.bindings,
+            self.faults,
+            self.writes,
+            self.time.as_secs() / 3600,
+            self.settled_longest.as_secs(),
+            self.by_fault
+        )
+    }
+}
+
+fn one(seed: u64) -> anyhow::Result<()> {
+    let telling = match setting("SIM_TRACE") {
+        Some(_) => Telling::All,
+        None => Telling::Short,
+    };
+    let outcome = run(seed, telling);
+    if telling == Telling::All {
+        println!("{}", outcome.story.join("\n"));
+    }
+    println!(
+        "seed {seed}: {} gangs to their end, {} Bindings, {} faults, {} writes, {} s, digest {:016x}",
+        outcome.completed,
+        outcome.bindings,
+        outcome.faults,
+        outcome.writes,
+        outcome.time.as_secs(),
+        outcome.digest
+    );
+    match complaint(&outcome) {
+        Some(complaint) => anyhow::bail!(complaint),
+        None => Ok(()),
+    }
+}
+
+fn many(first: u64, seeds: u64) -> Sums {
+    let next = AtomicU64::new(first);
+    let last = first.saturating_add(seeds);
+    let sums = Mutex::new(Sums::default());
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= last {
+                        break;
+                    }
+                    let outcome = run(seed, Telling::Short);
+                    let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+                    sums.add(&outcome);
+                }
+            });
+        }
+    });
+    sums.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[test]
+fn storms_leave_every_gang_whole_and_nothing_held() -> anyhow::Result<()> {
+    if let Some(seed) = setting("SIM_SEED") {
+        return one(seed);
+    }
+    let started = Instant::now();
+    let seeds = setting("SIM_SEEDS").unwrap_or(SEEDS);
+    let sums = many(setting("SIM_FIRST").unwrap_or(1), seeds);
+    println!("{}", sums.line(started.elapsed()));
+    let first = |complaint: &str| complaint.lines().next().unwrap_or_default().to_owned();
+    let failed: Vec<String> = sums.complaints.values().map(|why| first(why)).collect();
+    let told: Vec<&str> = sums
+        .complaints
+        .values()
+        .take(TOLD_MAX)
+        .map(String::as_str)
+        .collect();
+    anyhow::ensure!(
+        failed.is_empty(),
+        "{} of {seeds} seeds failed:\n{}\n\n{}",
+        failed.len(),
+        failed.join("\n"),
+        told.join("\n\n")
+    );
+    if seeds >= 100 {
+        for fault in ALL {
+            let count = sums.by_fault.get(&fault).copied().unwrap_or(0);
+            anyhow::ensure!(count > 0, "{fault:?} has never happened");
+        }
+    }
+    Ok(())
+}
