@@ -26,6 +26,7 @@ pub mod ledger;
 pub mod links;
 pub mod node;
 pub mod plan;
+pub mod planted;
 pub mod pod;
 pub mod reason;
 pub mod record;

@@ -11,6 +11,7 @@ use kube::api::Api;
 use kube::runtime::watcher;
 use muster_core::event::Event;
 use muster_core::ids::{GangKey, NodeName, PodUid};
+use muster_core::planted::{self, Bug};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch as signal;
 use tokio_util::sync::CancellationToken;
@@ -133,6 +134,7 @@ impl Known {
             .objects
             .iter()
             .filter(|(_, (_, seen))| *seen != self.pass)
+            .filter(|_| !planted::is(Bug::ListsForgetNothing))
             .map(|(place, _)| place.clone())
             .collect();
         gone.into_iter()

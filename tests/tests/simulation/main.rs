@@ -8,6 +8,7 @@
 //! ```
 //! `SIM_SEED=7 cargo test -p muster-tests --test simulation storms -- --nocapture`
 
+mod planted;
 mod range;
 mod same_seed;
 mod systematic;

@@ -15,6 +15,7 @@ use crate::action::WriteKind;
 use crate::event::{BindAsked, Ticket, WriteId, WriteOutcome};
 use crate::ids::{GangKey, NodeName, PodUid, ResourceVersion, RoleName};
 use crate::ledger::SlotKey;
+use crate::planted::{self, Bug};
 use crate::pod::{BindRecord, Pod};
 use crate::record::PlanRecord;
 use crate::time::Timestamp;
@@ -250,12 +251,15 @@ impl Engine {
         let Some(mut plan) = gang.plan.take() else {
             return;
         };
-        if !plan.open
-            && plan
-                .slots
-                .values()
-                .all(|slot| slot.is_settled() || slot.ticket.is_some())
-        {
+        let mut come = plan
+            .slots
+            .values()
+            .map(|slot| slot.is_settled() || slot.ticket.is_some());
+        let all_there = match planted::is(Bug::BarrierOpensEarly) {
+            true => come.any(|there| there),
+            false => come.all(|there| there),
+        };
+        if !plan.open && all_there {
             plan.open = true;
             plan.partial_since = Some(now);
         }

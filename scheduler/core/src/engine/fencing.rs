@@ -8,6 +8,7 @@ use super::{Engine, Lead, Purpose};
 use crate::action::{Action, WriteKind};
 use crate::event::{WriteId, WriteOutcome};
 use crate::ids::{Epoch, GangKey, PodUid};
+use crate::planted::{self, Bug};
 use crate::time::{Millis, Timestamp};
 
 /// Pause before stamps that failed are repeated.
@@ -23,7 +24,7 @@ impl Engine {
         if self.lead != Lead::Fencing || !self.synced {
             return;
         }
-        if self.epoch > Epoch(1) {
+        if self.epoch > Epoch(1) && !planted::is(Bug::NoFence) {
             self.stamp_unbound();
         } else {
             self.lead = Lead::Yes;
@@ -119,6 +120,9 @@ impl Engine {
             self.lead = Lead::Relisting;
             self.fence_at = now + RELIST_AGAIN;
             self.actions.push_back(Action::Relist);
+            if planted::is(Bug::NoListAfterStamps) {
+                self.end_fence();
+            }
         }
     }
 

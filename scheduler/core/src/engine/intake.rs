@@ -8,6 +8,7 @@ use super::{Deleting, Engine, Lead, Purpose};
 use crate::event::{BindAsked, Event, Ticket, WriteId, WriteOutcome};
 use crate::ids::{GangKey, NodeName, PodUid};
 use crate::inventory::NodeReport;
+use crate::planted;
 use crate::pod::{MembershipSource, Pod, PodPhase};
 use crate::record::{GangRecord, GangStatus};
 use crate::time::{Millis, Timestamp};
@@ -19,6 +20,9 @@ const STRAY_MAX: Millis = Millis(5000);
 
 impl Engine {
     pub(super) fn take_in(&mut self, event: Event, now: Timestamp) {
+        let Some(event) = planted::seen(event) else {
+            return;
+        };
         match event {
             Event::NodeApplied(node) => {
                 let name = node.name.clone();

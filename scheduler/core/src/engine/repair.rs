@@ -10,6 +10,7 @@ use super::release::carries_marks;
 use crate::action::JobChange;
 use crate::ids::NodeName;
 use crate::node::{Node, untolerated};
+use crate::planted::{self, Bug};
 use crate::pod::{Pod, PodPhase, PodShape, TurnedDown};
 use crate::reason::Reason;
 use crate::time::{Millis, Timestamp};
@@ -468,9 +469,15 @@ impl Engine {
         if plan.complete {
             gang.reason = Some(Reason::MembersLost { bound, minimum });
         }
-        if now >= since + self.config.repair_max && !self.is_away() {
+        if self.is_partial_too_long(since, now) {
             self.release_whole(gang, bound, minimum, now);
         }
+    }
+
+    fn is_partial_too_long(&self, since: Timestamp, now: Timestamp) -> bool {
+        now >= since + self.config.repair_max
+            && !self.is_away()
+            && !planted::is(Bug::PartialForEver)
     }
 
     /// The barrier's deadline has passed: the next plan keeps away from the nodes on which
@@ -522,7 +529,7 @@ impl Engine {
             return;
         }
         let since = *gang.partial_since.get_or_insert(now);
-        if now >= since + self.config.repair_max && !self.is_away() {
+        if self.is_partial_too_long(since, now) {
             self.release_whole(gang, settled, minimum, now);
         }
     }

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Binding, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use muster_core::action::PodTarget;
 use muster_core::ids::{DeviceUuid, Epoch, NodeName, PlanId};
+use muster_core::planted::{self, Bug};
 use serde_json::{Map, Value, json};
 
 use crate::lite::{LiteGate, LitePod, LiteRequirement, LiteSelector, LiteTerm};
@@ -115,12 +116,15 @@ pub fn binding(
         (names::EPOCH.to_owned(), epoch.to_string()),
         (names::DEVICES.to_owned(), devices.join(",")),
     ]);
+    let without_uid = planted::is(Bug::BindingWithoutUid);
+    let without_version = without_uid || planted::is(Bug::BindingWithoutVersion);
+    let version = target.resource_version.as_str().to_owned();
     Binding {
         metadata: ObjectMeta {
             name: Some(target.name.to_string()),
             namespace: Some(target.namespace.as_str().to_owned()),
-            uid: Some(target.uid.as_str().to_owned()),
-            resource_version: Some(target.resource_version.as_str().to_owned()),
+            uid: (!without_uid).then(|| target.uid.as_str().to_owned()),
+            resource_version: (!without_version).then_some(version),
             annotations: Some(annotations),
             ..ObjectMeta::default()
         },
