@@ -152,9 +152,14 @@ fn bindings(uid: &str, version: &str) -> Vec<Case> {
         "annotations": annotations, "labels": labels})
     };
     let exact = "Muster binds a pod by its UID and resourceVersion only";
-    let brings = "brings annotations under muster.dev/ and no labels";
+    let brings = "brings annotations under muster.dev/ and no labels of its own";
     vec![
         bind(with(&record, Value::Null), None),
+        // As the API server puts it there itself where nodes have a zone.
+        bind(
+            with(&record, json!({"topology.kubernetes.io/zone": "a"})),
+            None,
+        ),
         bind(json!({"uid": uid, "annotations": record}), Some(exact)),
         bind(json!({"resourceVersion": version}), Some(exact)),
         bind(with(&json!({"a": "c"}), Value::Null), Some(brings)),
