@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use muster_proto::inventory::{Device, Health, Sampler};
+use muster_proto::inventory::{Device, Health};
 
 use crate::health::table::State;
 use crate::health::{Judge, Verdict};
@@ -93,12 +93,11 @@ fn offered<'a>(reading: &'a Reading, kubelet: &KubeletState) -> BTreeSet<&'a str
 pub fn assemble(
     now: Duration,
     reading: &Reading,
-    sampler: Sampler,
     kubelet: &KubeletState,
     judge: &mut Judge,
     leaks: &mut LeakWatch,
 ) -> Vec<Device> {
-    let floor = sampler_verdict(sampler);
+    let floor = judge.sampler_verdict(now);
     let offered = offered(reading, kubelet);
     let mut devices = Vec::new();
     for gpu in &reading.gpus {
@@ -144,23 +143,6 @@ pub fn assemble(
     let uuids = devices.iter().map(|device| device.uuid.clone()).collect();
     leaks.keep_only(&uuids);
     devices
-}
-
-fn sampler_verdict(sampler: Sampler) -> Verdict {
-    match sampler {
-        Sampler::Hung => Verdict {
-            state: State::Suspect,
-            reason: "sampler-hung".into(),
-            detail: "calls into the driver do not return, the state of the device is not known"
-                .into(),
-        },
-        Sampler::NoDriver => Verdict {
-            state: State::Unhealthy,
-            reason: "no-driver".into(),
-            detail: "the driver is not loaded, or not the one of the library".into(),
-        },
-        Sampler::Ok | Sampler::Unspecified => Verdict::healthy(),
-    }
 }
 
 /// The device plugin may know better, or may not have seen yet that a repaired GPU is well.
@@ -262,10 +244,10 @@ mod tests {
         fn at(&mut self, at_s: u64, sampler: Sampler) -> Vec<Device> {
             let (now, reading) = (Duration::from_secs(at_s), self.node.reading());
             self.judge.reading(now, &reading);
+            self.judge.sampler(now, sampler);
             assemble(
                 now,
                 &reading,
-                sampler,
                 &self.kubelet,
                 &mut self.judge,
                 &mut self.leaks,
@@ -349,7 +331,6 @@ mod tests {
         let devices = assemble(
             Duration::from_secs(30),
             &reading,
-            Sampler::Ok,
             &bench.kubelet,
             &mut bench.judge,
             &mut bench.leaks,

@@ -79,7 +79,7 @@ pub struct FleetConfig {
 }
 
 impl FleetConfig {
-    /// A fleet without nodes: no start spread, seed 1, simulated kubelets, the system's clock, a watchdog of 45 s.
+    /// A fleet without nodes: no start spread, seed 1, simulated kubelets, the system's clock, the agent's own watchdog.
     pub fn new(connector: Arc<dyn Connector>, tokens: Arc<dyn TokenProvider>) -> Self {
         Self {
             connector,
@@ -89,7 +89,7 @@ impl FleetConfig {
             seed: 1,
             kubelet: FleetKubelet::Simulated,
             clock: WallClock::system(),
-            watchdog: crate::source::nvml::WATCHDOG,
+            watchdog: crate::source::WATCHDOG,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The node agent: reads NVIDIA GPUs and reports them to the scheduler.
 //!
 //! ```text
-//! source (NVML or fake) --Update--> node (health, holders, leaks) --NodeView--> stream --gRPC--> each replica
+//! source (NVML in a child process, or fake) --Update--> node (health, holders, leaks) --NodeView--> stream --gRPC--> each replica
 //!                                     ^ kubelet: PodResources
 //! profile, scenario --> fake --> source::fake (in process: fleet)
 //!                           \--> the fake libnvidia-ml (C ABI): source::nvml reads it as the real one

@@ -9,7 +9,7 @@ use clap::Parser;
 fn main() -> ExitCode {
     let arguments = cli::Cli::parse();
     cli::init_logs(arguments.log_format);
-    match cli::execute(arguments.command) {
+    match cli::execute(arguments.command, arguments.log_format) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");

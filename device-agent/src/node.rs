@@ -90,7 +90,7 @@ impl NodeState {
                     self.tell(note);
                 }
                 self.reading = Some(reading);
-                self.sampler = Sampler::Ok;
+                self.sampler(now, Sampler::Ok);
             }
             Update::Event(event) => {
                 if let Some(note) = self.judge.event(now, &event) {
@@ -100,12 +100,19 @@ impl NodeState {
             Update::Sampler(sampler) => {
                 // A node whose driver never answered still reports: no devices, and why.
                 self.reading.get_or_insert_default();
-                self.sampler = sampler;
+                self.sampler(now, sampler);
             }
             Update::AgentFault(AgentFault::Silent) => self.publisher.silent(true),
             Update::AgentFault(AgentFault::Resume) => self.publisher.silent(false),
             Update::AgentFault(AgentFault::Replay) => self.publisher.replay(),
             Update::Ended(_) => {}
+        }
+    }
+
+    fn sampler(&mut self, now: Duration, sampler: Sampler) {
+        self.sampler = sampler;
+        if let Some(note) = self.judge.sampler(now, sampler) {
+            self.tell(note);
         }
     }
 
@@ -126,14 +133,7 @@ impl NodeState {
         let now = self.start.elapsed();
         self.publisher.sampler(self.sampler);
         if let Some(reading) = &self.reading {
-            let devices = assemble(
-                now,
-                reading,
-                self.sampler,
-                kubelet,
-                &mut self.judge,
-                &mut self.leaks,
-            );
+            let devices = assemble(now, reading, kubelet, &mut self.judge, &mut self.leaks);
             self.publisher.update(
                 self.clock.now_ms(),
                 reading.node.clone(),

@@ -21,6 +21,7 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("clone-uuid", include_str!("../scenarios/clone-uuid.toml")),
     ("remap", include_str!("../scenarios/remap.toml")),
     ("hang", include_str!("../scenarios/hang.toml")),
+    ("crash", include_str!("../scenarios/crash.toml")),
     ("leak", include_str!("../scenarios/leak.toml")),
 ];
 
@@ -66,6 +67,11 @@ pub enum FaultEvent {
         /// UUID to show.
         uuid: String,
     },
+    /// The agent tells of so many GPUs that are not there, beside those that are.
+    Invent {
+        /// How many.
+        gpus: u32,
+    },
     /// A row remap waits for a reset.
     RemapPending {
         /// GPU index.
@@ -90,6 +96,8 @@ pub enum FaultEvent {
     },
     /// Calls into the driver do not return.
     Hang,
+    /// The driver's library ends the process that calls it.
+    Crash,
     /// The driver is replaced.
     DriverVersion {
         /// New version.
@@ -131,6 +139,7 @@ struct RawEvent {
     at_s: f64,
     fault: String,
     gpu: Option<u32>,
+    gpus: Option<u32>,
     code: Option<u64>,
     uuid: Option<String>,
     action: Option<String>,
@@ -224,9 +233,13 @@ impl RawEvent {
             "resume" => FaultEvent::Resume,
             "replay" => FaultEvent::Replay,
             "hang" => FaultEvent::Hang,
+            "crash" => FaultEvent::Crash,
             "clone_uuid" => FaultEvent::CloneUuid {
                 gpu: gpu.ok_or_else(|| missing("gpu"))?,
                 uuid: self.uuid.take().ok_or_else(|| missing("uuid"))?,
+            },
+            "invent" => FaultEvent::Invent {
+                gpus: self.gpus.take().ok_or_else(|| missing("gpus"))?,
             },
             "remap_pending" => FaultEvent::RemapPending {
                 gpu: gpu.ok_or_else(|| missing("gpu"))?,
@@ -257,10 +270,13 @@ impl RawEvent {
                 | FaultEvent::Resume
                 | FaultEvent::Replay
                 | FaultEvent::Hang
+                | FaultEvent::Crash
+                | FaultEvent::Invent { .. }
                 | FaultEvent::DriverVersion { .. }
         );
         let unwanted = [
             ("gpu", gpu.is_some() && !takes_gpu),
+            ("gpus", self.gpus.is_some()),
             ("code", self.code.is_some()),
             ("uuid", self.uuid.is_some()),
             ("action", self.action.is_some()),
@@ -282,7 +298,7 @@ impl RawEvent {
     }
 }
 
-const FAULT_NAMES: &str = "one of xid, lost, uncounted, back, silent, resume, replay, clone_uuid, remap_pending, remap_failure, recovery, leak, hang, driver_version";
+const FAULT_NAMES: &str = "one of xid, lost, uncounted, back, silent, resume, replay, clone_uuid, invent, remap_pending, remap_failure, recovery, leak, hang, crash, driver_version";
 const RECOVERY_NAMES: &str =
     "one of none, gpu-reset, node-reboot, drain-p2p, drain-and-reset, recover-imex";
 
@@ -341,6 +357,8 @@ mod tests {
             ("at_s=nan\nfault='silent'", "events[0].at_s"),
             ("at_s=1\nfault='explode'", "explode"),
             ("at_s=1\nfault='recovery'\ngpu=0\naction='pray'", "pray"),
+            ("at_s=1\nfault='invent'", "events[0].gpus"),
+            ("at_s=1\nfault='lost'\ngpu=0\ngpus=2", "events[0].gpus"),
             ("at_s=1\nfault='lost'\ngpu=0\nsince=2", "since"),
         ] {
             let error = Scenario::parse("s", &format!("name='s'\n[[events]]\n{event}"))

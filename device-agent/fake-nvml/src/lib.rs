@@ -9,12 +9,12 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `MUSTER_FAKE_NVML_PROFILE` | profile, by name or path; `h100-8` when absent |
-//! | `MUSTER_FAKE_NVML_SCENARIO` | scenario, by name or path; its time starts at the first init |
+//! | `MUSTER_FAKE_NVML_SCENARIO` | scenario, by name or path; its time starts at the first init. A `crash` in it ends the process that it finds running |
 //! | `MUSTER_FAKE_NVML_NODE` | node name, which decides UUIDs; `node-0` when absent |
 //! | `MUSTER_FAKE_NVML_NOT_SUPPORTED` | names of functions that answer "not supported", by comma |
 //! | `MUSTER_FAKE_NVML_MISSING` | names of functions that answer "function not found", by comma |
 //! | `MUSTER_FAKE_NVML_FAILING_FILE` | file with functions that fail, one a line: name and NVML code; read at each call, so it can change |
-//! | `MUSTER_FAKE_NVML_STARTED_FILE` | file into which the beginning of the scenario's time is written, ms since the Unix epoch |
+//! | `MUSTER_FAKE_NVML_STARTED_FILE` | file with the beginning of the scenario's time, ms since the Unix epoch; written where there is none, so that later processes go on in the same time |
 //! | `MUSTER_FAKE_NVML_INIT_ERROR` | NVML code that init answers, e.g. 9 (driver not loaded) or 18 (version mismatch) |
 //!
 //! A GPU handle is its index at the beginning plus one; a slice's handle carries the GPU and the slice's position.

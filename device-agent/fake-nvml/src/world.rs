@@ -43,6 +43,8 @@ pub struct EventSet {
 pub struct World {
     pub node: FakeNode,
     start: Instant,
+    /// How much of the scenario's time was over when this process began.
+    passed: Duration,
     timeline: VecDeque<(Duration, FaultEvent)>,
     not_supported: BTreeSet<String>,
     missing: BTreeSet<String>,
@@ -180,6 +182,27 @@ fn place(device: sys::nvmlDevice_t) -> Result<(usize, Option<usize>), Code> {
     }
 }
 
+/// How long ago the scenario began by what `file` says; it begins now where there is none.
+fn passed_since(file: &str) -> Result<Duration, String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_err(|error| error.to_string())?;
+    let Ok(text) = std::fs::read_to_string(file) else {
+        let text = now.as_millis().to_string();
+        std::fs::write(file, text).map_err(|error| format!("{file}: {error}"))?;
+        return Ok(Duration::ZERO);
+    };
+    let began: u64 = text
+        .parse()
+        .map_err(|error| format!("{file}: {text:?}: {error}"))?;
+    Ok(now.saturating_sub(Duration::from_millis(began)))
+}
+
+/// Ends the process as a fault in the library would.
+fn crash() {
+    // SAFETY: none is wanted. A write to the first page is a segmentation fault on every Linux.
+    unsafe { std::ptr::without_provenance_mut::<u8>(8).write_volatile(1) };
+}
+
 impl World {
     fn from_environment() -> Result<Self, String> {
         let profile = variable("MUSTER_FAKE_NVML_PROFILE").unwrap_or_else(|| "h100-8".into());
@@ -191,15 +214,14 @@ impl World {
                 .for_node(&name),
             None => Vec::new(),
         };
-        let start = Instant::now();
-        if let Some(file) = variable("MUSTER_FAKE_NVML_STARTED_FILE") {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH);
-            let now = now.map_err(|error| error.to_string())?.as_millis();
-            std::fs::write(&file, now.to_string()).map_err(|error| format!("{file}: {error}"))?;
-        }
+        let passed = match variable("MUSTER_FAKE_NVML_STARTED_FILE") {
+            Some(file) => passed_since(&file)?,
+            None => Duration::ZERO,
+        };
         Ok(Self {
             node: FakeNode::new(profile.shape_for(&name), &name),
-            start,
+            start: Instant::now(),
+            passed,
             timeline: timeline.into(),
             not_supported: names("MUSTER_FAKE_NVML_NOT_SUPPORTED"),
             missing: names("MUSTER_FAKE_NVML_MISSING"),
@@ -220,11 +242,14 @@ impl World {
 
     /// Applies what is due by now. Events reach the sets that the GPU was registered in before.
     fn advance(&mut self) {
-        let elapsed = self.start.elapsed();
+        let elapsed = self.passed + self.start.elapsed();
         while self.timeline.front().is_some_and(|(at, _)| *at <= elapsed) {
-            let Some((_, fault)) = self.timeline.pop_front() else {
+            let Some((at, fault)) = self.timeline.pop_front() else {
                 break;
             };
+            if fault == FaultEvent::Crash && at >= self.passed {
+                crash();
+            }
             let Some(event) = self.node.apply(&fault) else {
                 continue;
             };

@@ -4,6 +4,7 @@ mod fleet;
 mod inspect;
 mod run;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use muster_agent::connector::{Connector, FileToken, NetConnector, NoToken, TokenProvider};
 use muster_agent::profile::Profile;
 use muster_agent::scenario::Scenario;
+use muster_agent::source::reader;
 use muster_proto::inventory::ByeReason;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -58,6 +60,9 @@ pub enum Command {
     /// Nodes are either counted (--count, --prefix: names are PREFIX0, PREFIX1, ...) or those of a
     /// cluster that match a selector (--kubeconfig, --node-selector), as they come and go.
     Fleet(fleet::FleetArgs),
+    /// Read through NVML for the agent that has started this; told over standard input and output.
+    #[command(hide = true)]
+    ReadNvml,
 }
 
 /// Where devices come from.
@@ -75,7 +80,7 @@ pub struct FakeArgs {
     /// Profile of fake devices: h100-8, a100-8, a100-8-mig, l40s-4, gb200-4, mixed, or a TOML file.
     #[arg(long, value_name = "NAME|FILE", default_value = "h100-8")]
     pub profile: String,
-    /// Faults over time: xid79-and-back, node-silent, replay, clone-uuid, remap, hang, leak, or a TOML file.
+    /// Faults over time: xid79-and-back, node-silent, replay, clone-uuid, remap, hang, crash, leak, or a TOML file.
     #[arg(long, value_name = "NAME|FILE")]
     pub scenario: Option<String>,
 }
@@ -157,13 +162,13 @@ pub fn init_logs(format: LogFormat) {
 }
 
 /// Runs a command.
-pub fn execute(command: Command) -> Result<ExitCode> {
+pub fn execute(command: Command, log_format: LogFormat) -> Result<ExitCode> {
     match command {
-        // One node needs one thread; the NVML reader has its own.
+        // One node needs one thread: this one, which lives as long as the process. The reader dies with it.
         Command::Run(args) => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
-            .block_on(run::run(args)),
+            .block_on(run::run(args, log_format)),
         Command::Inspect(args) => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
@@ -172,7 +177,22 @@ pub fn execute(command: Command) -> Result<ExitCode> {
             .enable_all()
             .build()?
             .block_on(fleet::fleet(args)),
+        Command::ReadNvml => {
+            reader::child::read()?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
+}
+
+/// Arguments by which this program reads for an agent that logs in this form.
+fn reader_arguments(log_format: LogFormat) -> Vec<OsString> {
+    let form = match log_format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    ["--log-format", form, "read-nvml"]
+        .map(OsString::from)
+        .into()
 }
 
 /// Waits for SIGTERM (the pod is replaced, as a rule) or SIGINT (somebody ends it).
@@ -225,6 +245,7 @@ mod tests {
             "muster-agent fleet --scheduler https://a:1 --profile p --count 5 --token-dir d \
              --ca-file c --spread 2.5 --seed 7 --kubelet unknown",
             "muster-agent --log-format json inspect",
+            "muster-agent --log-format json read-nvml",
         ] {
             if let Err(error) = parse(line) {
                 panic!("{line}\n{error}");

@@ -16,12 +16,16 @@ use muster_agent::kubelet::KubeletState;
 use muster_agent::node::{NodeAgent, NodeExit, NodeIdentity};
 use muster_agent::podresources::{self, DEFAULT_SOCKET, FakeKubelet, FakeKubeletState};
 use muster_agent::source::fake::FakeSource;
-use muster_agent::source::nvml::{NvmlConfig, NvmlSource};
+use muster_agent::source::nvml::NvmlConfig;
+use muster_agent::source::reader::{ReaderConfig, ReaderProcess};
 use muster_agent::stream::Uplink;
 use muster_proto::podresources::ContainerDevices;
 use tokio::sync::{Notify, watch};
 
-use super::{EXIT_RESTART, FakeArgs, SchedulerArgs, SourceKind, boot_id, stop_signal, tokens};
+use super::{
+    EXIT_RESTART, FakeArgs, LogFormat, SchedulerArgs, SourceKind, boot_id, reader_arguments,
+    stop_signal, tokens,
+};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -57,12 +61,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR", default_value = "/sys")]
     sysfs: PathBuf,
     /// Time after which a call into the driver counts as hanging, seconds; 1 to 3600.
-    #[arg(long, value_name = "SECONDS", default_value_t = 45, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = muster_agent::source::WATCHDOG.as_secs(), value_parser = clap::value_parser!(u64).range(1..=3600))]
     watchdog: u64,
 }
 
 /// Reports until a signal comes or the source cannot go on.
-pub async fn run(args: RunArgs) -> Result<ExitCode> {
+pub async fn run(args: RunArgs, log_format: LogFormat) -> Result<ExitCode> {
     let tokens = tokens(args.token_file.clone().map(FileToken::File));
     let connector = args.scheduler.connector(&tokens)?;
     let since_epoch = SystemTime::now()
@@ -105,10 +109,10 @@ pub async fn run(args: RunArgs) -> Result<ExitCode> {
                 library: args.nvml_library.map(PathBuf::into_os_string),
                 sysfs: args.sysfs,
                 devices_expected: args.expected_gpus,
-                watchdog,
                 ..NvmlConfig::default()
             };
-            let source = NvmlSource::start(config).context("cannot start the NVML thread")?;
+            let reader = ReaderConfig::new(reader_arguments(log_format), config, watchdog);
+            let source = ReaderProcess::new(reader);
             NodeAgent::spawn(
                 identity,
                 table,

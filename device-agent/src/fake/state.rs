@@ -24,6 +24,8 @@ const RESET_XIDS: &[u64] = &[
 ];
 /// "GPU has fallen off the bus".
 const OFF_THE_BUS: u64 = 79;
+/// Most GPUs that are told of and are not there.
+const INVENTED_MAX: u32 = 64;
 
 /// One schedulable device of a fake node, as a kubelet would offer it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,6 +81,8 @@ pub struct FakeNode {
     pub gpus: Vec<FakeGpu>,
     /// Whether calls into the driver return.
     pub hung: bool,
+    /// GPUs that are told of and are not there.
+    pub invented: u32,
     /// Fabric identity: cluster UUID bytes (zero when the domain ends at the node), and the node's place in the domain.
     pub cluster: [u8; 16],
     /// Place of the node in its fabric domain, from 0.
@@ -146,6 +150,7 @@ impl FakeNode {
             driver_version: shape.driver_version.clone(),
             gpus,
             hung: false,
+            invented: 0,
             cluster: domain_key.as_deref().map_or([0; 16], uuid_bytes),
             tray: ordinal.checked_rem(per_domain).unwrap_or(0),
             chassis: format!(
@@ -162,7 +167,11 @@ impl FakeNode {
             FaultEvent::Lost { gpu } => self.with(*gpu, |gpu| gpu.lost = true),
             FaultEvent::Uncounted { gpu } => self.with(*gpu, |gpu| gpu.uncounted = true),
             FaultEvent::Back { gpu: Some(gpu) } => self.with(*gpu, FakeGpu::repair),
-            FaultEvent::Back { gpu: None } => self.gpus.iter_mut().for_each(FakeGpu::repair),
+            FaultEvent::Back { gpu: None } => {
+                self.invented = 0;
+                self.gpus.iter_mut().for_each(FakeGpu::repair);
+            }
+            FaultEvent::Invent { gpus } => self.invented = (*gpus).min(INVENTED_MAX),
             FaultEvent::CloneUuid { gpu, uuid } => self.with(*gpu, |gpu| gpu.uuid.clone_from(uuid)),
             FaultEvent::RemapPending { gpu } => self.with(*gpu, |gpu| gpu.remap_pending = true),
             FaultEvent::RemapFailure { gpu } => self.with(*gpu, |gpu| gpu.remap_failure = true),
@@ -180,7 +189,7 @@ impl FakeNode {
             FaultEvent::Hang => self.hung = true,
             FaultEvent::Resume => self.hung = false,
             FaultEvent::DriverVersion { version } => self.driver_version.clone_from(version),
-            FaultEvent::Silent | FaultEvent::Replay => {}
+            FaultEvent::Silent | FaultEvent::Replay | FaultEvent::Crash => {}
         }
         None
     }
@@ -223,8 +232,20 @@ impl FakeNode {
             node,
             gpus: (0..self.shape.count)
                 .filter_map(|index| self.gpu_reading(index))
+                .chain(self.invented())
                 .collect(),
         }
+    }
+
+    /// GPUs as the first one, under UUIDs that no device has.
+    fn invented(&self) -> impl Iterator<Item = GpuReading> {
+        (0..self.invented).filter_map(move |number| {
+            let mut gpu = self.gpu_reading(0)?;
+            let key = format!("{}/invented/{number}", self.name);
+            gpu.facts.uuid = format!("GPU-{}", uuid_text(&key));
+            gpu.facts.index = Some(self.shape.count.saturating_add(number));
+            Some(gpu)
+        })
     }
 
     fn gpu_reading(&self, index: u32) -> Option<GpuReading> {
@@ -501,6 +522,8 @@ mod tests {
             uuid: "GPU-x".into(),
         });
         node.apply(&FaultEvent::Lost { gpu: 99 });
+        node.apply(&FaultEvent::Invent { gpus: 2 });
+        assert_eq!(node.reading().gpus.len(), 10);
         assert_ne!(node.reading(), before);
         node.apply(&FaultEvent::Back { gpu: None });
         assert_eq!(node.reading(), before);

@@ -4,21 +4,24 @@
 //! Reading (levels: lost, recovery action, remap, fabric, SRAM) --+
 //!                                                                +--> worst cause --> Verdict per device
 //! DeviceEvent (XID) --> cause, until reset / driver / quiet -----+--> Note per change (HealthEvent on the wire)
+//! Sampler (hung, crashed) --> every device, until read again and on probation
 //! ```
 //! The judge is pure: time comes in as an argument (a duration since any fixed moment), and
 //! [`Judge::next_deadline`] says when to ask again although nothing new was read. What each XID or
 //! state means is data: [`table`].
 
+mod sampler;
 pub mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use muster_proto::inventory::{HealthSource, RecoveryAction};
+use muster_proto::inventory::{HealthSource, RecoveryAction, Sampler};
 
 use crate::model::{
     DeviceEvent, DeviceEventKind, FabricHealth, FabricReading, GpuReading, Reading,
 };
+use sampler::SamplerMemory;
 use table::{Clear, LevelRow, Scope, State, Table, action_word};
 
 /// Repeats of one XID on one GPU within this time are counted, not told one by one. A guess: slow
@@ -134,6 +137,7 @@ struct GpuMemory {
 pub struct Judge {
     table: Table,
     gpus: BTreeMap<String, GpuMemory>,
+    sampler: SamplerMemory,
 }
 
 impl Judge {
@@ -142,7 +146,18 @@ impl Judge {
         Self {
             table,
             gpus: BTreeMap::new(),
+            sampler: SamplerMemory::default(),
         }
+    }
+
+    /// Takes in how the reader is doing. Returns what to tell of it.
+    pub fn sampler(&mut self, now: Duration, sampler: Sampler) -> Option<Note> {
+        self.sampler.take(now, sampler, &self.table)
+    }
+
+    /// The verdict on every device because of the reader. Forgets what is over.
+    pub fn sampler_verdict(&mut self, now: Duration) -> Verdict {
+        self.sampler.verdict(now, &self.table)
     }
 
     /// Takes in a reading. Returns what changed against the one before.
@@ -308,13 +323,13 @@ impl Judge {
 
     /// When a verdict may change although nothing new is read.
     pub fn next_deadline(&self) -> Option<Duration> {
-        let ends = self.gpus.values().flat_map(|memory| {
+        let of_gpus = self.gpus.values().flat_map(|memory| {
             memory
                 .causes
                 .iter()
                 .filter_map(|(key, at)| memory.ends(*key, at, &self.table))
         });
-        ends.min()
+        of_gpus.chain(self.sampler.ends(&self.table)).min()
     }
 }
 

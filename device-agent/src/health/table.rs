@@ -27,6 +27,9 @@ pub const CONDITIONS: &[&str] = &[
     "unavailable",
 ];
 
+/// States in which no device can be read, by the name the table uses.
+pub const SAMPLERS: &[&str] = &["sampler-hung", "sampler-crashed", "no-driver"];
+
 /// How a device is doing; a later variant is worse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -104,6 +107,19 @@ pub struct LevelRow {
     pub source: String,
 }
 
+/// Verdict on the devices of a node that cannot be read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplerRow {
+    /// State while it holds, and on probation after it.
+    pub state: State,
+    /// Time for which they have to be read again first.
+    pub probation: Duration,
+    /// For people.
+    pub text: String,
+    /// Where the row comes from.
+    pub source: String,
+}
+
 /// The whole table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
@@ -115,6 +131,7 @@ pub struct Table {
     unknown: XidRow,
     actions: BTreeMap<i32, LevelRow>,
     conditions: BTreeMap<String, LevelRow>,
+    samplers: BTreeMap<String, SamplerRow>,
 }
 
 #[derive(Deserialize)]
@@ -126,6 +143,7 @@ struct RawTable {
     unknown_xid: RawUnknown,
     recovery_action: Vec<RawAction>,
     condition: Vec<RawCondition>,
+    sampler: Vec<RawSampler>,
 }
 
 #[derive(Deserialize)]
@@ -166,6 +184,16 @@ struct RawAction {
 struct RawCondition {
     name: String,
     state: State,
+    text: String,
+    source: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSampler {
+    name: String,
+    state: State,
+    probation_s: u64,
     text: String,
     source: String,
 }
@@ -279,16 +307,19 @@ impl Table {
                 },
             );
         }
-        let have: BTreeSet<&str> = conditions.keys().map(String::as_str).collect();
-        let want: BTreeSet<&str> = CONDITIONS.iter().copied().collect();
-        if let Some(odd) = have.symmetric_difference(&want).next() {
-            return Err(FileError::value(
-                name,
-                "condition.name",
-                odd,
-                format!("one row for each of {}", CONDITIONS.join(", ")),
-            ));
+        one_row_each(name, "condition.name", &conditions, CONDITIONS)?;
+        let mut samplers = BTreeMap::new();
+        for row in raw.sampler {
+            let probation = seconds("sampler.probation_s", row.probation_s)?;
+            let sampler = SamplerRow {
+                state: row.state,
+                probation,
+                text: row.text,
+                source: row.source,
+            };
+            samplers.insert(row.name, sampler);
         }
+        one_row_each(name, "sampler.name", &samplers, SAMPLERS)?;
         let unknown = XidRow {
             state: raw.unknown_xid.state,
             clear: raw.unknown_xid.clear,
@@ -307,6 +338,7 @@ impl Table {
             unknown,
             actions,
             conditions,
+            samplers,
         })
     }
 
@@ -332,6 +364,31 @@ impl Table {
     pub fn condition(&self, name: &str) -> Option<&LevelRow> {
         self.conditions.get(name)
     }
+
+    /// Verdict on a state of [`SAMPLERS`].
+    pub fn sampler(&self, name: &str) -> Option<&SamplerRow> {
+        self.samplers.get(name)
+    }
+}
+
+/// Checks that the rows are named as `wanted`, each once.
+fn one_row_each<T>(
+    file: &str,
+    field: &str,
+    rows: &BTreeMap<String, T>,
+    wanted: &[&str],
+) -> Result<(), FileError> {
+    let have: BTreeSet<&str> = rows.keys().map(String::as_str).collect();
+    let want: BTreeSet<&str> = wanted.iter().copied().collect();
+    match have.symmetric_difference(&want).next() {
+        Some(odd) => Err(FileError::value(
+            file,
+            field,
+            odd,
+            format!("one row for each of {}", wanted.join(", ")),
+        )),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -354,6 +411,7 @@ mod tests {
                 .chain(table.actions.values())
                 .all(|row| !row.source.is_empty())
         );
+        assert!(table.samplers.values().all(|row| !row.source.is_empty()));
     }
 
     #[test]
@@ -384,6 +442,16 @@ mod tests {
                 "action = \"gpu-reset\"",
                 "action = \"gpu-rest\"",
                 "gpu-rest",
+            ),
+            (
+                "name = \"sampler-hung\"",
+                "name = \"sampler-hangs\"",
+                "sampler-h",
+            ),
+            (
+                "probation_s = 30",
+                "probation_s = 30000000",
+                "sampler.probation_s",
             ),
             ("settle_s = 5", "settle_s = 5\nmood = 1", "mood"),
             ("settle_s = 5", "settle_s = 50000000", "settle_s"),

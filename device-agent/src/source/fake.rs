@@ -58,6 +58,8 @@ impl FakeSource {
         match fault {
             FaultEvent::Silent => self.ready.push_back(Update::AgentFault(AgentFault::Silent)),
             FaultEvent::Replay => self.ready.push_back(Update::AgentFault(AgentFault::Replay)),
+            // The next reader reads at once; that is the reading below.
+            FaultEvent::Crash => self.ready.push_back(Update::Sampler(Sampler::Crashed)),
             FaultEvent::Hang if self.hung_at.is_none() => {
                 self.hung_at = Some(Instant::now() + self.watchdog)
             }

@@ -1,18 +1,22 @@
-//! Where readings come from: NVML ([`nvml`]) or a fake node ([`fake`]).
+//! Where readings come from: NVML, in a process of its own ([`reader`], [`nvml`]), or a fake node ([`fake`]).
 //!
-//! A source is pulled by one owner, the node's loop. It never waits for that owner: when the owner
-//! is slow, the latest reading wins and events are kept in a bounded queue.
+//! A source is pulled by one owner, the node's loop.
 
 pub mod fake;
-pub mod mailbox;
 pub mod nvml;
+pub mod reader;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use muster_proto::inventory::Sampler;
 
 use crate::model::{DeviceEvent, Reading};
+
+/// Silence of a reader after which calls into the driver count as hanging: three times the slowest reading seen on
+/// loaded machines, and short enough for it to be reported within 45 s.
+pub const WATCHDOG: Duration = Duration::from_secs(40);
 
 /// What a source has to say.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,7 +25,7 @@ pub enum Update {
     Reading(Arc<Reading>),
     /// Something that happened to a device.
     Event(DeviceEvent),
-    /// The sampler itself is in another state: hung, or without a driver.
+    /// The sampler itself is in another state: hung, crashed, or without a driver.
     Sampler(Sampler),
     /// A fault of the agent, not of a device. Only fakes produce it.
     AgentFault(AgentFault),

@@ -1,22 +1,25 @@
-//! The NVML source: one dedicated thread that calls into the driver's library, and a watchdog outside of it.
+//! Reads through NVML, on the calling thread: init, then everything every few seconds, and events in between.
 //!
 //! ```text
-//! thread "nvml": init -> [read everything -> wait for events up to the next read] -> Mailbox --next()--> node loop
-//!                                                              watchdog: no sign of life for 45 s -> Sampler HUNG
+//! init -> [read everything -> wait for events up to the next read] -> Outlet
 //! ```
-//! A call that hangs in the driver can neither be ended nor joined: the thread is left alone, and the
-//! agent goes on saying so. The library is opened with `NO_GPUS`, so a node that lost every GPU still
+//! A call that hangs in the driver can neither be ended nor joined, so the agent has this done by a process of its
+//! own ([`super::reader`]). The library is opened with `NO_GPUS`, so a node that lost every GPU still
 //! reports. All calls that nvml-wrapper lacks go through optional symbols ([`raw`]); this module and
 //! the fake library are the only places with `unsafe`.
 
+mod links;
+mod numa;
 mod pci;
 mod raw;
 mod read;
+mod slices;
 
+use std::cell::Cell;
 use std::ffi::OsString;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use muster_proto::inventory::Sampler;
@@ -24,21 +27,21 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::InitFlags;
 use nvml_wrapper::error::NvmlError;
 
-use super::mailbox::Mailbox;
-use super::{DeviceSource, Update};
+use super::Update;
+use crate::model::Reading;
 use read::Reader;
 
-/// A call that has not returned for this long hangs: three times the slowest reading seen on loaded machines.
-pub const WATCHDOG: Duration = Duration::from_secs(45);
 /// Time between two full readings.
 pub const READ_INTERVAL: Duration = Duration::from_secs(5);
-/// Longest single wait for events; also how soon the thread notices that it should end.
+/// Longest single wait for events, and so the longest time without a sign of life while all is well.
 const EVENT_WAIT: Duration = Duration::from_millis(500);
+/// Time between two signs of life while much is asked.
+const ALIVE_EVERY: Duration = Duration::from_secs(1);
 /// Time before the library is opened again after it could not be used.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// How to read.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NvmlConfig {
     /// Library to open; `libnvidia-ml.so.1` by the loader's search when absent.
     pub library: Option<OsString>,
@@ -46,8 +49,6 @@ pub struct NvmlConfig {
     pub sysfs: PathBuf,
     /// Time between two readings.
     pub interval: Duration,
-    /// Time after which a call counts as hanging.
-    pub watchdog: Duration,
     /// GPUs the node should have, where that is another number than the PCI bus tells.
     pub devices_expected: Option<u32>,
 }
@@ -58,72 +59,23 @@ impl Default for NvmlConfig {
             library: None,
             sysfs: "/sys".into(),
             interval: READ_INTERVAL,
-            watchdog: WATCHDOG,
             devices_expected: None,
         }
     }
 }
 
-/// Reads through NVML.
-#[derive(Debug)]
-pub struct NvmlSource {
-    mailbox: Arc<Mailbox>,
-    stop: Arc<AtomicBool>,
-    watchdog: Duration,
-    hung: bool,
-}
-
-impl NvmlSource {
-    /// Starts the thread.
-    pub fn start(config: NvmlConfig) -> std::io::Result<Self> {
-        let mailbox = Arc::new(Mailbox::default());
-        let stop = Arc::new(AtomicBool::new(false));
-        let watchdog = config.watchdog;
-        let (of_thread, stop_thread) = (Arc::clone(&mailbox), Arc::clone(&stop));
-        // Never joined: a call into the driver may not return.
-        std::thread::Builder::new()
-            .name("nvml".into())
-            .spawn(move || run(&config, &of_thread, &stop_thread))?;
-        Ok(Self {
-            mailbox,
-            stop,
-            watchdog,
-            hung: false,
-        })
-    }
-}
-
-impl Drop for NvmlSource {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-}
-
-impl DeviceSource for NvmlSource {
-    async fn next(&mut self) -> Update {
-        let look = (self.watchdog / 10).clamp(Duration::from_millis(10), Duration::from_secs(1));
-        loop {
-            if let Some(update) = self.mailbox.take() {
-                self.hung = false;
-                return update;
-            }
-            if !self.hung && self.mailbox.silence() >= self.watchdog {
-                self.hung = true;
-                return Update::Sampler(Sampler::Hung);
-            }
-            tokio::select! {
-                biased;
-                () = self.mailbox.woken() => {}
-                () = tokio::time::sleep(look) => {}
-            }
-        }
-    }
+/// Where a reader puts what it has read. An error says that nobody listens: then there is nothing to read for.
+pub trait Outlet {
+    /// Something to tell.
+    fn tell(&self, update: Update) -> io::Result<()>;
+    /// A call into the library has returned.
+    fn alive(&self) -> io::Result<()>;
 }
 
 /// Opens the library and reads once, on the calling thread; for `inspect`.
-pub fn read_once(config: &NvmlConfig) -> Result<crate::model::Reading, NvmlError> {
+pub fn read_once(config: &NvmlConfig) -> Result<Reading, NvmlError> {
     let nvml = open(config)?;
-    Reader::new(config).read(&nvml, &|| {})
+    Reader::new(config, None).read(&nvml, &|| {})
 }
 
 fn open(config: &NvmlConfig) -> Result<Nvml, NvmlError> {
@@ -139,71 +91,81 @@ fn needs_new_process(error: &NvmlError) -> bool {
     matches!(error, NvmlError::LibRmVersionMismatch)
 }
 
-fn run(config: &NvmlConfig, mailbox: &Mailbox, stop: &AtomicBool) {
-    let mut reader = Reader::new(config);
+/// Reads until only a new process can go on. `known` is what an earlier one has read last, so that a GPU which
+/// the driver does not reach any more is still called by its name.
+pub fn run(config: &NvmlConfig, known: Option<Reading>, outlet: &impl Outlet) -> io::Result<()> {
+    let mut reader = Reader::new(config, known);
     let mut told: Option<String> = None;
-    while !stop.load(Ordering::Relaxed) {
-        mailbox.alive();
-        let ended = match open(config) {
+    loop {
+        outlet.alive()?;
+        let error = match open(config) {
             Ok(nvml) => {
                 told = None;
-                session(&nvml, config, mailbox, stop, &mut reader)
+                session(&nvml, config, outlet, &mut reader)?
             }
-            Err(error) => Some(error),
+            Err(error) => error,
         };
-        let Some(error) = ended else { return };
         if needs_new_process(&error) {
-            mailbox.end(error.to_string());
-            return;
+            return outlet.tell(Update::Ended(error.to_string()));
         }
         let text = error.to_string();
         if told.as_ref() != Some(&text) {
             tracing::error!(error = text, "cannot use NVML");
             told = Some(text);
         }
-        mailbox.put_sampler(Sampler::NoDriver);
-        pause(RETRY, mailbox, stop);
+        outlet.tell(Update::Sampler(Sampler::NoDriver))?;
+        pause(RETRY, outlet)?;
     }
 }
 
-fn pause(time: Duration, mailbox: &Mailbox, stop: &AtomicBool) {
+fn pause(time: Duration, outlet: &impl Outlet) -> io::Result<()> {
     let end = Instant::now() + time;
-    while Instant::now() < end && !stop.load(Ordering::Relaxed) {
-        std::thread::sleep(EVENT_WAIT.min(end.saturating_duration_since(Instant::now())));
-        mailbox.alive();
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(EVENT_WAIT.min(left));
+        outlet.alive()?;
     }
 }
 
-/// Reads and waits for events until told to stop (`None`) or until the library cannot be used any more.
+/// Reads and waits for events until the library cannot be used any more.
 fn session(
     nvml: &Nvml,
     config: &NvmlConfig,
-    mailbox: &Mailbox,
-    stop: &AtomicBool,
+    outlet: &impl Outlet,
     reader: &mut Reader,
-) -> Option<NvmlError> {
+) -> io::Result<NvmlError> {
     let mut events = raw::Events::new(nvml);
-    while !stop.load(Ordering::Relaxed) {
-        match reader.read(nvml, &|| mailbox.alive()) {
-            Ok(reading) => mailbox.put_reading(reading),
-            Err(error) => return Some(error),
+    loop {
+        // Whoever does not listen to a sign of life does not listen to the reading either.
+        let said = Cell::new(Instant::now());
+        let alive = || {
+            if said.get().elapsed() >= ALIVE_EVERY {
+                said.set(Instant::now());
+                drop(outlet.alive());
+            }
+        };
+        match reader.read(nvml, &alive) {
+            Ok(reading) => outlet.tell(Update::Reading(Arc::new(reading)))?,
+            Err(error) => return Ok(error),
         }
         // GPUs that came back have to be registered again.
         events.register(nvml, reader.reachable());
         let next = Instant::now() + config.interval;
         loop {
             let left = next.saturating_duration_since(Instant::now());
-            if left.is_zero() || stop.load(Ordering::Relaxed) {
+            if left.is_zero() {
                 break;
             }
             let seen = events.wait(left.min(EVENT_WAIT));
-            mailbox.alive();
+            outlet.alive()?;
             if let Some(event) = seen {
-                mailbox.put_event(event);
+                outlet.tell(Update::Event(event))?;
                 // The state after the event is wanted at once; more events of a burst are taken after it.
                 break;
             }
         }
     }
-    None
 }

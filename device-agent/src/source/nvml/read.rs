@@ -1,31 +1,23 @@
 //! One full reading through NVML. Each getter may fail for itself: it costs its field, never the GPU.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::c_ulong;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use muster_proto::inventory::{
-    Device as Facts, Memory, MigSlice, NodeFacts, PcieAncestor, PeerLink,
-};
-use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TopologyLevel};
+use muster_proto::inventory::{Device as Facts, Memory, NodeFacts, PeerLink};
+use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError};
 use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::struct_wrappers::device::{PciInfo, ProcessInfo};
+use nvml_wrapper::struct_wrappers::device::PciInfo;
 use nvml_wrapper::{Device, Nvml};
-use nvml_wrapper_sys::bindings as sys;
 
 use super::NvmlConfig;
-use super::pci;
+use super::links::{ancestor, link_ends, nvlinks};
 use super::raw::{self, LinkEnd};
-use crate::fake::slice_resource;
-use crate::model::{FabricReading, GpuReading, Reading, SliceReading, architecture};
-use crate::profile::MigProfile;
+use super::slices::slices;
+use super::{numa, pci};
+use crate::model::{FabricReading, GpuReading, Reading, architecture};
 
-/// NVML's present limit on links per GPU.
-const LINKS_MAX: u32 = 36;
 /// GPUs asked for, whatever the library counts.
 const GPUS_MAX: u32 = 256;
-/// MIG slices asked for per GPU.
-const SLICES_MAX: u32 = 64;
 
 /// NVML's code for a GPU that is not there; the wrapper does not know it.
 const GPU_NOT_FOUND: u32 = 28;
@@ -62,16 +54,19 @@ impl Seen<'_> {
 }
 
 /// Collects getters of one GPU and notices that it is lost.
-struct Getter {
+pub(super) struct Getter<'a> {
     lost: bool,
+    /// Called with each answer: a driver that answers slowly is no driver that hangs.
+    alive: &'a dyn Fn(),
 }
 
-impl Getter {
-    fn get<T>(&mut self, result: Result<T, NvmlError>) -> Option<T> {
+impl Getter<'_> {
+    pub(super) fn get<T>(&mut self, result: Result<T, NvmlError>) -> Option<T> {
+        (self.alive)();
         result.inspect_err(|error| self.failed(error)).ok()
     }
 
-    fn failed(&mut self, error: &NvmlError) {
+    pub(super) fn failed(&mut self, error: &NvmlError) {
         self.lost |= is_loss(error);
     }
 }
@@ -100,13 +95,16 @@ fn is_unknown_here(error: &NvmlError) -> bool {
 }
 
 impl Reader {
-    /// A reader that has read nothing.
-    pub fn new(config: &NvmlConfig) -> Self {
+    /// A reader that has read nothing itself, and knows what an earlier one has read last.
+    pub fn new(config: &NvmlConfig, known: Option<Reading>) -> Self {
         let (sysfs, expected) = (config.sysfs.clone(), config.devices_expected);
+        // GPUs that are known by their place on the bus alone are found there again.
+        let known = known.into_iter().flat_map(|reading| reading.gpus);
+        let known = known.filter(|gpu| !gpu.facts.uuid.starts_with(UNREADABLE));
         Self {
             sysfs,
             expected,
-            known: BTreeMap::new(),
+            known: known.map(|gpu| (gpu.facts.uuid.clone(), gpu)).collect(),
             reachable: BTreeMap::new(),
         }
     }
@@ -116,7 +114,7 @@ impl Reader {
         &self.reachable
     }
 
-    /// Reads everything. `alive` is called between GPUs. Fails only when the library as a whole cannot be used.
+    /// Reads everything. `alive` is called with each answer, or nearly. Fails only when the library as a whole cannot be used.
     pub fn read(&mut self, nvml: &Nvml, alive: &dyn Fn()) -> Result<Reading, NvmlError> {
         let count = nvml.device_count()?.min(GPUS_MAX);
         // Who is where comes first: whoever does not tell its name must not get that of another one.
@@ -141,12 +139,12 @@ impl Reader {
                 None => self.name(seen, &taken),
             };
             taken.insert(name.clone());
-            let reading = self.gpu(nvml, seen, &name);
+            let reading = self.gpu(nvml, seen, &name, alive);
             if let Ok(device) = &seen.device
                 && !reading.lost
             {
                 self.reachable.insert(seen.index, name.clone());
-                links.insert(seen.index, link_ends(nvml, device));
+                links.insert(seen.index, link_ends(nvml, device, alive));
             }
             now.insert(name, reading);
             alive();
@@ -155,7 +153,7 @@ impl Reader {
         self.known = now;
         let on_bus = pci::gpus(&self.sysfs);
         let absent = self.absent(&on_bus);
-        self.connect(nvml, &links);
+        self.connect(nvml, &links, alive);
         alive();
         let told = self.known.len().saturating_add(absent.len());
         let seen = u32::try_from(told).unwrap_or(u32::MAX);
@@ -264,7 +262,7 @@ impl Reader {
                 facts: Facts {
                     uuid: format!("{UNREADABLE}{address}"),
                     pci_address: Some(address.clone()),
-                    numa_node: numa_node(&self.sysfs, address),
+                    numa_node: numa::by_sysfs(&self.sysfs, address),
                     resource_name: "nvidia.com/gpu".into(),
                     ..Facts::default()
                 },
@@ -275,7 +273,7 @@ impl Reader {
     }
 
     /// One GPU, by the name that was found for it.
-    fn gpu(&self, nvml: &Nvml, seen: &Seen<'_>, name: &str) -> GpuReading {
+    fn gpu(&self, nvml: &Nvml, seen: &Seen<'_>, name: &str, alive: &dyn Fn()) -> GpuReading {
         let index = seen.index;
         let previous = self.known.get(name);
         // What was known of a lost one stays known.
@@ -307,7 +305,7 @@ impl Reader {
                 return lost(Facts::default());
             }
         };
-        let mut getter = Getter { lost: false };
+        let mut getter = Getter { lost: false, alive };
         let mut facts = self.facts(nvml, device, previous, &mut getter);
         match &seen.uuid {
             Some(Err(error)) if is_gone(error) || named.is_none() => return lost(facts),
@@ -391,7 +389,7 @@ impl Reader {
         nvml: &Nvml,
         device: &Device<'_>,
         previous: Option<&GpuReading>,
-        getter: &mut Getter,
+        getter: &mut Getter<'_>,
     ) -> Facts {
         let before = previous.map(|previous| &previous.facts);
         let address = getter
@@ -426,9 +424,10 @@ impl Reader {
                 .or_else(|| before?.minor_number),
             numa_node: address
                 .as_deref()
-                .and_then(|address| numa_node(&self.sysfs, address))
+                .and_then(|address| numa::by_sysfs(&self.sysfs, address))
                 .or_else(|| {
-                    near_memory(&getter.get(device.memory_affinity(NODE_WORDS, WHOLE_NODE))?)
+                    let set = device.memory_affinity(numa::NODE_WORDS, numa::WHOLE_NODE);
+                    numa::near_memory(&getter.get(set)?)
                 }),
             pci_address: address,
             name: getter.get(device.name()),
@@ -452,11 +451,12 @@ impl Reader {
     }
 
     /// Fills in the links between the GPUs that answered.
-    fn connect(&mut self, nvml: &Nvml, links: &BTreeMap<u32, Vec<LinkEnd>>) {
+    fn connect(&mut self, nvml: &Nvml, links: &BTreeMap<u32, Vec<LinkEnd>>, alive: &dyn Fn()) {
         for (index, name) in &self.reachable {
             let others = self.reachable.iter().filter(|(other, _)| *other != index);
             let peers = others.filter_map(|(other, name)| {
                 let facts = &self.known.get(name)?.facts;
+                alive();
                 Some(PeerLink {
                     uuid: facts.uuid.clone(),
                     nvlinks: nvlinks(
@@ -488,190 +488,4 @@ fn is_same_place(old: &Facts, new: &Facts) -> bool {
 
 fn address(pci: &PciInfo) -> String {
     format!("{:04x}:{:02x}:{:02x}.0", pci.domain, pci.bus, pci.device)
-}
-
-fn link_ends(nvml: &Nvml, device: &Device<'_>) -> Vec<LinkEnd> {
-    let mut ends = Vec::new();
-    for link in 0..LINKS_MAX {
-        match raw::link(nvml, device, link) {
-            Ok(end) => ends.push(end),
-            // There is no such link.
-            Err(
-                NvmlError::InvalidArg | NvmlError::NotSupported | NvmlError::FailedToLoadSymbol(_),
-            ) => break,
-            Err(_) => ends.push(LinkEnd::Down),
-        }
-    }
-    ends
-}
-
-/// Links from one GPU to another: direct ones, and those into the switches that both are connected to.
-fn nvlinks(mine: &[LinkEnd], theirs: &[LinkEnd], their_address: Option<&str>) -> u32 {
-    let switched = |ends: &[LinkEnd]| ends.iter().filter(|end| **end == LinkEnd::Switch).count();
-    let direct = mine.iter().filter(|end| match end {
-        LinkEnd::Device(domain, bus, device) => {
-            their_address == Some(format!("{domain:04x}:{bus:02x}:{device:02x}.0").as_str())
-        }
-        LinkEnd::Down | LinkEnd::Switch => false,
-    });
-    let count = direct
-        .count()
-        .saturating_add(switched(mine).min(switched(theirs)));
-    u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-fn ancestor(nvml: &Nvml, left: u32, right: u32) -> PcieAncestor {
-    let level = nvml
-        .device_by_index(left)
-        .and_then(|left| left.topology_common_ancestor(nvml.device_by_index(right)?));
-    match level {
-        Ok(TopologyLevel::Internal) => PcieAncestor::Internal,
-        Ok(TopologyLevel::Single) => PcieAncestor::SingleSwitch,
-        Ok(TopologyLevel::Multiple) => PcieAncestor::MultipleSwitches,
-        Ok(TopologyLevel::HostBridge) => PcieAncestor::HostBridge,
-        Ok(TopologyLevel::Node) => PcieAncestor::NumaNode,
-        Ok(TopologyLevel::System) => PcieAncestor::System,
-        Err(_) => PcieAncestor::Unspecified,
-    }
-}
-
-/// The slices of a GPU. One that was there before stays while not everything that tells that it is gone could be read.
-fn slices(
-    nvml: &Nvml,
-    device: &Device<'_>,
-    parent: &Facts,
-    processes: Option<&[ProcessInfo]>,
-    before: &[SliceReading],
-    getter: &mut Getter,
-) -> Vec<SliceReading> {
-    let mut unsure = false;
-    // The count is the most there can be; holes are normal.
-    let most = getter.get(device.mig_device_count());
-    unsure |= most.is_none();
-    let mut found: Vec<SliceReading> = Vec::new();
-    for position in 0..most.unwrap_or(0).min(SLICES_MAX) {
-        match device.mig_device_by_index(position) {
-            Ok(slice) => match read_slice(nvml, &slice, parent, processes, before, getter) {
-                Some(reading) => found.push(reading),
-                None => unsure = true,
-            },
-            Err(NvmlError::NotFound | NvmlError::InvalidArg) => {}
-            Err(error) => {
-                getter.failed(&error);
-                unsure = true;
-            }
-        }
-    }
-    if unsure {
-        for slice in before {
-            let is_it = |other: &SliceReading| {
-                other.facts.uuid == slice.facts.uuid || ids(other) == ids(slice)
-            };
-            if !found.iter().any(is_it) {
-                found.push(slice.clone());
-            }
-        }
-        found.sort_by_key(ids);
-    }
-    found
-}
-
-/// GPU instance and compute instance of a slice.
-fn ids(slice: &SliceReading) -> Option<(u32, u32)> {
-    let mig = slice.facts.mig.as_ref()?;
-    Some((mig.gpu_instance_id, mig.compute_instance_id))
-}
-
-fn read_slice(
-    nvml: &Nvml,
-    slice: &Device<'_>,
-    parent: &Facts,
-    processes: Option<&[ProcessInfo]>,
-    before: &[SliceReading],
-    getter: &mut Getter,
-) -> Option<SliceReading> {
-    let uuid = getter.get(slice.uuid());
-    let instance = getter.get(raw::instance_ids(nvml, slice));
-    // Either name finds what was known of it.
-    let known = before.iter().find(|known| match &uuid {
-        Some(uuid) => known.facts.uuid == *uuid,
-        None => instance.is_some() && ids(known) == instance,
-    });
-    // Without a UUID nobody could ask for the slice.
-    let uuid = uuid.or_else(|| Some(known?.facts.uuid.clone()))?;
-    let (gpu_instance_id, compute_instance_id) = instance.or_else(|| ids(known?))?;
-    let memory = slice.memory_info().ok();
-    // The name ends in the profile: "NVIDIA A100-SXM4-40GB MIG 1g.5gb".
-    let name = slice.name().unwrap_or_default();
-    let profile = name
-        .rsplit_once("MIG ")
-        .map(|(_, profile)| profile.trim().to_owned());
-    let profile = profile
-        .filter(|profile| MigProfile::parse(profile).is_some())
-        .or_else(|| {
-            let attributes = slice.attributes().ok()?;
-            let gigabytes = attributes.memory_size_mb.div_ceil(1024);
-            Some(format!(
-                "{}g.{gigabytes}gb",
-                attributes.gpu_instance_slice_count
-            ))
-        })
-        .or_else(|| Some(known?.facts.mig.as_ref()?.profile.clone()))?;
-    let pids = processes.map(|list| {
-        let mine = list.iter().filter(|process| {
-            process.gpu_instance_id == Some(gpu_instance_id)
-                && process.compute_instance_id == Some(compute_instance_id)
-        });
-        mine.map(|process| process.pid).collect()
-    });
-    let facts = Facts {
-        uuid,
-        parent_uuid: parent.uuid.clone(),
-        index: parent.index,
-        minor_number: parent.minor_number,
-        pci_address: parent.pci_address.clone(),
-        numa_node: parent.numa_node,
-        name: parent.name.clone(),
-        architecture: parent.architecture.clone(),
-        compute_major: parent.compute_major,
-        compute_minor: parent.compute_minor,
-        memory_total_bytes: memory.as_ref().map(|memory| memory.total),
-        memory_reserved_bytes: memory.as_ref().map(|memory| memory.reserved),
-        memory_used_bytes: memory.as_ref().map(|memory| memory.used),
-        resource_name: slice_resource(&profile),
-        mig: Some(MigSlice {
-            gpu_instance_id,
-            compute_instance_id,
-            profile,
-        }),
-        ..Facts::default()
-    };
-    Some(SliceReading {
-        facts,
-        compute_pids: pids,
-    })
-}
-
-/// Words of a set of NUMA nodes: 512 nodes.
-const NODE_WORDS: usize = 8;
-/// Nearness by NUMA nodes, not by sockets.
-const WHOLE_NODE: sys::nvmlAffinityScope_t = sys::NVML_AFFINITY_SCOPE_NODE;
-
-/// The NUMA node that is all of a set of them, as the driver says it: in virtual machines sysfs often has -1.
-fn near_memory(set: &[c_ulong]) -> Option<u32> {
-    let mut words = set.iter().zip(0u32..).filter(|(word, _)| **word != 0);
-    let (word, at) = words.next()?;
-    (word.is_power_of_two() && words.next().is_none()).then(|| {
-        at.saturating_mul(c_ulong::BITS)
-            .saturating_add(word.trailing_zeros())
-    })
-}
-
-/// NUMA node of a PCI device by sysfs; `None` for -1.
-fn numa_node(sysfs: &Path, address: &str) -> Option<u32> {
-    let path = sysfs
-        .join("bus/pci/devices")
-        .join(address)
-        .join("numa_node");
-    std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }

@@ -3,84 +3,16 @@
 //! The fake keeps its state per process and reads its environment, so each case starts
 //! `muster-agent`. Events are watched by a report server on a real socket.
 
-mod common;
-
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
-use common::{Server, until};
+use crate::common::agent::{AGENT, NO_SYSFS, library, reporting, reporting_of};
+use crate::common::{Server, until};
 use muster_agent::podresources::{FakeKubelet, FakeKubeletState};
-use muster_proto::inventory::inventory_server::InventoryServer;
-use muster_proto::inventory::{Health, Sampler};
+use muster_proto::inventory::Health;
 use muster_proto::podresources::{ContainerDevices, ContainerResources, PodResources};
 use serde_json::Value;
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-
-const AGENT: &str = env!("CARGO_BIN_EXE_muster-agent");
-
-/// The fake library near the agent's binary, as `cargo test --workspace` or `cargo build` leave it; built
-/// here when it is missing or older than its sources.
-fn library() -> &'static Path {
-    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(|| {
-        let directory = Path::new(AGENT).parent().unwrap();
-        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let sources =
-            ["src", "fake-nvml/src", "profiles", "scenarios"].map(|name| newest(&here.join(name)));
-        if let Some(fresh) =
-            freshest(directory).filter(|(built, _)| sources.iter().all(|source| source <= built))
-        {
-            return fresh.1;
-        }
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo
-            .args([
-                "build",
-                "--offline",
-                "-p",
-                "muster-fake-nvml",
-                "--target-dir",
-            ])
-            .arg(directory.parent().unwrap());
-        if directory.ends_with("release") {
-            cargo.arg("--release");
-        }
-        let built = cargo.current_dir(here).status().unwrap();
-        assert!(built.success(), "cannot build the fake library");
-        freshest(directory)
-            .expect("the library is not there after the build")
-            .1
-    })
-}
-
-fn freshest(directory: &Path) -> Option<(SystemTime, PathBuf)> {
-    let places = ["libnvidia_ml.so", "deps/libnvidia_ml.so"].map(|name| directory.join(name));
-    let found = places
-        .into_iter()
-        .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)));
-    found.max()
-}
-
-fn newest(directory: &Path) -> SystemTime {
-    let entries = std::fs::read_dir(directory)
-        .unwrap()
-        .map(|entry| entry.unwrap());
-    let time = |entry: std::fs::DirEntry| {
-        let path = entry.path();
-        if path.is_dir() {
-            newest(&path)
-        } else {
-            entry.metadata().unwrap().modified().unwrap()
-        }
-    };
-    entries.map(time).max().unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-/// A sysfs without any device: that of the machine may have GPUs, which the fake library does not count.
-const NO_SYSFS: &str = "/dev/null";
 
 fn inspect(environment: &[(&str, &str)], arguments: &[&str]) -> Output {
     let mut agent = Command::new(AGENT);
@@ -278,76 +210,6 @@ fn the_library_is_also_found_by_its_usual_name() {
     );
 }
 
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A server on a real socket, and an agent that reports to it through NVML with this scenario.
-async fn reporting(scenario: &str, extra: &[&str]) -> (Server, Running, tempfile::TempDir) {
-    reporting_of(None, scenario, extra).await
-}
-
-/// The same for a node of another profile than the default.
-async fn reporting_of(
-    profile: Option<&str>,
-    scenario: &str,
-    extra: &[&str],
-) -> (Server, Running, tempfile::TempDir) {
-    let library = tokio::task::spawn_blocking(library).await.unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("scenario.toml");
-    std::fs::write(&path, scenario).unwrap();
-    let server = Server::start(&["a"]);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let service = InventoryServer::new(server.service("a"));
-    tokio::spawn(async move {
-        let incoming = TcpListenerStream::new(listener);
-        tonic::transport::Server::builder()
-            .add_service(service)
-            .serve_with_incoming(incoming)
-            .await
-    });
-    let mut agent = Command::new(AGENT);
-    agent
-        .args([
-            "run",
-            "--scheduler",
-            &url,
-            "--node-name",
-            "node-0",
-            "--nvml-library",
-        ])
-        .arg(library)
-        .args(extra);
-    if !extra.contains(&"--sysfs") {
-        agent.args(["--sysfs", NO_SYSFS]);
-    }
-    agent
-        .env(
-            "MUSTER_FAKE_NVML_STARTED_FILE",
-            directory.path().join("started"),
-        )
-        .env(
-            "MUSTER_FAKE_NVML_FAILING_FILE",
-            directory.path().join("failing"),
-        )
-        .env("MUSTER_FAKE_NVML_SCENARIO", path)
-        .env("MUSTER_FAKE_NVML_NODE", "node-0");
-    if let Some(profile) = profile {
-        agent.env("MUSTER_FAKE_NVML_PROFILE", profile);
-    }
-    agent.stdin(Stdio::null()).stdout(Stdio::null());
-    let agent = Running(agent.spawn().unwrap());
-    until("the first report", || !server.nodes("a").is_empty()).await;
-    (server, agent, directory)
-}
-
 #[tokio::test]
 async fn an_xid_is_reported_within_a_second_and_the_way_back_too() {
     let scenario = "name='x'\n[[events]]\nat_s=2\nfault='xid'\ngpu=3\ncode=79\n[[events]]\nat_s=4\nfault='back'\ngpu=3";
@@ -508,33 +370,6 @@ async fn a_gpu_without_mig_is_well_again_after_a_reading_that_failed() {
     assert_eq!(healths(), [Health::Suspect; 4]);
     failing(&server, directory.path(), &[]).await;
     until("four that are well", || healths() == [Health::Healthy; 4]).await;
-}
-
-#[tokio::test]
-async fn a_hanging_driver_is_told_while_heartbeats_go_on() {
-    let scenario = "name='x'\n[[events]]\nat_s=1\nfault='hang'\n[[events]]\nat_s=9\nfault='resume'";
-    let (server, _agent, _directory) = reporting(scenario, &["--watchdog", "2"]).await;
-    until("hung", || {
-        server.node("a", "node-0").sampler == Sampler::Hung
-    })
-    .await;
-    until("unknown devices", || {
-        server
-            .node("a", "node-0")
-            .devices
-            .values()
-            .all(|device| device.health_reason == "sampler-hung")
-    })
-    .await;
-    until("the driver again", || {
-        let node = server.node("a", "node-0");
-        node.sampler == Sampler::Ok
-            && node
-                .devices
-                .values()
-                .all(|device| device.health() == Health::Healthy)
-    })
-    .await;
 }
 
 #[tokio::test]

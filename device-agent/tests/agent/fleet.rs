@@ -1,11 +1,9 @@
 //! A fleet over in-memory pipes on a paused clock, against a server written here.
 
-mod common;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Server, until};
+use crate::common::{Server, until};
 use futures::future::BoxFuture;
 use muster_agent::clock::WallClock;
 use muster_agent::connector::{ConnectError, Connector, NoToken, Replica};
@@ -104,7 +102,12 @@ async fn two_hundred_nodes_report_and_faults_and_holders_arrive() {
     fleet.remove_node("gpu-9").await.unwrap();
     until("bye", || server.node("a", "gpu-9").byes == 1).await;
     assert!(fleet.inject("gpu-9", FaultEvent::Silent).is_err());
-    assert!(server.nodes("a").values().all(common::Node::consistent));
+    assert!(
+        server
+            .nodes("a")
+            .values()
+            .all(crate::common::Node::consistent)
+    );
     fleet.stop().await;
     until("every bye", || {
         server.nodes("a").values().all(|node| node.byes == 1)

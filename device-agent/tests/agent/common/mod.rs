@@ -2,6 +2,8 @@
 //! deltas as the protocol says, checks digests, and answers.
 #![allow(dead_code, missing_docs)]
 
+pub mod agent;
+
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
