@@ -113,6 +113,8 @@ pub enum Event {
     ApiAway(Millis),
     /// The API server answers again.
     ApiBack,
+    /// From now on all stands still, for this reason, in words for people; or it goes on.
+    Frozen(Option<Arc<str>>),
     /// kube-scheduler asks to bind.
     BindAsked(BindAsked),
     /// The connection that held this Bind is gone. The pod may come again.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::ids::{DeviceUuid, Namespace, NodeName, ResourceName};
 use crate::links::Links;
 use crate::node::Node;
+use crate::planted::{self, Bug};
 use crate::time::{Millis, Timestamp};
 
 /// Health of a device, as the agent's table judges it.
@@ -49,7 +50,12 @@ pub struct Device {
 impl Device {
     /// Whether it may be promised to a new pod, if nobody holds it.
     pub fn is_usable(&self) -> bool {
-        self.health == DeviceHealth::Healthy && !self.leaked
+        self.is_well() && !self.leaked
+    }
+
+    /// Whether nothing is wrong with it.
+    pub fn is_well(&self) -> bool {
+        self.health == DeviceHealth::Healthy
     }
 }
 
@@ -97,9 +103,11 @@ pub enum ReportRefused {
 /// What is believed about one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Belief {
-    /// The last report taken. While the kubelet cannot be asked, its devices are held and leaked as
-    /// the kubelet said last.
+    /// The last report taken, as it counts. While the kubelet cannot be asked, its devices are held and leaked as
+    /// the kubelet said last; where a verdict is held back, they are as well as they were.
     pub report: NodeReport,
+    /// The same as the agent says it, where a verdict of it is held back.
+    told: Option<Box<NodeReport>>,
     /// When anything was last heard, a heartbeat included.
     pub heard: Timestamp,
     /// Devices that were held or leaked when the kubelet was last asked, while it cannot be. A device
@@ -127,6 +135,11 @@ impl Belief {
     /// `metadata.uid` of the Node that its agent spoke for; `None` when there was none.
     pub fn node_uid(&self) -> Option<&Arc<str>> {
         self.node_uid.as_ref()
+    }
+
+    /// The last report, as its agent says it.
+    pub fn told(&self) -> &NodeReport {
+        self.told.as_deref().unwrap_or(&self.report)
     }
 
     /// Its agent is there, and speaks for the Node that stands behind the name now.
@@ -160,7 +173,34 @@ impl Belief {
     }
 }
 
+impl ReportOrder {
+    /// Whether both are of one run of one agent.
+    fn is_of_the_same(&self, other: &Self) -> bool {
+        self.instance == other.instance && self.boot == other.boot
+    }
+}
+
 impl NodeReport {
+    /// This report with devices as well as they were `before`. One without any devices says nothing of them.
+    fn counted_as(&self, before: &Self) -> Self {
+        let mut counts = self.clone();
+        counts.sampler_ok = before.sampler_ok;
+        if self.devices.is_empty() {
+            counts.devices.clone_from(&before.devices);
+            counts.fabric_clique.clone_from(&before.fabric_clique);
+            counts.links.clone_from(&before.links);
+            return counts;
+        }
+        let well = before.devices.iter().filter(|device| device.is_well());
+        let well: BTreeSet<&DeviceUuid> = well.map(|device| &device.uuid).collect();
+        for device in &mut counts.devices {
+            if well.contains(&device.uuid) {
+                device.health = DeviceHealth::Healthy;
+            }
+        }
+        counts
+    }
+
     /// Keeps what was known to be in use so. That nobody says it now is no sign that it is free.
     fn remember(&mut self, known: &BTreeMap<DeviceUuid, InUse>) {
         for device in &mut self.devices {
@@ -192,28 +232,63 @@ pub struct Inventory {
 }
 
 impl Inventory {
+    /// Whether a report is newer than what is held, or the same.
+    pub fn admit(&self, report: &NodeReport, now: Timestamp) -> Result<(), ReportRefused> {
+        let Some(belief) = self.beliefs.get(&report.node) else {
+            return Ok(());
+        };
+        let held = &belief.report.order;
+        let silent = now.since(belief.heard) > REPLACED_AFTER;
+        if report.order.instance < held.instance && !silent {
+            return Err(ReportRefused::Replaced);
+        }
+        let old = report.order.is_of_the_same(held) && report.order.generation < held.generation;
+        if old && !planted::is(Bug::OldReportsCount) {
+            return Err(ReportRefused::Old);
+        }
+        Ok(())
+    }
+
     /// Takes a report if it is newer than what is held. The same generation again counts as heard
     /// and changes nothing. While the node's kubelet cannot be asked, devices stay held and leaked as
     /// they were.
-    pub fn apply(&mut self, mut report: NodeReport, now: Timestamp) -> Result<bool, ReportRefused> {
+    pub fn apply(&mut self, report: NodeReport, now: Timestamp) -> Result<bool, ReportRefused> {
+        self.take(report, false, now)
+    }
+
+    /// The same, but devices that count as well go on to do so, whatever the report says of them.
+    pub fn apply_held_back(
+        &mut self,
+        report: NodeReport,
+        now: Timestamp,
+    ) -> Result<bool, ReportRefused> {
+        self.take(report, true, now)
+    }
+
+    fn take(
+        &mut self,
+        mut report: NodeReport,
+        hold_back: bool,
+        now: Timestamp,
+    ) -> Result<bool, ReportRefused> {
+        self.admit(&report, now)?;
         let mut remembered = BTreeMap::new();
+        let mut told = None;
         if let Some(belief) = self.beliefs.get_mut(&report.node) {
-            let held = &belief.report.order;
-            let silent = now.since(belief.heard) > REPLACED_AFTER;
-            if report.order.instance < held.instance && !silent {
-                return Err(ReportRefused::Replaced);
-            }
-            let same = report.order.instance == held.instance && report.order.boot == held.boot;
-            if same && report.order.generation < held.generation {
-                return Err(ReportRefused::Old);
-            }
             if !report.holders_known {
                 remembered = belief.in_use();
                 report.remember(&remembered);
             }
-            if same && belief.report == report {
+            let counts = hold_back.then(|| report.counted_as(&belief.report));
+            if report.order.is_of_the_same(&belief.report.order)
+                && *belief.told() == report
+                && belief.report == *counts.as_ref().unwrap_or(&report)
+            {
                 belief.hear(self.nodes.get(&report.node), now);
                 return Ok(false);
+            }
+            if let Some(counts) = counts {
+                told = Some(Box::new(std::mem::replace(&mut report, counts)));
             }
         }
         self.forget_devices(&report.node);
@@ -227,6 +302,7 @@ impl Inventory {
             // Between two Nodes of a name an agent speaks for the one that was.
             node_uid: before.and_then(|belief| belief.node_uid.clone()),
             report,
+            told,
         };
         belief.hear(self.nodes.get(&belief.report.node), now);
         self.beliefs.insert(belief.report.node.clone(), belief);
@@ -245,6 +321,7 @@ impl Inventory {
             remembered: BTreeMap::new(),
             node_uid,
             report,
+            told: None,
         };
         self.beliefs.insert(belief.report.node.clone(), belief);
     }
@@ -303,11 +380,96 @@ impl Inventory {
         match self.beliefs.get_mut(node) {
             Some(belief) if belief.report.order == *order => {
                 belief.hear(self.nodes.get(node), now);
-                belief.report.sampler_ok = sampler_ok;
+                match &mut belief.told {
+                    Some(told) => told.sampler_ok = sampler_ok,
+                    None => belief.report.sampler_ok = sampler_ok,
+                }
                 true
             }
             _ => false,
         }
+    }
+
+    /// The same, but devices count as they do, whatever follows for them from the sampler's state.
+    pub fn hear_held_back(
+        &mut self,
+        node: &NodeName,
+        order: &ReportOrder,
+        sampler_ok: bool,
+        now: Timestamp,
+    ) -> bool {
+        match self.beliefs.get_mut(node) {
+            Some(belief) if belief.report.order == *order => {
+                belief.hear(self.nodes.get(node), now);
+                let mut told = belief.told().clone();
+                told.sampler_ok = sampler_ok;
+                belief.told = Some(Box::new(told));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Devices that count as well, and that this report says something else of. None of a node that nothing is known
+    /// of yet.
+    pub fn turned_bad(&self, report: &NodeReport) -> BTreeSet<DeviceUuid> {
+        let Some(belief) = self.beliefs.get(&report.node) else {
+            return BTreeSet::new();
+        };
+        if !belief.report.sampler_ok {
+            return BTreeSet::new();
+        }
+        let well = belief
+            .report
+            .devices
+            .iter()
+            .filter(|device| device.is_well());
+        if !report.sampler_ok || report.devices.is_empty() {
+            return well.map(|device| device.uuid.clone()).collect();
+        }
+        let well: BTreeSet<&DeviceUuid> = well.map(|device| &device.uuid).collect();
+        let bad = report.devices.iter().filter(|device| !device.is_well());
+        bad.map(|device| &device.uuid)
+            .filter(|uuid| well.contains(uuid))
+            .cloned()
+            .collect()
+    }
+
+    /// Nodes on which a verdict is held back.
+    pub fn held_back(&self) -> impl Iterator<Item = &NodeName> {
+        let held_back = self.beliefs.iter();
+        held_back
+            .filter(|(_, belief)| belief.told.is_some())
+            .map(|(name, _)| name)
+    }
+
+    /// Takes a node's agent at its word from now on. Returns whether that was held back.
+    pub fn believe_told(&mut self, node: &NodeName) -> bool {
+        let Some(told) = self
+            .beliefs
+            .get_mut(node)
+            .and_then(|belief| belief.told.take())
+        else {
+            return false;
+        };
+        self.forget_devices(node);
+        for device in &told.devices {
+            self.claim(&device.uuid, node);
+        }
+        if let Some(belief) = self.beliefs.get_mut(node) {
+            belief.report = *told;
+        }
+        true
+    }
+
+    /// How many nodes something is believed about.
+    pub fn len(&self) -> usize {
+        self.beliefs.len()
+    }
+
+    /// Whether nothing is believed about any.
+    pub fn is_empty(&self) -> bool {
+        self.beliefs.is_empty()
     }
 
     /// Takes in which Node stands behind a name. What the agent of an earlier Node of that name said
@@ -358,6 +520,11 @@ impl Inventory {
         self.beliefs.iter()
     }
 
+    /// UUIDs that more than one node reports.
+    pub fn cloned(&self) -> usize {
+        self.cloned.len()
+    }
+
     /// Whether the UUID is reported by more than one node: none of them may be given to anybody.
     pub fn is_cloned(&self, uuid: &DeviceUuid) -> bool {
         self.cloned.contains_key(uuid)
@@ -368,7 +535,8 @@ impl Inventory {
     pub fn trusted(&self, node: &NodeName, now: Timestamp, limit: Millis) -> Option<&Belief> {
         let belief = self.beliefs.get(node)?;
         let is_of_it = self.nodes.get(node).is_none_or(|node| belief.is_of(node));
-        (now.since(belief.heard) <= limit && is_of_it).then_some(belief)
+        let is_fresh = now.since(belief.heard) <= limit || planted::is(Bug::SilenceOverlooked);
+        (is_fresh && is_of_it).then_some(belief)
     }
 
     /// Every node that something is believed about, in order, and whether that is to be trusted. Both maps are walked
@@ -383,7 +551,8 @@ impl Inventory {
             while nodes.next_if(|(node, _)| *node < name).is_some() {}
             let node = nodes.peek().filter(|(node, _)| *node == name);
             let is_of_it = node.is_none_or(|(_, node)| belief.is_of(node));
-            (name, now.since(belief.heard) <= limit && is_of_it)
+            let is_fresh = now.since(belief.heard) <= limit || planted::is(Bug::SilenceOverlooked);
+            (name, is_fresh && is_of_it)
         })
     }
 

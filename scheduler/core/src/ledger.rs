@@ -6,7 +6,7 @@
 
 mod capacity;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::ids::{DeviceUuid, GangKey, Namespace, NodeName, PodUid, RoleName};
@@ -14,7 +14,8 @@ use crate::node::Node;
 use crate::pod::{DEVICE_MILLI, Pod, PodShape};
 use crate::resources::Resources;
 
-pub(crate) use self::capacity::part_of;
+pub use self::capacity::Unbelieved;
+pub(crate) use self::capacity::{Ending, part_of};
 
 /// Whose reservation it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -207,6 +208,13 @@ impl Ledger {
             .flat_map(|account| account.pods.keys())
     }
 
+    /// The same by namespace and name, as reports know them.
+    pub(crate) fn pods_by_name_on(&self, node: &NodeName) -> BTreeSet<(Namespace, Arc<str>)> {
+        let account = self.accounts.get(node).into_iter();
+        let charges = account.flat_map(|account| account.pods.values());
+        charges.filter_map(|charge| charge.pod.clone()).collect()
+    }
+
     /// Devices that kubelet gave a pod, in order; `None` while only a prediction is known.
     pub fn given(&self, uid: &PodUid) -> Option<&[DeviceUuid]> {
         let account = self.accounts.get(self.places.get(uid)?)?;
@@ -367,9 +375,47 @@ impl Ledger {
         self.slots.iter()
     }
 
+    /// Whether a pod is charged to this node with what this shape asks for.
+    pub(crate) fn is_charged(&self, uid: &PodUid, node: &NodeName, shape: &PodShape) -> bool {
+        let account = self.accounts.get(node);
+        let charge = account.and_then(|account| account.pods.get(uid));
+        self.places.get(uid) == Some(node)
+            && charge.is_some_and(|charge| charge.shape.requests == shape.requests)
+    }
+
+    /// What of a node's account is not what it comes to when it is added up afresh.
+    pub(crate) fn miscounted(&self, name: &NodeName) -> Option<&'static str> {
+        let account = self.accounts.get(name)?;
+        let is = |kept: &Resources, sum: &Resources| {
+            let mut kept = kept.clone();
+            kept.extended.retain(|_, amount| *amount > 0);
+            kept == *sum
+        };
+        let mut slots = account.reserved.keys();
+        if !is(&account.used, &sum(account.pods.values())) {
+            Some("the sum of what pods hold")
+        } else if !is(&account.promised, &sum(account.reserved.values())) {
+            Some("the sum of what is promised")
+        } else if slots.any(|slot| self.slots.get(slot) != Some(name)) {
+            Some("the list of places")
+        } else {
+            None
+        }
+    }
+
     fn drop_if_empty(&mut self, name: &NodeName) {
         if self.accounts.get(name).is_some_and(Account::is_empty) {
             self.accounts.remove(name);
         }
     }
+}
+
+/// What these charges come to together; entries of zero are left out.
+fn sum<'a>(charges: impl Iterator<Item = &'a Charge>) -> Resources {
+    let mut sum = Resources::default();
+    for charge in charges {
+        sum.add(&charge.shape.requests);
+    }
+    sum.extended.retain(|_, amount| *amount > 0);
+    sum
 }

@@ -16,9 +16,11 @@
 //! same actions.
 
 pub mod action;
+pub mod breaker;
 pub mod config;
 pub mod engine;
 pub mod event;
+pub mod failure;
 pub mod ids;
 pub mod interpod;
 pub mod inventory;

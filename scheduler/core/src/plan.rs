@@ -20,8 +20,10 @@ mod effort;
 mod exact;
 mod explain;
 mod fill;
+mod later;
 mod near;
 mod parts;
+mod ruled;
 mod rules;
 mod runs;
 
@@ -34,6 +36,7 @@ use self::effort::Effort;
 pub use self::effort::STEPS_MAX;
 use self::exact::search;
 use self::explain::{explain, explain_domains, explain_rules, missing_resource};
+pub(crate) use self::later::{Burden, place_later};
 use self::near::drawn_together;
 use self::rules::Rules;
 use crate::config::Config;
@@ -150,7 +153,7 @@ pub fn plan_part(snapshot: &Snapshot, gang: &GangRequest, spare: u32, config: &C
     let mut steps = effort.steps();
     let found = found.map(|placement| {
         // Work of its own: how many members fit is settled.
-        let mut effort = Effort::default();
+        let mut effort = Effort::brief();
         let together = drawn_together(snapshot, gang, &rules, &placement, config, &mut effort);
         steps = steps.saturating_add(effort.steps());
         together.unwrap_or(placement)
@@ -160,7 +163,7 @@ pub fn plan_part(snapshot: &Snapshot, gang: &GangRequest, spare: u32, config: &C
         let mut effort = Effort::default();
         let why = match failure {
             Failure::Room(missed) if !gang.topology.is_empty() => {
-                explain_domains(snapshot, gang, &rules, missed, config, &mut effort)
+                explain_domains(snapshot, gang, spare, &rules, missed, config, &mut effort)
             }
             Failure::Room(missed) if rules.is_empty() => {
                 explain(snapshot, gang, missed, config, &mut effort)
@@ -330,7 +333,7 @@ impl<'a> Terms<'a> {
 }
 
 /// Largest roles first, and if that does not work out, smallest first; and if that does not either,
-/// whatever there is.
+/// everything is tried, within limits.
 fn place_roles<'a>(
     terms: Terms<'a>,
     roles: &'a [RoleRequest],
@@ -342,6 +345,10 @@ fn place_roles<'a>(
     let mut order: Vec<(usize, &RoleRequest)> =
         all.filter(|(_, role)| !role.indices.is_empty()).collect();
     order.sort_by_key(|(_, role)| std::cmp::Reverse(weight(&role.shape, config)));
+    let stuck = rules.stuck(order.iter().map(|(position, _)| *position).collect());
+    if let Some((_, role)) = order.iter().find(|(position, _)| stuck == Some(*position)) {
+        return Err(Failure::Room(Missed { role, placed: 0 }));
+    }
     // What finds no room even when it goes first finds none in any other way.
     let is_first = |missed: &Missed, order: &[(usize, &RoleRequest)]| {
         order
@@ -349,26 +356,64 @@ fn place_roles<'a>(
             .is_some_and(|(_, role)| std::ptr::eq(*role, missed.role))
     };
     let missed = match place_all(terms, &order, rules, effort) {
-        Err(Failure::Room(missed))
-            if order.len() > 1 && !(rules.is_empty() && is_first(&missed, &order)) =>
-        {
+        Err(Failure::Room(missed)) if order.len() > 1 => {
+            if rules.is_empty() && is_first(&missed, &order) {
+                return Err(Failure::Room(missed));
+            }
             missed
+        }
+        Err(Failure::Room(missed)) if !rules.is_empty() => {
+            return place_ruled(terms, roles, &order, rules, missed, effort);
         }
         answer => return answer,
     };
     order.reverse();
     match place_all(terms, &order, rules, effort) {
-        Err(Failure::Room(again)) if rules.is_empty() && !is_first(&again, &order) => {}
-        Err(Failure::Room(_)) => return Err(Failure::Room(missed)),
+        Err(Failure::Room(again)) if rules.is_empty() && is_first(&again, &order) => {
+            return Err(Failure::Room(missed));
+        }
+        Err(Failure::Room(_)) => {}
         answer => return answer,
     }
     order.reverse();
+    if !rules.is_empty() {
+        return place_ruled(terms, roles, &order, rules, missed, effort);
+    }
     match search(terms, &order, effort) {
         // The search knows nothing of segments: there may be a place that keeps them.
         Ok(Some(_)) if terms.topology.segment.is_some() => Err(Failure::Limit),
         Ok(Some(ways)) => {
             let mut builder = Builder::new(terms, Rules::default(), 0, effort);
             Ok(builder.place_ways(&order, ways))
+        }
+        Ok(None) => Err(Failure::Room(missed)),
+        Err(_) => Err(Failure::Limit),
+    }
+}
+
+/// Where members have rules between them and one after the other finds no place: there is none for
+/// certain, or everything is tried.
+fn place_ruled<'a>(
+    terms: Terms<'a>,
+    roles: &'a [RoleRequest],
+    order: &[(usize, &'a RoleRequest)],
+    rules: &Rules,
+    missed: Missed<'a>,
+    effort: &mut Effort,
+) -> Result<Placement, Failure<'a>> {
+    if let [(position, _)] = order
+        && rules.settles(*position, HOMES_MAX)
+    {
+        return Err(Failure::Room(missed));
+    }
+    // What has no room without the rules has none with them.
+    if let Err(Failure::Room(_)) = place_roles(terms, roles, &Rules::default(), effort) {
+        return Err(Failure::Room(missed));
+    }
+    match ruled::search(terms, order, rules, effort) {
+        Ok(Some(found)) => {
+            let mut builder = Builder::new(terms, Rules::default(), 0, effort);
+            Ok(builder.place_found(order, &found))
         }
         Ok(None) => Err(Failure::Room(missed)),
         Err(_) => Err(Failure::Limit),

@@ -1,14 +1,28 @@
 //! Why a gang is where it is: one typed reason with numbers, from which conditions, events, the
 //! extender's texts and metrics are all printed.
 
-use std::fmt;
+mod remedy;
+
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
-use crate::ids::{NodeName, ResourceName, RoleName};
+use crate::ids::{DeviceUuid, Namespace, NodeName, ResourceName, RoleName};
 use crate::interpod::InterPodKind;
 use crate::node::Taint;
 use crate::resources::Shortage;
 use crate::workload::InvalidWorkload;
+use remedy::Remedy;
+
+/// A label that a role selects its nodes by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selected {
+    /// Its key.
+    pub key: Arc<str>,
+    /// Its value.
+    pub value: Arc<str>,
+    /// Nodes that the role may use if it does not ask for that.
+    pub without: u32,
+}
 
 /// How many nodes were turned down for one role, by the first cause that applies to each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -175,6 +189,8 @@ pub enum Unplaceable {
         role: RoleName,
         /// What became of the nodes.
         tally: NodeTally,
+        /// Of the labels that it selects nodes by, the one without which it may use most.
+        selector: Option<Selected>,
     },
 }
 
@@ -195,6 +211,17 @@ impl Unplaceable {
             Self::NoNode { .. } => "NoMatchingNode",
         }
     }
+
+    /// Whether there may be room at another time, on the same nodes: when others have ended.
+    pub fn is_for_now(&self) -> bool {
+        matches!(
+            self,
+            Self::NotEnoughFree { .. }
+                | Self::RuleBetweenMembers { possible: None, .. }
+                | Self::NotInOneDomain { possible: None, .. }
+                | Self::TooComplex { .. }
+        )
+    }
 }
 
 /// Name of what is short, in words.
@@ -208,10 +235,32 @@ fn short_of(what: &Shortage) -> &str {
     }
 }
 
+/// A reason as it is put together, with names of resources, roles and labels as their users wrote them.
+struct Raw<'a, T>(&'a T);
+
+/// Writes what is told to people without control characters: it ends on terminals, in Events and logs.
+fn printable(text: &impl fmt::Display, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let text = text.to_string();
+    text.chars()
+        .try_for_each(|c| f.write_char(if c.is_control() { ' ' } else { c }))
+}
+
 impl fmt::Display for Unplaceable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotEnoughFree {
+        printable(&Raw(self), f)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        printable(&Raw(self), f)
+    }
+}
+
+impl fmt::Display for Raw<'_, Unplaceable> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Unplaceable::NotEnoughFree {
                 role,
                 needed,
                 placed,
@@ -221,10 +270,11 @@ impl fmt::Display for Unplaceable {
                 tally,
             } => write!(
                 f,
-                "needs room for {needed} {role} with {each} {} each; found room for {placed}, {free} free in all. {tally}",
-                short_of(what)
+                "needs room for {needed} {role} with {each} {} each; found room for {placed}, {free} free in all. {tally}{}",
+                short_of(what),
+                Remedy(self.0)
             ),
-            Self::NeverFits {
+            Unplaceable::NeverFits {
                 role,
                 needed,
                 possible,
@@ -235,10 +285,11 @@ impl fmt::Display for Unplaceable {
             } => write!(
                 f,
                 "needs {needed} {role} with {each} {} each; even when empty the cluster has room for {possible}, \
-                 the largest node offers {largest}. {tally}",
-                short_of(what)
+                 the largest node offers {largest}. {tally}{}",
+                short_of(what),
+                Remedy(self.0)
             ),
-            Self::NoSuchResource {
+            Unplaceable::NoSuchResource {
                 role,
                 resource,
                 similar,
@@ -249,7 +300,7 @@ impl fmt::Display for Unplaceable {
                     None => Ok(()),
                 }
             }
-            Self::RuleBetweenMembers {
+            Unplaceable::RuleBetweenMembers {
                 role,
                 needed,
                 placed,
@@ -274,9 +325,9 @@ impl fmt::Display for Unplaceable {
                 if let Some(possible) = possible {
                     write!(f, ", and when the cluster is empty for {possible}")?;
                 }
-                write!(f, ". {tally}")
+                write!(f, ". {tally}{}", Remedy(self.0))
             }
-            Self::NotInOneDomain {
+            Unplaceable::NotInOneDomain {
                 role,
                 needed,
                 placed,
@@ -301,19 +352,21 @@ impl fmt::Display for Unplaceable {
                 if let Some(possible) = possible {
                     write!(f, ", and when the cluster is empty for {possible}")?;
                 }
-                write!(f, ". {tally}")
+                write!(f, ". {tally}{}", Remedy(self.0))
             }
-            Self::TooComplex { members, rules: 0 } => write!(
+            Unplaceable::TooComplex { members, rules: 0 } => write!(
                 f,
                 "too complex to plan: the search for {members} members of several roles was given up; \
                  there may be a place, and it is looked for again when more is free"
             ),
-            Self::TooComplex { members, rules } => write!(
+            Unplaceable::TooComplex { members, rules } => write!(
                 f,
                 "too complex to plan: the search for {members} members with {rules} rules between them was \
-                 given up; fewer members or rules can be planned"
+                 given up; there may be a place, and it is looked for again; fewer members or rules can be planned"
             ),
-            Self::NoNode { role, tally } => write!(f, "no node may take {role}. {tally}"),
+            Unplaceable::NoNode { role, tally, .. } => {
+                write!(f, "no node may take {role}. {tally}{}", Remedy(self.0))
+            }
         }
     }
 }
@@ -344,6 +397,20 @@ pub enum Reason {
     },
     /// No placement.
     Unplaceable(Unplaceable),
+    /// It has waited for long, and nodes are kept for it until it fits.
+    NodesKept {
+        /// How many.
+        nodes: u32,
+        /// Why there is no placement now.
+        why: Box<Reason>,
+    },
+    /// It would fit, on nodes that are kept for a gang before it in the queue.
+    KeptForAnother {
+        /// Namespace of that gang.
+        namespace: Namespace,
+        /// Its name.
+        name: Arc<str>,
+    },
     /// A member carries a scheduling gate of somebody else.
     GatedByOthers {
         /// Name of one such pod.
@@ -351,6 +418,8 @@ pub enum Reason {
     },
     /// The scheduler has just begun, and does not plan on half of the agents.
     AgentsAwaited,
+    /// It could go on, and stands still on purpose: why, in words.
+    Frozen(Arc<str>),
     /// A durable plan exists; members are on their way to the barrier.
     Gathering {
         /// Members of the plan.
@@ -395,6 +464,19 @@ pub enum Reason {
         /// Members that must run together.
         minimum: u32,
     },
+    /// A member ran on a GPU that had failed, and the gang was released as a whole by its policy.
+    GpuFailed {
+        /// The member's role.
+        role: RoleName,
+        /// Its index.
+        index: u32,
+        /// The GPU.
+        device: DeviceUuid,
+        /// Its node.
+        node: NodeName,
+        /// The agent's word for the cause.
+        what: Arc<str>,
+    },
     /// Suspended by its user.
     SuspendedByUser,
     /// The job has ended.
@@ -424,8 +506,11 @@ impl Reason {
             Self::MembersMissing { .. } => "MembersMissing",
             Self::PodGroupMissing { .. } => "PodGroupMissing",
             Self::Unplaceable(why) => why.code(),
+            Self::NodesKept { .. } => "NodesKept",
+            Self::KeptForAnother { .. } => "NodesKeptForAnother",
             Self::GatedByOthers { .. } => "GatedByOthers",
             Self::AgentsAwaited => "AgentsAwaited",
+            Self::Frozen(_) => "Frozen",
             Self::Gathering { .. } => "Gathering",
             Self::BarrierTimeout { .. } => "BarrierTimeout",
             Self::NodeChanged { .. } => "PlannedNodeChanged",
@@ -433,6 +518,7 @@ impl Reason {
             Self::MinimumBound { .. } => "MinimumBound",
             Self::MembersLost { .. } => "MembersLost",
             Self::ReleasedWhole { .. } => "ReleasedWhole",
+            Self::GpuFailed { .. } => "GpuFailed",
             Self::SuspendedByUser => "SuspendedByUser",
             Self::Finished {
                 leftover_pods: 0, ..
@@ -444,33 +530,61 @@ impl Reason {
     }
 }
 
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Reason {
+    /// Whether it waits for nothing but room that others have now.
+    pub fn is_short_of_room(&self) -> bool {
         match self {
-            Self::Invalid(what) => write!(f, "{what}"),
-            Self::MinimumTooLarge { minimum, total } => {
+            Self::Unplaceable(why) => why.is_for_now(),
+            Self::NodesKept { .. } | Self::KeptForAnother { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Raw<'_, Reason> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Reason::Invalid(what) => write!(f, "{what}"),
+            Reason::MinimumTooLarge { minimum, total } => {
                 write!(
                     f,
                     "minAvailable {minimum} exceeds the {total} members of this gang"
                 )
             }
-            Self::MembersMissing { present, needed } => {
+            Reason::MembersMissing { present, needed } => {
                 write!(f, "{present} of {needed} members exist")
             }
-            Self::PodGroupMissing { name } => {
+            Reason::PodGroupMissing { name } => {
                 write!(f, "PodGroup {name} does not exist in this namespace")
             }
-            Self::Unplaceable(why) => write!(f, "{why}"),
-            Self::GatedByOthers { pod } => {
+            Reason::Unplaceable(why) => write!(f, "{why}"),
+            Reason::NodesKept { nodes, why } => {
+                let (nodes, them) = match nodes {
+                    1 => ("1 node is".to_owned(), "it"),
+                    _ => (format!("{nodes} nodes are"), "them"),
+                };
+                write!(
+                    f,
+                    "{nodes} kept for it, and gangs behind it in the queue are not placed on {them}: it starts \
+                     once enough of what runs there has ended, or as soon as it fits elsewhere. Now: {why}"
+                )
+            }
+            Reason::KeptForAnother { namespace, name } => write!(
+                f,
+                "would fit on nodes that are kept for gang {name} in namespace {namespace}, which is before it \
+                 in the queue and has waited for long"
+            ),
+            Reason::GatedByOthers { pod } => {
                 write!(
                     f,
                     "pod {pod} carries a scheduling gate of another controller"
                 )
             }
-            Self::AgentsAwaited => f.write_str(
+            Reason::AgentsAwaited => f.write_str(
                 "the scheduler has just begun and waits for the nodes' agents, 30 s at most by default",
             ),
-            Self::Gathering { planned, said } => {
+            Reason::Frozen(why) => write!(f, "nothing new is bound for now: {why}"),
+            Reason::Gathering { planned, said } => {
                 write!(
                     f,
                     "waits until kube-scheduler has accepted all {planned} members on their planned nodes"
@@ -480,7 +594,7 @@ impl fmt::Display for Reason {
                     None => Ok(()),
                 }
             }
-            Self::BarrierTimeout {
+            Reason::BarrierTimeout {
                 arrived,
                 planned,
                 said,
@@ -494,36 +608,46 @@ impl fmt::Display for Reason {
                     None => Ok(()),
                 }
             }
-            Self::NodeChanged { node, what } => {
+            Reason::NodeChanged { node, what } => {
                 write!(f, "planned node {node} {what}; the plan was given back")
             }
-            Self::AllBound => f.write_str("every member is bound"),
-            Self::MinimumBound { missing } => {
+            Reason::AllBound => f.write_str("every member is bound"),
+            Reason::MinimumBound { missing } => {
                 write!(f, "the minimum is bound; {missing} more members can join")
             }
-            Self::MembersLost { bound, minimum } => {
+            Reason::MembersLost { bound, minimum } => {
                 write!(
                     f,
                     "{bound} of at least {minimum} members are bound; replacements are being placed"
                 )
             }
-            Self::ReleasedWhole { bound, minimum } => write!(
+            Reason::ReleasedWhole { bound, minimum } => write!(
                 f,
                 "stayed at {bound} of at least {minimum} members for too long and was released as a whole"
             ),
-            Self::SuspendedByUser => f.write_str("suspended by its user"),
-            Self::Finished {
+            Reason::GpuFailed {
+                role,
+                index,
+                device,
+                node,
+                what,
+            } => write!(
+                f,
+                "member {role}-{index} ran on {device} of node {node}, which has failed ({what}): released as a whole"
+            ),
+            Reason::SuspendedByUser => f.write_str("suspended by its user"),
+            Reason::Finished {
                 leftover_pods: 0, ..
             } => f.write_str("the job has ended"),
-            Self::Finished {
+            Reason::Finished {
                 leftover_pods,
                 leftover_devices,
             } => write!(
                 f,
                 "the job has ended; {leftover_pods} of its pods still run and hold {leftover_devices} devices"
             ),
-            Self::UnreadableRecord(why) => write!(f, "the Gang's plan cannot be read: {why}"),
-            Self::WriteRefused { what, said } => write!(f, "{what} was refused: {said}"),
+            Reason::UnreadableRecord(why) => write!(f, "the Gang's plan cannot be read: {why}"),
+            Reason::WriteRefused { what, said } => write!(f, "{what} was refused: {said}"),
         }
     }
 }

@@ -113,6 +113,8 @@ pub struct GangStatus {
     pub observed_generation: i64,
     /// What is said of keys under `muster.dev/` that nobody reads; see [`crate::settings`].
     pub ignored: Option<Arc<str>>,
+    /// What is said of members that run on failed GPUs.
+    pub failing: Option<Arc<str>>,
 }
 
 /// What a Gang object was last seen to say.

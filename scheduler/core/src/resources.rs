@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::ids::ResourceName;
+use crate::planted;
 
 /// What a pod asks for, or a node offers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,7 +63,21 @@ impl Resources {
         self.pods = self.pods.saturating_add(other.pods);
         for (name, amount) in &other.extended {
             let mine = self.extended.entry(name.clone()).or_insert(0);
-            *mine = mine.saturating_add(*amount);
+            *mine = planted::sum(*mine, *amount);
+        }
+    }
+
+    /// So many times as much, saturating.
+    pub fn times(&self, count: u32) -> Self {
+        let count = u64::from(count);
+        let extended = self.extended.iter();
+        let extended = extended.map(|(name, amount)| (name.clone(), amount.saturating_mul(count)));
+        Self {
+            milli_cpu: self.milli_cpu.saturating_mul(count),
+            memory_bytes: self.memory_bytes.saturating_mul(count),
+            ephemeral_bytes: self.ephemeral_bytes.saturating_mul(count),
+            pods: self.pods.saturating_mul(count),
+            extended: extended.collect(),
         }
     }
 
@@ -92,26 +107,66 @@ impl Resources {
         }
     }
 
+    /// Lowers each amount to that of `other` where it is smaller.
+    pub fn lower_to(&mut self, other: &Self) {
+        self.milli_cpu = self.milli_cpu.min(other.milli_cpu);
+        self.memory_bytes = self.memory_bytes.min(other.memory_bytes);
+        self.ephemeral_bytes = self.ephemeral_bytes.min(other.ephemeral_bytes);
+        self.pods = self.pods.min(other.pods);
+        for (name, mine) in &mut self.extended {
+            *mine = (*mine).min(other.extended(name.as_str()));
+        }
+        self.extended.retain(|_, amount| *amount > 0);
+    }
+
     /// Whether `request` fits in here; the first shortage otherwise, extended resources first,
     /// because a missing GPU says more than a missing core.
     pub fn shortage(&self, request: &Self) -> Option<Shortage> {
-        for (name, amount) in &request.extended {
-            if *amount > 0 && self.extended(name.as_str()) < *amount {
-                return Some(Shortage::Extended(name.clone()));
-            }
+        self.lack(request).map(Shortage::from)
+    }
+
+    /// The same, with the name as the request has it.
+    pub(crate) fn lack<'r>(&self, request: &'r Self) -> Option<Lack<'r>> {
+        let is_short = |(name, amount): &(&ResourceName, &u64)| {
+            **amount > 0 && self.extended(name.as_str()) < **amount
+        };
+        if let Some((name, _)) = request.extended.iter().find(is_short) {
+            return Some(Lack::Extended(name));
         }
         if self.milli_cpu < request.milli_cpu {
-            return Some(Shortage::Cpu);
+            return Some(Lack::Cpu);
         }
         if self.memory_bytes < request.memory_bytes {
-            return Some(Shortage::Memory);
+            return Some(Lack::Memory);
         }
         if self.ephemeral_bytes < request.ephemeral_bytes {
-            return Some(Shortage::EphemeralStorage);
+            return Some(Lack::EphemeralStorage);
         }
         if self.pods < request.pods {
-            return Some(Shortage::Pods);
+            return Some(Lack::Pods);
         }
         None
+    }
+}
+
+/// As [`Shortage`]; of an extended resource the name as it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Lack<'r> {
+    Cpu,
+    Memory,
+    EphemeralStorage,
+    Pods,
+    Extended(&'r ResourceName),
+}
+
+impl From<Lack<'_>> for Shortage {
+    fn from(lack: Lack<'_>) -> Self {
+        match lack {
+            Lack::Cpu => Self::Cpu,
+            Lack::Memory => Self::Memory,
+            Lack::EphemeralStorage => Self::EphemeralStorage,
+            Lack::Pods => Self::Pods,
+            Lack::Extended(name) => Self::Extended(name.clone()),
+        }
     }
 }

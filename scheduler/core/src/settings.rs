@@ -4,16 +4,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::topology;
+use crate::{failure, topology};
 
 /// Keys under `muster.dev/` that users write.
-pub const OF_USERS: [&str; 10] = [
+pub const OF_USERS: [&str; 11] = [
     "muster.dev/gang",
     "muster.dev/gang-size",
     "muster.dev/role",
     "muster.dev/index",
     "muster.dev/elastic-minimum",
     "muster.dev/hold",
+    failure::ON_GPU_FAILURE,
     topology::REQUIRED,
     topology::PREFERRED,
     topology::SEGMENT_SIZE,
@@ -59,7 +60,8 @@ pub fn ignored(settings: &BTreeMap<Arc<str>, Arc<str>>) -> Option<Arc<str>> {
     }
     let mut text = String::new();
     for key in unknown().take(NAMED_MAX) {
-        let shown: String = key.chars().take(SHOWN_MAX).collect();
+        let printed = key.chars().filter(|c| !c.is_control());
+        let shown: String = printed.take(SHOWN_MAX).collect();
         text.push_str(&match nearest(&shown) {
             Some(meant) => format!("{shown} is ignored, did you mean {meant}? "),
             None => format!("{shown} is ignored, it is no key of Muster's. "),
@@ -157,6 +159,11 @@ mod tests {
         assert!(
             said(&many)
                 .ends_with("muster.dev/c is ignored, it is no key of Muster's. So are 2 more.")
+        );
+        // Found by fuzzing: no API server takes such a key, and no terminal should have to.
+        assert_eq!(
+            said(&["muster.dev/gang\u{0}\u{1b}s"]),
+            "muster.dev/gangs is ignored, did you mean muster.dev/gang?"
         );
         let long = format!("muster.dev/{}", "x".repeat(500));
         assert!(said(&[&long]).len() < 120, "{}", said(&[&long]));

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 
 use crate::ids::{Epoch, GangKey, NodeName, PlanId, PodUid, RoleName};
+use crate::planted::{self, Bug};
 use crate::pod::Membership;
 use crate::resources::Resources;
 
 /// Text for a pod whose gang is not known yet. Constant.
 pub const UNKNOWN_GANG: &str = "muster: this pod's gang is not known yet";
 /// Text for a pod whose controlling job is not there, or is not one that we may act on.
-pub const UNKNOWN_JOB: &str = "muster: this pod's PyTorchJob is not known: it is gone, or its \
-                               spec.runPolicy.managedBy names another controller";
+pub const UNKNOWN_JOB: &str = "muster: this pod's PyTorchJob is not known: it is gone, is being \
+                               deleted, or its spec.runPolicy.managedBy names another controller";
 /// Text when this replica must not answer. kube-scheduler treats it as an error and tries again.
 pub const NOT_LEADING: &str = "muster: this replica is not the leader";
 /// Text while the first LIST is not complete. kube-scheduler treats it as an error and tries again.
@@ -24,6 +25,10 @@ pub const NOT_OFFERED: &str =
     "muster: the planned node was turned down by kube-scheduler's own checks";
 /// Text for a node that has no room beside what is reserved for gangs. Constant.
 pub const NO_ROOM: &str = "muster: the room left is reserved for gangs";
+
+/// Text for a pod of no gang while all is frozen. kube-scheduler treats it as an error: it tries again by itself, and
+/// looks for nobody to preempt meanwhile. Constant.
+pub const FROZEN: &str = "muster: frozen, nothing is bound for now";
 
 /// A place in a published plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +73,8 @@ pub struct View {
     pub leading: bool,
     /// The first LIST is complete.
     pub synced: bool,
+    /// All of it stands still.
+    pub frozen: bool,
     /// Epoch of the leadership.
     pub epoch: Epoch,
     /// Every gang.
@@ -90,7 +97,10 @@ impl View {
             return FilterAnswer::Later(NOT_SYNCED);
         }
         let Some(membership) = membership else {
-            return FilterAnswer::WhereRoom;
+            return match self.frozen {
+                true => FilterAnswer::Later(FROZEN),
+                false => FilterAnswer::WhereRoom,
+            };
         };
         let Some(gang) = self.gangs.get(&membership.gang) else {
             return FilterAnswer::Nowhere(Arc::from(UNKNOWN_GANG));
@@ -109,7 +119,7 @@ impl View {
             });
         match slot {
             Some(slot) => FilterAnswer::Only(slot.node.clone()),
-            None => FilterAnswer::Nowhere(gang.refusal.clone()),
+            None => FilterAnswer::Nowhere(planted::told(gang.refusal.clone())),
         }
     }
 
@@ -133,13 +143,14 @@ impl View {
             .is_some_and(|free| free.shortage(requests).is_none())
     }
 
-    /// Whether kube-scheduler may preempt for a pod at all: never for a member of a gang.
+    /// Whether kube-scheduler may preempt for a pod at all: never for a member of a gang, and for nobody while all is
+    /// frozen: the victims would go, and their place stay empty.
     pub fn may_preempt(&self, membership: Option<&Membership>) -> bool {
-        self.leading && self.synced && membership.is_none()
+        self.leading && self.synced && !self.frozen && membership.is_none()
     }
 
     /// Whether a pod may be a victim of kube-scheduler's preemption.
     pub fn may_be_victim(&self, pod: &PodUid) -> bool {
-        !self.protected.contains(pod)
+        !self.protected.contains(pod) || planted::is(Bug::VetoForgotten)
     }
 }

@@ -119,7 +119,7 @@ pub struct GangStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16384))]
     pub members: Vec<Member>,
-    /// Placed: a durable plan exists. Running: enough members are bound.
+    /// Placed: a durable plan exists. Running: enough members are bound. KeysIgnored: there are keys that look like Muster's and are not. GpuFailed: a member runs on a GPU that has failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 8),
@@ -167,7 +167,7 @@ pub struct Member {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// Placed or Running.
+    /// Placed, Running, KeysIgnored or GpuFailed.
     #[serde(rename = "type")]
     #[schemars(length(min = 1, max = 64))]
     pub type_: String,

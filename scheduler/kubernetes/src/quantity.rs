@@ -276,11 +276,86 @@ mod tests {
         }
     }
 
+    /// Numbers of which a suffix is the quotient; `None` for what is none.
+    fn factor_of(suffix: &str) -> Option<(u128, u128)> {
+        let names = ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"];
+        if let Some(at) = names.iter().position(|name| *name == suffix) {
+            let at = at as u32;
+            return Some((
+                10_u128.pow(3 * at.saturating_sub(3)),
+                10_u128.pow(3 * 3_u32.saturating_sub(at)),
+            ));
+        }
+        let names = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+        if let Some(at) = names.iter().position(|name| *name == suffix) {
+            return Some((1 << (10 * (at + 1)), 1));
+        }
+        let exponents = [
+            ("e3", (1000, 1)),
+            ("E+2", (100, 1)),
+            ("e-4", (1, 10_000)),
+            ("e0", (1, 1)),
+        ];
+        let mut known = exponents.into_iter();
+        known
+            .find(|(name, _)| *name == suffix)
+            .map(|(_, factor)| factor)
+    }
+
+    /// What a text stands for, in thousandths, by its parts and in fractions.
+    fn expected(
+        sign: &str,
+        whole: &str,
+        behind: Option<&str>,
+        suffix: &str,
+    ) -> Result<(u128, u128), QuantityError> {
+        let digits = [whole, behind.unwrap_or_default()].concat();
+        let (times, by) = factor_of(suffix).ok_or(QuantityError::Malformed)?;
+        let number: u128 = digits.parse().map_err(|_| QuantityError::Malformed)?;
+        if sign == "-" && number > 0 {
+            return Err(QuantityError::Negative);
+        }
+        let decimals = behind.unwrap_or_default().len() as u32;
+        Ok((number * times * 1000, by * 10_u128.pow(decimals)))
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+        #[test]
+        fn f28_any_text_is_the_amount_that_it_says_or_is_refused(
+            sign in prop::sample::select(vec!["", "", "", "+", "-", "--"]),
+            whole in "[0-9]{0,9}",
+            behind in prop::option::of("[0-9]{0,5}"),
+            suffix in prop::sample::select(vec![
+                "", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei", "e3", "E+2",
+                "e-4", "e0", "K", "ki", "mm", "e", "e+", "i", " ", "B", "_",
+            ]),
+        ) {
+            let point = if behind.is_some() { "." } else { "" };
+            let text = [sign, &whole, point, behind.as_deref().unwrap_or_default(), suffix].concat();
+            if text.is_empty() {
+                prop_assert_eq!(units(&text), Err(QuantityError::Empty));
+                return Ok(());
+            }
+            let expected = match sign {
+                "--" => Err(QuantityError::Malformed),
+                _ => expected(sign, &whole, behind.as_deref(), suffix),
+            };
+            let capped = |amount: u128| u64::try_from(amount).unwrap_or(u64::MAX);
+            prop_assert_eq!(milli(&text), expected.map(|(all, by)| capped(all.div_ceil(by))));
+            prop_assert_eq!(units(&text), expected.map(|(all, by)| capped(all.div_ceil(by * 1000))));
+        }
+
         #[test]
         fn any_text_gets_an_answer(text in ".{0,40}") {
-            let read = units(&text);
-            prop_assert_eq!(read.is_ok(), milli(&text).is_ok());
+            match (units(&text), milli(&text)) {
+                // Thousandths rounded up are never less than units rounded up, in thousandths, less one unit.
+                (Ok(units), Ok(milli)) => prop_assert_eq!(units, match milli {
+                    u64::MAX => units,
+                    milli => milli.div_ceil(1000),
+                }),
+                (units, milli) => prop_assert_eq!(units.unwrap_err(), milli.unwrap_err()),
+            }
         }
 
         #[test]

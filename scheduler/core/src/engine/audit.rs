@@ -3,8 +3,9 @@
 //!
 //! Each check counts for itself, from pods, nodes and reports, and does not ask the code that it
 //! judges. What only a history or two engines could tell is not here but in tests that carry its
-//! name (`lead_1_...`, `que_1_...`, `det_1_...`, `text_1_...`). One part of QUE-1 nobody holds yet:
-//! a large gang may be starved by small ones.
+//! name (`lead_1_...`, `que_1_...`, `det_1_...`, `text_1_...`).
+
+mod rebuild;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,13 +20,15 @@ use crate::pod::{DEVICE_MILLI, Pod, PodPhase};
 use crate::time::Millis;
 
 /// The invariants that [`Engine::audit`] checks.
-pub const AUDITED: [&str; 6] = ["GANG-1", "GANG-2", "DEV-1", "RES-1", "INV-1", "PLACE-1"];
+pub const AUDITED: [&str; 7] = [
+    "GANG-1", "GANG-2", "DEV-1", "RES-1", "INV-1", "PLACE-1", "LEDGER-1",
+];
 
-/// A broken invariant, and the gang that breaks it: of two the later one.
+/// A broken invariant, and the gang that breaks it: of two the later one; none where a node's own account is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// The gang.
-    pub gang: GangKey,
+    pub gang: Option<GangKey>,
     /// What is broken.
     pub what: Broken,
 }
@@ -84,6 +87,36 @@ pub enum Broken {
         /// What is wrong with the node.
         what: &'static str,
     },
+    /// LEDGER-1: what is kept of a node is not what it comes to when it is added up afresh.
+    Ledger {
+        /// Where.
+        node: NodeName,
+        /// What differs.
+        what: &'static str,
+    },
+}
+
+impl Broken {
+    /// The node that it is about, if it is about one.
+    pub fn node(&self) -> Option<&NodeName> {
+        match self {
+            Self::Partial { .. } | Self::BelowMinimum(_) | Self::DeviceTwice(_) => None,
+            Self::Overcommitted { node, .. }
+            | Self::Orphan { node, .. }
+            | Self::Unreserved { node, .. }
+            | Self::Unreported { node, .. }
+            | Self::Unfit { node, .. }
+            | Self::Ledger { node, .. } => Some(node),
+        }
+    }
+
+    /// The node whose room cannot be trusted because of it, whoever asks for some.
+    pub(super) fn wrong_books_of(&self) -> Option<&NodeName> {
+        match self {
+            Self::Unreported { .. } | Self::Unfit { .. } => None,
+            _ => self.node(),
+        }
+    }
 }
 
 impl Violation {
@@ -96,6 +129,7 @@ impl Violation {
             Broken::Orphan { .. } | Broken::Unreserved { .. } => "RES-1",
             Broken::Unreported { .. } => "INV-1",
             Broken::Unfit { .. } => "PLACE-1",
+            Broken::Ledger { .. } => "LEDGER-1",
         }
     }
 }
@@ -131,6 +165,9 @@ impl fmt::Display for Violation {
             }
             Broken::Unfit { node, slot, what } => {
                 write!(f, "{slot} is planned on {node}, which {what}")
+            }
+            Broken::Ledger { node, what } => {
+                write!(f, "{what} of {node} differs from what it comes to afresh")
             }
         }
     }
@@ -215,7 +252,7 @@ impl Engine {
 
     /// GANG-1 for one gang, by its pods. A member that has ended well counts as bound.
     fn partial(&self, gang: &Gang) -> Option<Violation> {
-        if self.is_away() || self.has_ended(gang) {
+        if self.is_halted() || self.has_ended(gang) {
             return None;
         }
         let slots = || gang.plan.iter().flat_map(|plan| plan.slots.values());
@@ -370,7 +407,7 @@ impl Engine {
 }
 
 fn broken(gang: &GangKey, what: Broken) -> Violation {
-    let gang = gang.clone();
+    let gang = Some(gang.clone());
     Violation { gang, what }
 }
 

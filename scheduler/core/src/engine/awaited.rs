@@ -83,8 +83,9 @@ impl Engine {
         }
     }
 
-    /// The node is gone, and with it whoever would report it.
+    /// The node is gone, and with it whoever would report it: one that is made anew under its name is new.
     pub(super) fn await_no_more(&mut self, node: &NodeName) {
+        self.awaited.known.remove(node);
         self.awaited.nodes.remove(node);
     }
 

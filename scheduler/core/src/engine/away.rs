@@ -1,5 +1,5 @@
-//! The API server is away: nothing can be bound, born or released there. What waits for such things
-//! does not run out of time meanwhile; that time is added to it when the API server is back.
+//! Deadlines that stand still: the API server is away, and nothing can be bound, born or released there; or all is
+//! frozen. What waits for such things does not run out of time meanwhile; that time is added to it when it goes on.
 //!
 //! The one deadline that goes on is that of a Bind which is held: kube-scheduler's own time-out runs.
 
@@ -8,16 +8,40 @@ use crate::time::{Millis, Timestamp};
 
 impl Engine {
     /// Whether deadlines stand still.
-    pub(super) fn is_away(&self) -> bool {
-        self.away_since.is_some()
+    pub(super) fn is_halted(&self) -> bool {
+        self.away_since.is_some() || self.is_frozen()
     }
 
-    /// The API server answers again: the time it was away for counts for nobody. Whoever has slept
-    /// through its deadline is looked at.
+    /// The API server has not answered for this long.
+    pub(super) fn api_away(&mut self, span: Millis, now: Timestamp) {
+        let from = now - span;
+        let since = *self.away_since.get_or_insert(from);
+        self.halt(since);
+    }
+
+    /// The API server answers again.
     pub(super) fn api_back(&mut self, now: Timestamp) {
-        let Some(from) = self.away_since.take() else {
+        self.away_since = None;
+        self.go_on(now);
+    }
+
+    /// Deadlines stand still from this moment on, if they do not already.
+    pub(super) fn halt(&mut self, from: Timestamp) {
+        let since = self.halted_since.map_or(from, |since| since.min(from));
+        self.halted_since = Some(since);
+    }
+
+    /// Deadlines go on, if nothing else halts them: the time in which they stood still counts for nobody. Whoever
+    /// has slept through its deadline is looked at.
+    pub(super) fn go_on(&mut self, now: Timestamp) {
+        if self.is_halted() {
+            return;
+        }
+        let Some(from) = self.halted_since.take() else {
             return;
         };
+        let born_at = self.job_pod_born_at;
+        self.job_pod_born_at = born_at + now.since(from.max(born_at));
         let (repair_max, quiet_max) = (self.config.repair_max, self.config.gather_quiet_max);
         for gang in self.gangs.values_mut() {
             let mut overdue = false;

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::doubt::newest;
+use super::freeze::NODE_FROZEN;
 use super::gang::{Gang, Record, Said};
 use super::members::LOST_SLOT;
 use super::{BindPurpose, Engine, LooseBind, Purpose};
@@ -19,9 +20,9 @@ use crate::planted::{self, Bug};
 use crate::pod::{BindRecord, Pod};
 use crate::record::PlanRecord;
 use crate::time::Timestamp;
-use crate::view::NO_ROOM;
+use crate::view::{FROZEN, NO_ROOM};
 
-use super::gang::Seat;
+use super::gang::{Seat, Slot};
 
 /// Text for a Bind that a later one of the same pod replaces.
 const SUPERSEDED: &str = "muster: another Bind of this pod has come";
@@ -132,6 +133,15 @@ impl Engine {
         let Some(pod) = self.pods.get(&asked.pod).cloned() else {
             return;
         };
+        let frozen = if self.is_frozen() {
+            Some(FROZEN)
+        } else {
+            self.is_node_frozen(&asked.node).then_some(NODE_FROZEN)
+        };
+        if let Some(text) = frozen {
+            self.answer(asked.ticket, Err(Arc::from(text)));
+            return;
+        }
         let key = GangKey::new(pod.namespace.as_str(), pod.uid.as_str());
         if let Some(loose) = self.loose.get_mut(&asked.pod) {
             let elsewhere = loose.node != asked.node;
@@ -245,7 +255,7 @@ impl Engine {
 
     /// Opens the barrier when every member is there, and binds whoever has come.
     pub(super) fn pass_barrier(&mut self, gang: &mut Gang, now: Timestamp) {
-        if !gang.is_durable() {
+        if !gang.is_durable() || self.why_frozen(gang).is_some() {
             return;
         }
         let Some(mut plan) = gang.plan.take() else {
@@ -259,7 +269,8 @@ impl Engine {
             true => come.any(|there| there),
             false => come.all(|there| there),
         };
-        if !plan.open && all_there {
+        let waits = |slot: &Slot| !slot.is_settled() && self.is_slot_frozen(slot);
+        if !plan.open && all_there && !plan.slots.values().any(waits) {
             plan.open = true;
             plan.partial_since = Some(now);
         }
@@ -275,7 +286,7 @@ impl Engine {
                 let (Some(_), None, Some(node)) = (slot.ticket, &slot.binding, &slot.node) else {
                     continue;
                 };
-                if slot.predecessor.is_some() {
+                if slot.predecessor.is_some() || self.is_node_frozen(node) {
                     continue;
                 }
                 let Some(pod) = slot.pod.as_ref().and_then(|uid| self.pods.get(uid)) else {
@@ -300,6 +311,11 @@ impl Engine {
                     },
                 }));
                 slot.binding = Some(self.write(&gang.key, Some(id.clone()), purpose, what));
+                if planted::is(Bug::AnsweredBeforeBound)
+                    && let Some(ticket) = slot.ticket.take()
+                {
+                    self.answer(ticket, Ok(()));
+                }
             }
         }
         gang.plan = Some(plan);

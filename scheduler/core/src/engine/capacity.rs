@@ -37,6 +37,8 @@ impl Engine {
                 Some(capacity) => self.snapshot.set(capacity),
                 None => lost |= self.snapshot.remove(name),
             }
+            self.note_unbelieved(name);
+            self.look_ahead(name, now);
         }
         // Of a node less only a spread gains: what it takes depends on the domain with the fewest.
         if grew || (lost && self.awaits_spread()) {

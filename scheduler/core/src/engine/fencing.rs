@@ -44,6 +44,7 @@ impl Engine {
         }
         self.fenced.clear();
         self.lead = Lead::Yes;
+        self.note_all_confined();
         self.dirty_all();
     }
 

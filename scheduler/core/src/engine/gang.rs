@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use super::failures::Failing;
 use super::planning::Sought;
+use super::refused::RefusedNodes;
 use crate::event::{Ticket, WriteId};
 use crate::ids::{DeviceUuid, Epoch, GangKey, NodeName, PlanId, PodUid, ResourceVersion, RoleName};
 use crate::ledger::SlotKey;
@@ -46,6 +48,8 @@ pub(crate) struct Slot {
     pub release_after: Timestamp,
     /// Our own refusal that the pod was last woken from.
     pub woken_from: Option<Arc<str>>,
+    /// The pod that was deleted because its GPU had failed, and when.
+    pub leaving: Option<(PodUid, Timestamp)>,
     /// The pod's predecessor, which still terminates and holds the room.
     pub predecessor: Option<PodUid>,
     /// Since when it has no pod, after it had one.
@@ -73,6 +77,7 @@ impl Slot {
             release: Step::NotYet,
             release_after: Timestamp(0),
             woken_from: None,
+            leaving: None,
             predecessor: None,
             lost_at: None,
             refused_since: None,
@@ -268,7 +273,11 @@ pub(crate) struct Gang {
     pub job_again_at: Timestamp,
     /// resourceVersion of the job at which its status was last told who holds it.
     pub job_shown_at: Option<ResourceVersion>,
-    pub refused_nodes: BTreeMap<NodeName, Timestamp>,
+    pub refused_nodes: RefusedNodes,
+    /// Its job is gone: until then its Gang object and its pods are about to go too, and nothing more is written of them.
+    pub goes_until: Timestamp,
+    /// Since when it is held although it has pods: its controller is about to take them.
+    pub leaving_since: Option<Timestamp>,
     /// How it ended, for a gang without a job: every pod of it has ended.
     pub ended: Option<Outcome>,
     pub failures: u32,
@@ -277,10 +286,16 @@ pub(crate) struct Gang {
     pub tried_at: Option<u64>,
     /// What that attempt has looked for in vain.
     pub sought: Option<Sought>,
+    /// The same at the last attempt to keep nodes for it.
+    pub sought_kept_at: Option<u64>,
     /// Last time a pod of it appeared.
     pub last_pod_at: Timestamp,
     /// Phase and reason last announced.
     pub announced: Option<(crate::record::Phase, &'static str)>,
+    /// Members that run on failed GPUs.
+    pub failing: Option<Failing>,
+    /// What an Event has said of them.
+    pub told_failing: Option<Arc<str>>,
     /// Ignored keys of which an Event has been sent.
     pub warned: Option<Arc<str>>,
     /// This scheduler has made the Gang object and written nothing into it yet.
@@ -294,6 +309,8 @@ pub(crate) struct Gang {
     pub status_after: Timestamp,
     /// Writes of the Gang object that failed in a row.
     pub status_failures: u32,
+    /// When the Gang object was last deleted by somebody, and how often in a row.
+    pub record_lost: (Timestamp, u32),
     /// Versions that the Gang object had before the one it is known at, latest last. The watch
     /// brings them late; they are no news.
     pub past_versions: VecDeque<ResourceVersion>,
@@ -306,6 +323,8 @@ pub(crate) struct Gang {
     pub releasing_since: Timestamp,
     /// Minimum of the plan by which it ran when its job went.
     pub minimum_kept: Option<u32>,
+    /// Pods that an earlier plan may have confined to a node: of no use without it, and to be deleted.
+    pub confined: BTreeSet<PodUid>,
     /// Without a plan: since when fewer than the minimum have been bound.
     pub partial_since: Option<Timestamp>,
     /// The last attempt to plan ended before a placement was looked for. Only the gang's own change
@@ -343,14 +362,19 @@ impl Gang {
             job_changed_at: None,
             job_again_at: Timestamp(0),
             job_shown_at: None,
-            refused_nodes: BTreeMap::new(),
+            refused_nodes: RefusedNodes::default(),
+            goes_until: Timestamp(0),
+            leaving_since: None,
             ended: None,
             failures: 0,
             not_before: Timestamp(0),
             tried_at: None,
             sought: None,
+            sought_kept_at: None,
             last_pod_at: now,
             announced: None,
+            failing: None,
+            told_failing: None,
             warned: None,
             unsaid: false,
             unannounced: false,
@@ -358,11 +382,13 @@ impl Gang {
             blocked_until: Timestamp(0),
             status_after: Timestamp(0),
             status_failures: 0,
+            record_lost: (Timestamp(0), 0),
             past_versions: VecDeque::new(),
             ended_slots: BTreeMap::new(),
             releasing: false,
             releasing_since: Timestamp(0),
             minimum_kept: None,
+            confined: BTreeSet::new(),
             partial_since: None,
             unready: false,
         }
@@ -462,9 +488,11 @@ impl Gang {
             return Arc::from(UNKNOWN_JOB);
         }
         let code = self.reason.as_ref().map_or("Waiting", Reason::code);
+        // It ends on terminals: whatever a label holds, nothing that steers them is repeated.
+        let name = self.name.chars();
+        let name: String = name.map(|c| if c.is_control() { ' ' } else { c }).collect();
         Arc::from(format!(
-            "muster: gang {} waits ({code}); see: kubectl describe gang {}",
-            self.name,
+            "muster: gang {name} waits ({code}); see: kubectl describe gang {}",
             self.object_name()
         ))
     }

@@ -18,6 +18,9 @@ use crate::workload::{Workload, WorkloadKind};
 /// How long a Bind of a pod that has not been seen yet is held: the watch is a little behind.
 const STRAY_MAX: Millis = Millis(5000);
 
+/// How long after its job has gone the object of a gang, which goes with it, is left as it is.
+const GOES_MAX: Millis = Millis::from_secs(30);
+
 impl Engine {
     pub(super) fn take_in(&mut self, event: Event, now: Timestamp) {
         let Some(event) = planted::seen(event) else {
@@ -31,31 +34,24 @@ impl Engine {
                 if self.ledger.set_node(node) {
                     self.touch_node(&name);
                 }
+                self.look_after(&name);
             }
             Event::NodeRemoved(name) => {
                 self.touch_node(&name);
                 self.inventory.remove_node(&name);
                 self.await_no_more(&name);
                 self.ledger.remove_node(&name);
+                self.look_after(&name);
             }
             Event::PodApplied(pod) => self.pod_applied(pod, now),
             Event::PodRemoved(uid) => self.pod_removed(&uid),
             Event::WorkloadApplied(workload) => self.workload_applied(workload, now),
             Event::WorkloadRemoved(key) => {
                 self.foreign.remove(&key);
-                self.workload_removed(key);
+                self.workload_removed(key, now);
             }
             Event::RecordApplied(record) => self.record_applied(record, now),
-            Event::RecordRemoved(key) => {
-                self.leftovers.remove(&key);
-                if let Some(gang) = self.gangs.get_mut(&key) {
-                    gang.record = Record::Missing;
-                    gang.acked = None;
-                    // Its answer would speak of an object that is no more.
-                    gang.status_write = None;
-                    self.dirty.insert(key);
-                }
-            }
+            Event::RecordRemoved(key) => self.record_removed(key, now),
             Event::Synced => {
                 self.synced = true;
                 self.start_fence();
@@ -72,13 +68,16 @@ impl Engine {
                 order,
                 sampler_ok,
             } => {
-                let before = self
-                    .inventory
-                    .get(&node)
-                    .map(|belief| belief.report.sampler_ok);
-                let was_fresh = self.was_fresh(&node, now);
-                let heard = self.inventory.hear(&node, &order, sampler_ok, now);
-                if heard && (before != Some(sampler_ok) || !was_fresh) {
+                let counts = |engine: &Self| {
+                    let belief = engine.inventory.get(&node)?;
+                    Some(belief.report.sampler_ok)
+                };
+                let (before, was_fresh) = (counts(self), self.was_fresh(&node, now));
+                let heard = self.apply_heartbeat(&node, &order, sampler_ok, now);
+                if before != counts(self) {
+                    self.heard_nodes.insert(node.clone());
+                }
+                if heard && (before != counts(self) || !was_fresh) {
                     self.note_fresh(&node, now);
                     self.touch_node(&node);
                 }
@@ -89,6 +88,8 @@ impl Engine {
                 self.await_agents(now);
                 // Whoever was given the Lease was answered.
                 self.away_since = None;
+                self.go_on(now);
+                self.forget_findings();
                 self.lead = Lead::Fencing;
                 self.stamps.clear();
                 self.restamp.clear();
@@ -102,10 +103,9 @@ impl Engine {
                 self.dirty_all();
             }
             Event::LeadershipLost => self.leadership_lost(),
-            Event::ApiAway(span) => {
-                self.away_since.get_or_insert(now - span);
-            }
+            Event::ApiAway(span) => self.api_away(span, now),
             Event::ApiBack => self.api_back(now),
+            Event::Frozen(why) => self.set_frozen(why, now),
             Event::BindAsked(asked) => self.bind_asked(asked, now),
             Event::BindDropped(ticket) => self.bind_dropped(ticket),
             Event::PlannedNodeNotOffered { pod, node } => self.not_offered(&pod, &node, now),
@@ -184,6 +184,7 @@ impl Engine {
     }
 
     fn pod_applied(&mut self, pod: Pod, now: Timestamp) {
+        self.keeping.note_created(pod.created_seconds, now);
         if self.is_stale(&pod) {
             return;
         }
@@ -213,11 +214,25 @@ impl Engine {
         {
             if let Some(gang) = self.gangs.get_mut(&before) {
                 gang.pods.remove(&pod.uid);
+                if gang.is_job() && gang.workload.is_none() {
+                    // Its job was deleted and its pods are let be, one after the other: the others are no part that is left.
+                    let plan = gang.plan.as_mut().map(|plan| &mut plan.minimum);
+                    for least in plan.into_iter().chain(gang.minimum_kept.as_mut()) {
+                        *least = least.saturating_sub(1);
+                    }
+                }
             }
             self.dirty.insert(before);
         }
         let uid = pod.uid.clone();
         let before = self.pods.get(&uid);
+        let of_a_job = |pod: &Pod| {
+            let membership = pod.membership.as_ref();
+            membership.is_some_and(|membership| membership.source == MembershipSource::Job)
+        };
+        if before.is_none() && pod.node.is_none() && of_a_job(&pod) {
+            self.job_pod_born_at = now;
+        }
         if before.is_some_and(|before| before.settings != pod.settings)
             && let Some(gang) = key.as_ref().and_then(|key| self.gangs.get_mut(key))
         {
@@ -234,6 +249,7 @@ impl Engine {
         self.deleting.remove(uid);
         self.restamp.remove(uid);
         self.drop_loose(uid, None);
+        self.failures.remove(uid);
         if let Some(pod) = self.pods.remove(uid)
             && let Some(membership) = pod.membership
             && let Some(gang) = self.gangs.get_mut(&membership.gang)
@@ -258,8 +274,11 @@ impl Engine {
         }
     }
 
-    fn workload_removed(&mut self, key: GangKey) {
+    fn workload_removed(&mut self, key: GangKey, now: Timestamp) {
         if let Some(gang) = self.gangs.get_mut(&key) {
+            if gang.is_job() && gang.workload.is_some() {
+                gang.goes_until = now + GOES_MAX;
+            }
             gang.workload = None;
             self.dirty.insert(key);
         }
@@ -268,6 +287,7 @@ impl Engine {
     /// A job that does not say that it is ours is kept aside until a pod of it says so. From then
     /// on it stays ours, also while it has no pods: they may be about to be made again.
     fn workload_applied(&mut self, workload: Workload, now: Timestamp) {
+        self.keeping.note_created(workload.created_seconds, now);
         let claimed = |gang: &Gang| gang.claimed || !gang.pods.is_empty();
         if !workload.ours
             && !self
@@ -277,7 +297,7 @@ impl Engine {
         {
             let key = workload.key.clone();
             self.foreign.insert(key.clone(), workload);
-            self.workload_removed(key);
+            self.workload_removed(key, now);
             return;
         }
         self.foreign.remove(&workload.key);
@@ -288,6 +308,7 @@ impl Engine {
         );
         let gang = self.gang_of(&key, kind, &name, now);
         (gang.kind, gang.name) = (kind, name);
+        gang.goes_until = Timestamp(0);
         gang.claimed = !workload.ours;
         let edited = gang.workload.as_ref().is_some_and(|before| {
             before.members != workload.members
@@ -330,7 +351,7 @@ impl Engine {
         let was_fresh = self.was_fresh(&node, now);
         // A UUID that two nodes report counts on neither, and on both again when one lets go.
         let mut others = self.inventory.sharing(&node);
-        if let Ok(changed) = self.inventory.apply(report, now) {
+        if let Some(changed) = self.apply_report(report, now) {
             self.note_fresh(&node, now);
             if changed {
                 self.heard_nodes.insert(node.clone());
@@ -350,6 +371,7 @@ impl Engine {
     /// before this one does again.
     fn leadership_lost(&mut self) {
         self.lead = Lead::No;
+        self.forget_kept();
         self.unsend();
         for ticket in self.tickets.keys().copied().collect::<Vec<_>>() {
             self.answer(ticket, Err(Arc::from(NOT_LEADING)));
@@ -379,6 +401,7 @@ impl Engine {
         gang.job_changed_at = None;
         gang.releasing = false;
         gang.partial_since = None;
+        gang.leaving_since = None;
         gang.ended_slots.clear();
         gang.tried_at = None;
         if matches!(gang.record, Record::Creating(_)) {

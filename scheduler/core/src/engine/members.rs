@@ -303,8 +303,14 @@ impl Engine {
                 } else {
                     Millis(self.config.repair_max.0 / 3)
                 };
-                gang.refused_nodes.insert(node.clone(), now + span);
+                gang.refused_nodes.avoid(node, now + span, now);
                 slot.node = None;
+            }
+            if slot.leaving.as_ref().is_some_and(|(gone, _)| *gone == uid) {
+                // It was deleted because its GPU had failed: the next one goes elsewhere, and need not wait for it.
+                slot.node = None;
+                slot.devices = Vec::new();
+                slot.predecessor = None;
             }
             if slot.is_in_doubt() {
                 let key = gang.slot_key(seat);
@@ -322,7 +328,7 @@ impl Engine {
     /// Places of lost members of a gang that is known by its pods, and that runs without them: who knows
     /// whether anybody makes them again. One that comes later gets a place like one that is new.
     fn drop_given_up(&mut self, gang: &Gang, plan: &mut Plan, now: Timestamp) {
-        if gang.is_job() || !plan.open || plan.bound() < plan.minimum || self.is_away() {
+        if gang.is_job() || !plan.open || plan.bound() < plan.minimum || self.is_halted() {
             return;
         }
         let repair_max = self.config.repair_max;
@@ -433,6 +439,7 @@ fn seat_pod(plan: &mut Plan, seat: &Seat, pod: &Pod, shape: &Arc<PodShape>, now:
     };
     slot.pod = Some(pod.uid.clone());
     slot.lost_at = None;
+    slot.leaving = None;
     slot.release = Step::NotYet;
     slot.refused_since = None;
     // A pod that is born into its place may have been turned down there before it is first seen: what

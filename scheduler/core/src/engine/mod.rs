@@ -19,24 +19,32 @@ mod awaited;
 mod away;
 mod barrier;
 mod capacity;
+mod confined;
 mod demand;
 mod doubt;
+mod failures;
 mod fencing;
+mod freeze;
 mod gang;
 mod intake;
+mod keeping;
 mod leftover;
 mod members;
 mod needs;
+mod places;
 mod planning;
 mod predictions;
 mod publish;
+mod quarantine;
+mod refused;
 mod release;
 mod repair;
 mod state;
 mod status;
 mod topology;
+mod unbelieved;
 #[cfg(test)]
-#[path = "../../tests/world/mod.rs"]
+#[path = "../../tests/engine/world/mod.rs"]
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -46,11 +54,13 @@ use std::sync::Arc;
 use priority_queue::PriorityQueue;
 
 use crate::action::{Action, PodTarget, Write, WriteKind};
+use crate::breaker::Breaker;
 use crate::config::Config;
 use crate::event::{BindAsked, Event, Ticket, WriteId};
 use crate::ids::{Epoch, GangKey, NodeName, PlanId, PodUid, ResourceVersion};
 use crate::inventory::Inventory;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Unbelieved};
+use crate::planted::{self, Bug};
 use crate::pod::Pod;
 use crate::snapshot::Snapshot;
 use crate::time::{Millis, Timestamp};
@@ -58,7 +68,9 @@ use crate::view::View;
 use crate::workload::Workload;
 
 pub use audit::{AUDITED, Broken, Violation};
+pub use freeze::Frozen;
 use gang::{Gang, Seat};
+pub use keeping::KeptNodes;
 use planning::Rank;
 pub use predictions::Predictions;
 
@@ -145,6 +157,8 @@ pub struct Engine {
     config: Config,
     ledger: Ledger,
     inventory: Inventory,
+    /// Stops mass quarantine.
+    breaker: Breaker,
     /// Pods of our scheduler. Others are in the ledger only.
     pods: BTreeMap<PodUid, Pod>,
     /// Boxed: one that is looked at is taken out for the time, and is large.
@@ -168,6 +182,10 @@ pub struct Engine {
     /// Nodes of whose devices something was heard, to be compared with predictions.
     heard_nodes: BTreeSet<NodeName>,
     predictions: Predictions,
+    /// What agents report and does not count, by node.
+    unbelieved: BTreeMap<NodeName, Unbelieved>,
+    /// Members on devices that have failed.
+    failures: BTreeMap<PodUid, failures::Failure>,
     timers: BTreeSet<(Timestamp, GangKey)>,
     fresh: BTreeMap<NodeName, bool>,
     awaited: awaited::Awaited,
@@ -180,6 +198,10 @@ pub struct Engine {
     led_at: Timestamp,
     /// Since when the API server has not answered.
     away_since: Option<Timestamp>,
+    /// What stands still on purpose.
+    freeze: freeze::Freeze,
+    /// Since when deadlines stand still, for either.
+    halted_since: Option<Timestamp>,
     /// When the last decision was taken.
     decided_at: Timestamp,
     epoch: Epoch,
@@ -188,6 +210,8 @@ pub struct Engine {
     /// answered, which the watch may show late, or refused for good.
     stamps: BTreeSet<WriteId>,
     restamp: BTreeSet<PodUid>,
+    /// When a pod of a job was last seen for the first time, unbound.
+    job_pod_born_at: Timestamp,
     fenced: BTreeSet<PodUid>,
     /// What the first LIST of this leadership has shown is stamped too.
     fenced_again: bool,
@@ -198,11 +222,22 @@ pub struct Engine {
     next_sequence: u64,
     actions: VecDeque<Action>,
     view: Arc<View>,
+    /// Nodes that are kept for gangs that have waited for long.
+    keeping: keeping::Keeping,
     /// What found no place in the pass that is going on.
     unplaceable: BTreeMap<Arc<planning::Question>, crate::reason::Unplaceable>,
     view_dirty: BTreeSet<GangKey>,
     /// Members that are gone since the view was published.
     view_gone: Vec<PodUid>,
+}
+
+/// What is to be done for a gang in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stock {
+    Gone,
+    /// Nothing more.
+    Still,
+    Taken,
 }
 
 impl Engine {
@@ -212,6 +247,7 @@ impl Engine {
             config,
             ledger: Ledger::default(),
             inventory: Inventory::default(),
+            breaker: Breaker::default(),
             pods: BTreeMap::new(),
             gangs: BTreeMap::new(),
             foreign: BTreeMap::new(),
@@ -228,12 +264,16 @@ impl Engine {
             dirty_nodes: BTreeSet::new(),
             heard_nodes: BTreeSet::new(),
             predictions: Predictions::default(),
+            unbelieved: BTreeMap::new(),
+            failures: BTreeMap::new(),
             timers: BTreeSet::new(),
             fresh: BTreeMap::new(),
             awaited: awaited::Awaited::default(),
             age_checked_at: Timestamp(0),
             led_at: Timestamp(0),
             away_since: None,
+            freeze: freeze::Freeze::default(),
+            halted_since: None,
             decided_at: Timestamp(0),
             revision: 1,
             snapshot: Snapshot::default(),
@@ -242,6 +282,7 @@ impl Engine {
             synced: false,
             stamps: BTreeSet::new(),
             restamp: BTreeSet::new(),
+            job_pod_born_at: Timestamp(0),
             fenced: BTreeSet::new(),
             fenced_again: false,
             fence_at: Timestamp(0),
@@ -250,6 +291,7 @@ impl Engine {
             next_sequence: 1,
             actions: VecDeque::new(),
             view: Arc::default(),
+            keeping: keeping::Keeping::default(),
             unplaceable: BTreeMap::new(),
             view_dirty: BTreeSet::new(),
             view_gone: Vec::new(),
@@ -266,11 +308,18 @@ impl Engine {
     pub fn decide(&mut self, now: Timestamp) {
         self.decided_at = now;
         self.check_ages(now);
+        self.tend_breaker(now);
         self.wake_expired(now);
-        self.compare_predictions();
+        self.compare_predictions(now);
         self.tend_fence(now);
         if self.may_act() {
             self.tend_leftovers(now);
+            if !self.strays.is_empty() {
+                // Before it is asked whether there is room for a pod of no gang.
+                for key in self.dirty.clone() {
+                    self.take_stock(&key, now);
+                }
+            }
             let mut touched = self.settle_strays(now);
             // Giving room back on a node touches the other gangs with slots there. What is still
             // dirty after the last round is looked at in the next decision, at once.
@@ -279,7 +328,13 @@ impl Engine {
                 if round.is_empty() {
                     break;
                 }
-                for key in &round {
+                // A pod that is bound is charged, and its place is reserved until its gang has been told: until all have,
+                // there seems to be less room on a node than there is.
+                let ready: Vec<&GangKey> = round
+                    .iter()
+                    .filter(|key| self.take_stock(key, now))
+                    .collect();
+                for key in ready {
                     self.advance(key, now);
                 }
                 touched.extend(round);
@@ -327,7 +382,10 @@ impl Engine {
         let leftover = self.next_leftover().filter(|_| self.may_act());
         let planning = self.may_act() && !self.queue.is_empty() && self.may_await_agents();
         let awaited = planning.then(|| self.agents_awaited_until());
-        [gang, stray, fence, rest, leftover, awaited]
+        let breaker = self.breaker_closes_at();
+        let kept = self.keeping.next_deadline(self.config.reserve_after);
+        let kept = kept.filter(|_| self.may_act());
+        [gang, stray, fence, rest, leftover, awaited, breaker, kept]
             .into_iter()
             .flatten()
             .min()
@@ -414,15 +472,20 @@ impl Engine {
     fn answer_bound(&mut self, ticket: Ticket, node: Option<&NodeName>) {
         let asked = self.tickets.get(&ticket).map(|asked| asked.node.clone());
         let answer = match (node, asked) {
-            (Some(node), Some(asked)) if *node == asked => Ok(()),
+            (Some(node), Some(asked)) if *node == asked && !planted::is(Bug::BoundIsRefused) => {
+                Ok(())
+            }
             (Some(_), _) => Err(Arc::from(barrier::BOUND_ELSEWHERE)),
             (None, _) => Err(Arc::from(members::LOST_SLOT)),
         };
         self.answer(ticket, answer);
     }
 
-    /// Deletes a pod, once; again only when that failed, and after a pause.
+    /// Deletes a pod, once; again only when that failed, and after a pause. Not while all is frozen.
     fn delete_pod(&mut self, gang: &GangKey, uid: &PodUid, plan: Option<PlanId>, now: Timestamp) {
+        if self.is_frozen() {
+            return;
+        }
         match self.deleting.get(uid) {
             Some(Deleting::Sent) => return,
             Some(Deleting::NotBefore(at)) if now < *at => return,
@@ -514,37 +577,47 @@ impl Engine {
         Some(result)
     }
 
-    /// One round for one gang that something happened to.
-    fn advance(&mut self, key: &GangKey, now: Timestamp) {
-        let gone = self
-            .with_gang(key, |engine, gang| {
-                if engine.is_gone(gang) {
-                    engine.dissolve(gang);
-                    return true;
-                }
-                if let gang::Record::Unreadable(why) = &gang.record {
-                    let why = Arc::clone(why);
-                    engine.stand_still(gang, why, now);
-                    return false;
-                }
-                engine.adopt(gang, now);
-                if engine.stop_if_unwanted(gang, now) {
-                    return false;
-                }
-                engine.claim_members(gang, now);
-                engine.check_slots(gang, now);
-                engine.release(gang, now);
-                engine.pass_barrier(gang, now);
-                engine.enforce_deadlines(gang, now);
-                engine.queue_up(gang, now);
-                false
-            })
-            .unwrap_or(false);
-        if gone {
+    /// Who is in a gang that something happened to, and what they hold. Whether it is to go on in this round.
+    fn take_stock(&mut self, key: &GangKey, now: Timestamp) -> bool {
+        let stock = self.with_gang(key, |engine, gang| {
+            if engine.is_gone(gang) {
+                engine.dissolve(gang);
+                return Stock::Gone;
+            }
+            if let gang::Record::Unreadable(why) = &gang.record {
+                let why = Arc::clone(why);
+                engine.stand_still(gang, why, now);
+                return Stock::Still;
+            }
+            engine.adopt(gang, now);
+            if engine.stop_if_unwanted(gang, now) {
+                return Stock::Still;
+            }
+            engine.claim_members(gang, now);
+            engine.note_leaving(gang, now);
+            Stock::Taken
+        });
+        if stock == Some(Stock::Gone) {
             self.gangs.remove(key);
             self.queue.remove(key);
             self.view_dirty.insert(key.clone());
         }
+        stock == Some(Stock::Taken)
+    }
+
+    /// One round for one gang whose stock was taken.
+    fn advance(&mut self, key: &GangKey, now: Timestamp) {
+        self.with_gang(key, |engine, gang| {
+            if gang.plan.is_none() {
+                engine.delete_confined(gang, now);
+            }
+            engine.check_slots(gang, now);
+            engine.tend_failures(gang, now);
+            engine.release(gang, now);
+            engine.pass_barrier(gang, now);
+            engine.enforce_deadlines(gang, now);
+            engine.queue_up(gang, now);
+        });
     }
 
     /// Commit, status, events, timers: after planning has had its turn.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::Engine;
 use super::gang::{Gang, Seat, Slot};
 use super::members::{default_role, wished_shape};
+use crate::failure::OnGpuFailure;
 use crate::ids::{DeviceUuid, PodUid, RoleName};
 use crate::interpod::{InterPodRule, Labels, looked_at};
 use crate::node::{TaintEffect, Toleration};
@@ -44,12 +45,26 @@ impl Engine {
                 // Released by a plan that is no more: it is held again first.
                 return Ok(None);
             }
-            if workload.hold == Hold::Held && !bound.is_empty() {
-                // Suspended: its controller is about to delete them.
+            if workload.hold == Hold::Held && (!bound.is_empty() || self.is_left(gang, now)) {
+                // Suspended: its controller is about to delete them, those not bound too.
                 return Ok(None);
             }
         }
         self.asked(gang, &bound, now)
+    }
+
+    /// Notes whether a job that we hold has pods still.
+    pub(super) fn note_leaving(&self, gang: &mut Gang, now: Timestamp) {
+        let is_held = gang.is_job() && gang.hold() == Some(&Hold::Held);
+        let is_left = is_held && self.alive(gang).next().is_some();
+        gang.leaving_since = is_left.then(|| gang.leaving_since.unwrap_or(now));
+    }
+
+    /// Whether a held job's controller is about to take its pods. One that is late would take what a new plan has bound by
+    /// then; one that does not take them in time may never do so, and is waited for no longer.
+    pub(super) fn is_left(&self, gang: &Gang, now: Timestamp) -> bool {
+        let since = gang.leaving_since;
+        since.is_some_and(|since| now < since + self.config.repair_max)
     }
 
     /// What is asked for the gang beside these bound members, whether it may be planned now or not.
@@ -72,6 +87,10 @@ impl Engine {
     /// The needs with what is asked of the topology.
     fn with_topology(&self, gang: &Gang, mut needs: Needs) -> Result<Needs, Reason> {
         needs.topology = self.topology_of(gang).map_err(Reason::Invalid)?;
+        let settings = self.settings_of(gang);
+        settings
+            .map_or(Ok(None), OnGpuFailure::of)
+            .map_err(Reason::Invalid)?;
         let segments = self.segments_of(gang, &needs.topology);
         for role in &mut needs.roles {
             let seats = role.indices.iter();
@@ -415,7 +434,7 @@ pub(super) fn free_seat(
 
 /// Whether a pod asks for something else than its template. Tolerations that the API server puts into every
 /// pod at its birth are no difference: they let nobody onto a node that is not ready.
-fn asks_otherwise(pod: &PodShape, template: &PodShape) -> bool {
+pub(super) fn asks_otherwise(pod: &PodShape, template: &PodShape) -> bool {
     const AT_BIRTH: [&str; 2] = [
         "node.kubernetes.io/not-ready",
         "node.kubernetes.io/unreachable",

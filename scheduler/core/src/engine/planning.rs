@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::gang::{Gang, Plan, Seat, Slot};
+use super::keeping::{Limits, Moment};
 use super::needs::{Needs, free_seat};
 use crate::ids::{GangKey, NodeName, RoleName};
 use crate::interpod::Labels;
@@ -36,6 +37,51 @@ pub(crate) struct Question {
     topology: TopologyRequest,
 }
 
+impl Question {
+    /// The question as the planner is asked it, with these nodes left out too.
+    pub(super) fn request(&self, avoid: &BTreeSet<NodeName>) -> GangRequest {
+        let role = |asked: &AskedRole| RoleRequest {
+            role: asked.role.clone(),
+            indices: (0..u32::try_from(asked.members).unwrap_or(u32::MAX)).collect(),
+            shape: Arc::clone(&asked.shape),
+            labels: Arc::clone(&asked.labels),
+            segments: asked.segments.clone(),
+        };
+        GangRequest {
+            roles: self.roles.iter().map(role).collect(),
+            placed: self.placed.clone(),
+            avoid: self.avoid.union(avoid).cloned().collect(),
+            topology: self.topology.clone(),
+        }
+    }
+
+    /// Members that may stay behind.
+    pub(super) fn spare(&self) -> u32 {
+        let members = self.roles.iter().fold(self.fixed, |sum, role| {
+            sum.saturating_add(u32::try_from(role.members).unwrap_or(u32::MAX))
+        });
+        members.saturating_sub(self.minimum)
+    }
+
+    pub(super) fn shapes(&self) -> impl Iterator<Item = &Arc<PodShape>> {
+        self.roles.iter().map(|role| &role.shape)
+    }
+
+    /// Nodes that are left out.
+    pub(super) fn avoided(&self) -> &BTreeSet<NodeName> {
+        &self.avoid
+    }
+
+    /// Whether the same is asked, whatever nodes are left out.
+    pub(super) fn asks_as(&self, other: &Self) -> bool {
+        let asked = |question: &Self| (question.fixed, question.minimum);
+        asked(self) == asked(other)
+            && self.roles == other.roles
+            && self.placed == other.placed
+            && self.topology == other.topology
+    }
+}
+
 /// What was looked for in vain: on capacity that has not grown it would be again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Sought {
@@ -63,12 +109,21 @@ pub(crate) struct Vacancy {
     labels: Arc<Labels>,
 }
 
+/// What came of looking for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// All that was looked for, whether it was taken or not.
+    Enough,
+    TooLittle,
+    /// Something else is missing, or it was too much work.
+    NotLookedFor,
+}
+
 impl Engine {
     /// Puts the gang into the queue, or takes it out.
     pub(super) fn queue_up(&mut self, gang: &mut Gang, now: Timestamp) {
-        let refused = gang.refused_nodes.len();
-        gang.refused_nodes.retain(|_, until| *until > now);
-        if gang.refused_nodes.len() < refused {
+        let longest = self.config.refused_node_for;
+        if gang.refused_nodes.take_ended(now, longest) {
             gang.tried_at = None;
         }
         gang.unready = false;
@@ -81,7 +136,12 @@ impl Engine {
         if gang.tried_at == Some(self.revision) && self.seeks_anew(gang, missing, now) {
             gang.tried_at = None;
         }
-        self.queue.push(gang.key.clone(), self.rank(gang));
+        let rank = self.rank(gang);
+        // Nodes may be kept for one that it is before now.
+        if !self.keeping.is_idle() && self.queue.get_priority(&gang.key) != Some(&rank) {
+            gang.tried_at = None;
+        }
+        self.queue.push(gang.key.clone(), rank);
     }
 
     /// Whether the gang looks for something else than what it has looked for in vain. Its members may
@@ -90,7 +150,14 @@ impl Engine {
         match (missing, &gang.sought) {
             (Some(missing), Some(Sought::Members(sought))) => missing != *sought,
             (None, Some(Sought::Whole(sought))) => match self.needs(gang, now) {
-                Ok(Some(needs)) => self.question(gang, &needs) != **sought,
+                Ok(Some(needs)) => {
+                    let question = self.question(gang, &needs, now);
+                    // It may have been looked for in nodes of the second choice, too.
+                    let avoided = sought.avoided();
+                    let is_same =
+                        *avoided == question.avoid || *avoided == self.avoided_strictly(gang, now);
+                    !(is_same && question.asks_as(sought))
+                }
                 Ok(None) | Err(_) => true,
             },
             _ => true,
@@ -100,13 +167,14 @@ impl Engine {
     pub(super) fn rank(&self, gang: &Gang) -> Rank {
         let pods = || gang.pods.iter().filter_map(|uid| self.pods.get(uid));
         let workload = gang.workload.as_ref();
-        let of_pods = pods().map(|pod| pod.priority).max().unwrap_or(0);
+        let priorities = workload.map(|workload| workload.priority).into_iter();
+        let priorities = priorities.chain(pods().map(|pod| pod.priority));
         let created = workload
             .map(|workload| workload.created_seconds)
             .or_else(|| pods().map(|pod| pod.created_seconds).min())
             .unwrap_or(i64::MAX);
         Rank {
-            priority: workload.map_or(of_pods, |workload| workload.priority.max(of_pods)),
+            priority: priorities.max().unwrap_or(0),
             created_seconds: Reverse(created),
             sequence: Reverse(gang.sequence),
         }
@@ -116,19 +184,24 @@ impl Engine {
     /// only members of gangs that have begun get a place, and gangs that ask for no devices.
     pub(super) fn plan_waiting(&mut self, now: Timestamp) -> Vec<GangKey> {
         let awaits = self.awaits_agents(now);
-        let is_ready = |engine: &Self, key: &GangKey| {
-            engine.gangs.get(key).is_some_and(|gang| {
-                gang.not_before <= now
-                    && gang.tried_at != Some(engine.revision)
-                    && !gang.unready
-                    && gang.recovered.is_none()
-            })
+        self.review_kept(now);
+        let at = Moment {
+            now,
+            revision: self.revision,
+            limits: Limits::of(&self.config),
         };
-        let mut ready: Vec<(Rank, GangKey)> = self
-            .queue
-            .iter()
-            .filter(|(key, _)| is_ready(self, key))
-            .map(|(key, rank)| (rank.clone(), key.clone()))
+        let keeping = &mut self.keeping;
+        let mut is_ready = |gang: &Gang, rank: &Rank| {
+            gang.not_before <= now
+                && !gang.unready
+                && gang.recovered.is_none()
+                && (gang.tried_at != Some(at.revision) || keeping.is_due(gang, rank, at))
+        };
+        let waiting = self.queue.iter();
+        let known = waiting.filter_map(|(key, rank)| Some((rank, self.gangs.get(key)?)));
+        let mut ready: Vec<(Rank, GangKey)> = known
+            .filter(|(rank, gang)| is_ready(gang, rank))
+            .map(|(rank, gang)| (rank.clone(), gang.key.clone()))
             .collect();
         ready.sort_by(|a, b| b.cmp(a));
         self.unplaceable.clear();
@@ -136,11 +209,12 @@ impl Engine {
             self.review_demand();
         }
         let mut looked_at = Vec::with_capacity(ready.len());
-        for (_, key) in ready {
+        for (rank, key) in ready {
             let still_waits = self
                 .with_gang(&key, |engine, gang| {
                     gang.tried_at = Some(engine.revision);
                     engine.try_gang(gang, awaits, now);
+                    engine.tend_kept(gang, &rank, now);
                     gang.plan
                         .as_ref()
                         .is_none_or(|plan| !engine.missing_seats(gang, plan).is_empty())
@@ -152,14 +226,27 @@ impl Engine {
             looked_at.push(key);
             self.refresh_capacity(now);
         }
+        self.end_of_pass();
         looked_at
     }
 
     fn try_gang(&mut self, gang: &mut Gang, awaits: bool, now: Timestamp) {
-        gang.refused_nodes.retain(|_, until| *until > now);
+        let found = self.try_once(gang, awaits, now);
+        if found == Found::TooLittle && gang.refused_nodes.has_second_choices(now) {
+            // Rather where it was refused a while ago than nowhere.
+            gang.refused_nodes.no_others = true;
+            self.try_once(gang, awaits, now);
+            gang.refused_nodes.no_others = false;
+        }
+    }
+
+    fn try_once(&mut self, gang: &mut Gang, awaits: bool, now: Timestamp) -> Found {
         if gang.plan.is_some() {
-            self.place_missing(gang, now);
-            return;
+            // What it looks for is looked for when it goes on.
+            return match self.why_frozen(gang) {
+                None => self.place_missing(gang, now),
+                Some(_) => Found::NotLookedFor,
+            };
         }
         match self.needs(gang, now) {
             // No placement was looked for: what is missing is not capacity.
@@ -167,22 +254,25 @@ impl Engine {
                 gang.reason = Some(reason);
                 gang.tried_at = None;
                 gang.unready = true;
+                Found::NotLookedFor
             }
             Ok(None) => {
                 gang.tried_at = None;
                 gang.unready = true;
+                Found::NotLookedFor
             }
             // One that is bound in part has its deadline.
             Ok(Some(needs))
                 if awaits && gang.partial_since.is_none() && self.wants_devices(&needs) =>
             {
                 gang.reason = Some(Reason::AgentsAwaited);
+                Found::NotLookedFor
             }
             Ok(Some(needs)) => self.plan_whole(gang, needs, now),
         }
     }
 
-    fn question(&self, gang: &Gang, needs: &Needs) -> Question {
+    fn question(&self, gang: &Gang, needs: &Needs, now: Timestamp) -> Question {
         let role = |role: &RoleRequest| AskedRole {
             role: role.role.clone(),
             shape: Arc::clone(&role.shape),
@@ -193,11 +283,36 @@ impl Engine {
         Question {
             roles: needs.roles.iter().map(role).collect(),
             placed: self.standing(gang, &needs.fixed, &needs.topology),
-            avoid: gang.refused_nodes.keys().cloned().collect(),
+            avoid: self.avoided(gang, now),
             fixed: u32::try_from(needs.fixed.len()).unwrap_or(u32::MAX),
             minimum: needs.minimum,
             topology: needs.topology.clone(),
         }
+    }
+
+    /// Nodes that were left out when it was last looked for room, if that was in vain; or will be next time.
+    pub(super) fn avoided_at_last(&self, gang: &Gang, now: Timestamp) -> BTreeSet<NodeName> {
+        let in_vain = match &gang.sought {
+            Some(Sought::Members(missing)) => !missing.is_empty(),
+            Some(Sought::Whole(_)) => gang.plan.is_none(),
+            None => false,
+        };
+        match in_vain {
+            true => self.avoided_strictly(gang, now),
+            false => self.avoided(gang, now),
+        }
+    }
+
+    /// Nodes that are left out even where there are no others.
+    fn avoided_strictly(&self, gang: &Gang, now: Timestamp) -> BTreeSet<NodeName> {
+        let refused = gang.refused_nodes.strictly_at(now);
+        refused.chain(self.frozen_nodes()).cloned().collect()
+    }
+
+    /// Nodes that are left out.
+    pub(super) fn avoided(&self, gang: &Gang, now: Timestamp) -> BTreeSet<NodeName> {
+        let refused = gang.refused_nodes.at(now);
+        refused.chain(self.frozen_nodes()).cloned().collect()
     }
 
     fn wants_devices(&self, needs: &Needs) -> bool {
@@ -205,19 +320,42 @@ impl Engine {
         roles.any(|role| role.shape.devices(&self.config) > 0)
     }
 
-    fn plan_whole(&mut self, gang: &mut Gang, needs: Needs, now: Timestamp) {
-        let question = self.question(gang, &needs);
+    fn plan_whole(&mut self, gang: &mut Gang, needs: Needs, now: Timestamp) -> Found {
+        let question = self.question(gang, &needs, now);
         // Within one pass room only shrinks: what found no place a moment ago finds none now.
         if let Some((question, why)) = self.unplaceable.get_key_value(&question) {
             gang.sought = Some(Sought::Whole(Arc::clone(question)));
             gang.reason = Some(Reason::Unplaceable(why.clone()));
-            return;
+            return Found::TooLittle;
+        }
+        if let Some((question, why)) = self.held_back(&question) {
+            gang.sought = Some(Sought::Whole(question));
+            gang.reason = Some(why);
+            return Found::NotLookedFor;
         }
         for role in &needs.roles {
             self.snapshot.learn(&role.shape);
         }
-        match self.plan_elastic(&needs, &question) {
+        let question = Arc::new(question);
+        let found = self.plan_elastic(&needs, &question, &question.avoid);
+        match found {
             Ok(placement) => {
+                let again = |engine: &Self, avoid: &BTreeSet<NodeName>| {
+                    engine.plan_elastic(&needs, &question, avoid).ok()
+                };
+                let placement = match self.clear_of_kept(gang, placement, &question, again) {
+                    Ok(placement) => placement,
+                    Err(why) => {
+                        gang.sought = Some(Sought::Whole(question));
+                        gang.reason = Some(why);
+                        return Found::Enough;
+                    }
+                };
+                if let Some(why) = self.why_frozen(gang) {
+                    gang.sought = Some(Sought::Whole(question));
+                    gang.reason = Some(why);
+                    return Found::Enough;
+                }
                 let plan = self.new_plan(gang, needs, placement, now);
                 gang.reason = Some(Reason::Gathering {
                     planned: plan.planned(),
@@ -225,33 +363,37 @@ impl Engine {
                 });
                 gang.plan = Some(plan);
                 gang.sought = None;
+                Found::Enough
             }
             Err(why) => {
+                let mut found = Found::TooLittle;
                 if matches!(why, Unplaceable::TooComplex { .. }) {
                     // All that work is not done again in a hurry.
                     gang.not_before = gang.not_before.max(now + self.config.retry_after);
+                    found = Found::NotLookedFor;
                 }
-                let question = Arc::new(question);
                 gang.sought = Some(Sought::Whole(Arc::clone(&question)));
                 self.unplaceable.insert(question, why.clone());
                 gang.reason = Some(Reason::Unplaceable(why));
+                found
             }
         }
     }
 
     /// The largest part of the gang that fits, at least its minimum.
-    fn plan_elastic(&self, needs: &Needs, question: &Question) -> Result<Placement, Unplaceable> {
-        let total = needs.roles.iter().fold(question.fixed, |sum, role| {
-            sum.saturating_add(u32::try_from(role.indices.len()).unwrap_or(u32::MAX))
-        });
+    fn plan_elastic(
+        &self,
+        needs: &Needs,
+        question: &Question,
+        avoid: &BTreeSet<NodeName>,
+    ) -> Result<Placement, Unplaceable> {
         let request = GangRequest {
             roles: needs.roles.clone(),
             placed: question.placed.clone(),
-            avoid: question.avoid.clone(),
+            avoid: avoid.clone(),
             topology: question.topology.clone(),
         };
-        let spare = total.saturating_sub(needs.minimum);
-        plan_part(&self.snapshot, &request, spare, &self.config).placement
+        plan_part(&self.snapshot, &request, question.spare(), &self.config).placement
     }
 
     fn new_plan(
@@ -367,12 +509,14 @@ impl Engine {
     /// Finds places for members of a gang that runs, each on its own: every one that comes back
     /// helps. Those of one segment, or of a gang that asks something else of the topology, are looked for
     /// together. What is too much work for one pass is left to the next.
-    fn place_missing(&mut self, gang: &mut Gang, now: Timestamp) {
+    fn place_missing(&mut self, gang: &mut Gang, now: Timestamp) -> Found {
         let Some(mut plan_of) = gang.plan.take() else {
-            return;
+            return Found::NotLookedFor;
         };
-        let avoid: BTreeSet<_> = gang.refused_nodes.keys().cloned().collect();
+        let avoid = self.avoided(gang, now);
+        let kept = self.kept_ahead_of(gang);
         let (mut steps, mut found_any) = (0u64, false);
+        let mut found = Found::Enough;
         // What found no place since a member last did finds none now.
         let mut failed: BTreeSet<(Arc<PodShape>, Arc<Labels>)> = BTreeSet::new();
         // What cannot be read any more binds nobody who runs already.
@@ -386,10 +530,14 @@ impl Engine {
                 gang.tried_at = gang.tried_at.filter(|_| !found_any);
                 break;
             }
+            // A member that was lost is replaced wherever there is room; one that the gang has grown by is not.
+            let is_held_back = !kept.is_empty() && batch.has_grown(&plan_of);
+            let mut avoid = avoid.clone();
+            avoid.extend(kept.iter().filter(|_| is_held_back).cloned());
             let request = GangRequest {
                 roles: batch.roles,
                 placed: self.standing(gang, &plan_of.slots, &topology),
-                avoid: avoid.clone(),
+                avoid,
                 topology: topology.clone(),
             };
             for role in &request.roles {
@@ -399,7 +547,8 @@ impl Engine {
             let standing = u64::try_from(request.placed.len()).unwrap_or(u64::MAX);
             steps = steps.saturating_add(answer.steps).saturating_add(standing);
             let Ok(placement) = answer.placement else {
-                failed.extend(alone);
+                failed.extend(alone.filter(|_| !is_held_back));
+                found = Found::TooLittle;
                 continue;
             };
             found_any = true;
@@ -413,6 +562,7 @@ impl Engine {
         }
         gang.sought = Some(Sought::Members(self.missing_seats(gang, &plan_of)));
         gang.plan = Some(plan_of);
+        found
     }
 
     fn seat_missing(&mut self, gang: &Gang, plan: &mut Plan, member: Placed) {
@@ -502,6 +652,15 @@ impl Batch {
             }
         }
         Self { roles, spare }
+    }
+
+    /// Whether a member has no place in the plan yet, and has lost none.
+    fn has_grown(&self, plan: &Plan) -> bool {
+        let mut roles = self.roles.iter();
+        roles.any(|role| {
+            let mut seats = role.indices.iter();
+            seats.any(|index| !plan.slots.contains_key(&(role.role.clone(), *index)))
+        })
     }
 
     /// What is asked, where it is asked for one member of no segment.

@@ -16,6 +16,7 @@ use super::Engine;
 use crate::ids::{DeviceUuid, Namespace, NodeName, PodUid};
 use crate::inventory::Belief;
 use crate::pod::Pod;
+use crate::time::Timestamp;
 
 /// How predictions have turned out, in this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,8 +45,9 @@ impl Engine {
             .unwrap_or_default()
     }
 
-    /// Compares what the agents of the nodes that were heard say of members bound there.
-    pub(super) fn compare_predictions(&mut self) {
+    /// Compares what the agents of the nodes that were heard say of members bound there with what was predicted, and
+    /// notes whose devices have failed.
+    pub(super) fn compare_predictions(&mut self, now: Timestamp) {
         if !self.synced {
             return;
         }
@@ -53,6 +55,7 @@ impl Engine {
             for (uid, devices) in self.newly_given(&node) {
                 self.note_given(&uid, devices);
             }
+            self.note_failures(&node, now);
         }
     }
 

@@ -11,10 +11,12 @@ use crate::view::{GangView, SlotView, View};
 impl Engine {
     /// Brings the published picture up to date with the gangs that changed.
     pub(super) fn publish(&mut self) {
-        let (leading, synced, epoch) = (self.lead == super::Lead::Yes, self.synced, self.epoch);
-        if (self.view.leading, self.view.synced, self.view.epoch) != (leading, synced, epoch) {
+        let leading = self.lead == super::Lead::Yes;
+        let now = (leading, self.synced, self.is_frozen(), self.epoch);
+        let view = &self.view;
+        if (view.leading, view.synced, view.frozen, view.epoch) != now {
             let view = Arc::make_mut(&mut self.view);
-            (view.leading, view.synced, view.epoch) = (leading, synced, epoch);
+            (view.leading, view.synced, view.frozen, view.epoch) = now;
         }
         let touched = std::mem::take(&mut self.view_dirty);
         let mut changed = Vec::new();

@@ -56,7 +56,7 @@ impl Engine {
             gang.releasing = false;
             return;
         }
-        let in_time = now < gang.releasing_since + self.config.repair_max || self.is_away();
+        let in_time = now < gang.releasing_since + self.config.repair_max || self.is_halted();
         // A pause after another write, a Binding that was refused for example, is none for this. One
         // after a deletion that failed is kept for each pod.
         if self.loses_pods_when_held(gang) && in_time {
@@ -87,6 +87,8 @@ impl Engine {
         };
         let durable = gang.is_durable();
         let change = match (&gang.plan, &workload.hold) {
+            // It was held, and we began anew before the plan was taken back: its controller takes what pods it has.
+            (Some(plan), Hold::Held) if !plan.open && self.is_left(gang, now) => None,
             (Some(plan), Hold::Held) if durable => Some(JobChange::Release {
                 plan: plan.id.clone(),
                 pins: self.pins(plan),
@@ -109,7 +111,10 @@ impl Engine {
             (_, Hold::Free) => has_pins(workload).then_some(JobChange::Strip),
             _ => None,
         };
-        if let Some(change) = change {
+        let starts = |change: &JobChange| {
+            matches!(change, JobChange::Release { .. } | JobChange::Repin { .. })
+        };
+        if let Some(change) = change.filter(|change| !(starts(change) && self.is_suspect(gang))) {
             self.change_job(gang, change, now);
         }
     }
@@ -154,8 +159,12 @@ impl Engine {
             .collect()
     }
 
-    /// Sends a change of the job, unless one is on its way or the last one has not been seen yet.
+    /// Sends a change of the job, unless one is on its way or the last one has not been seen yet. Not while all
+    /// is frozen.
     pub(super) fn change_job(&mut self, gang: &mut Gang, change: JobChange, now: Timestamp) {
+        if self.is_frozen() {
+            return;
+        }
         let Some(workload) = &gang.workload else {
             return;
         };
@@ -256,7 +265,7 @@ impl Engine {
     /// Takes our gate off pods, wakes those that were refused before, and deletes those that are
     /// confined to nodes which are no longer theirs.
     fn release_pods(&mut self, gang: &mut Gang, now: Timestamp) {
-        if now < gang.blocked_until {
+        if now < gang.blocked_until || self.why_frozen(gang).is_some() {
             return;
         }
         let Some(mut plan) = gang.plan.take() else {

@@ -1,20 +1,19 @@
-//! What goes wrong between plan and bind, and after it: nodes that no longer qualify, members that
-//! do not come, gangs that stay partial.
+//! What goes wrong between plan and bind, and after it: members that do not come, gangs that stay partial. (Nodes that no longer
+//! qualify: `places.rs`.)
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Engine;
-use super::gang::{Gang, Plan, Said, Seat, Slot};
+use super::gang::{Gang, Plan, Slot};
 use super::release::carries_marks;
 use crate::action::JobChange;
-use crate::ids::NodeName;
-use crate::node::{Node, untolerated};
+use crate::config::Config;
 use crate::planted::{self, Bug};
-use crate::pod::{Pod, PodPhase, PodShape, TurnedDown};
+use crate::pod::{Pod, PodPhase};
 use crate::reason::Reason;
 use crate::time::{Millis, Timestamp};
-use crate::workload::{Hold, MemberSource, Outcome};
+use crate::workload::{Hold, Outcome};
 
 /// What to do about a gang whose members were still coming when the first had waited for as long as
 /// its caller lets it. Constant for a configuration.
@@ -30,9 +29,28 @@ fn still_coming(gather_max: Millis) -> Arc<str> {
 /// Plans given back in a row after which the next one is not made at once.
 const HASTY_FAILURES: u32 = 3;
 
-/// Time after which a refusal counts beside one that has lasted for [`crate::config::Config::refusal_grace`].
-/// A pod's nominated node is asked for alone, and all nodes at once after that.
-const REFUSED_BESIDE: Millis = Millis::from_secs(1);
+/// As often as this the quiet of a gang whose pods are still to be made may last, while those of other jobs are made.
+const QUIET_TIMES: u64 = 5;
+
+/// Since when nothing has come to a gang that gathers, by which its barrier is given up. Its job's controller makes the pods of one job
+/// after the other: while it makes some, those of a job behind them in its queue are still to come.
+/// Not where that was so to the end once before, and nobody came: something else may keep its pods from being made.
+fn quiet_since(plan: &Plan, may_be_behind: bool, born_at: Timestamp, config: &Config) -> Timestamp {
+    let mut slots = plan.slots.values();
+    let is_behind = may_be_behind && slots.any(|slot| slot.pod.is_none() && !slot.is_settled());
+    if !is_behind {
+        return plan.progress_at;
+    }
+    let quiet_max = config.gather_quiet_max.0;
+    let at_most = Millis(quiet_max.saturating_mul(QUIET_TIMES - 1));
+    let latest = plan.progress_at + at_most;
+    born_at.min(latest).max(plan.progress_at)
+}
+
+/// Whether the gang's job may stand in its controller's queue.
+fn may_be_behind(gang: &Gang) -> bool {
+    gang.is_job() && gang.failures == 0 && gang.hold() != Some(&Hold::Held)
+}
 
 impl Engine {
     /// Whether nothing is left of the gang: no object, no pod.
@@ -52,11 +70,17 @@ impl Engine {
     /// Answers held Binds, gives reservations back, forgets the plan.
     fn drop_plan(&mut self, gang: &mut Gang, text: &Arc<str>) {
         self.turn_away(gang, text);
+        if gang.plan.is_some() {
+            self.note_confined(gang);
+        }
         let Some(plan) = gang.plan.take() else { return };
         for (seat, slot) in &plan.slots {
-            self.let_go(&gang.slot_key(seat), slot);
+            if !planted::is(Bug::RoomLeaks) {
+                self.let_go(&gang.slot_key(seat), slot);
+            }
         }
         gang.tried_at = None;
+        gang.failing = None;
         self.view_dirty.insert(gang.key.clone());
     }
 
@@ -68,22 +92,17 @@ impl Engine {
         now: Timestamp,
         rest: bool,
     ) {
-        // A pod that we confined to a node by taking its gate off cannot be sent elsewhere.
-        let confined: Vec<_> = self
-            .alive(gang)
-            .filter(|pod| pod.node.is_none() && pod.controlled && !pod.gated)
-            .filter(|pod| !gang.is_job() && pod.shape.is_pinned())
-            .map(|pod| pod.uid.clone())
-            .collect();
-        for uid in confined {
-            self.delete_pod(&gang.key, &uid, None, now);
-        }
+        self.note_confined(gang);
+        self.delete_confined(gang, now);
         self.drop_plan(gang, &Arc::from(super::members::LOST_SLOT));
         gang.reason = Some(reason);
         // A plan that keeps being given back is not made again in a hurry, whatever the cause.
         if rest || gang.failures >= HASTY_FAILURES {
             let factor = 1u64 << gang.failures.min(4);
-            gang.not_before = now + Millis(self.config.retry_after.0.saturating_mul(factor));
+            gang.not_before = match planted::is(Bug::RestsForEver) {
+                true => Timestamp(u64::MAX),
+                false => now + Millis(self.config.retry_after.0.saturating_mul(factor)),
+            };
         }
         gang.failures = gang.failures.saturating_add(1);
     }
@@ -208,213 +227,6 @@ impl Engine {
         }
     }
 
-    /// Looks at each place that is not bound yet: does its node still qualify? Before the barrier
-    /// has opened the whole plan is given back; after that the one member loses its place.
-    pub(super) fn check_slots(&mut self, gang: &mut Gang, now: Timestamp) {
-        let Some(plan) = &gang.plan else { return };
-        if !plan.open && self.was_edited(gang, plan) {
-            let reason = Reason::MembersMissing {
-                present: plan.arrived(),
-                needed: gang.total(),
-            };
-            self.give_back(gang, reason, now, false);
-            return;
-        }
-        let Some(plan) = &gang.plan else { return };
-        let open = plan.open;
-        let mut bad: Vec<(Seat, NodeName, Arc<str>)> = Vec::new();
-        for (seat, slot) in &plan.slots {
-            if slot.is_settled() || slot.binding.is_some() {
-                continue;
-            }
-            if let Some(node) = &slot.node
-                && let Some(what) =
-                    self.objection(slot.predecessor.is_some(), node, &slot.shape, now)
-            {
-                bad.push((seat.clone(), node.clone(), what));
-            }
-        }
-        self.note_refusals(gang, now, &mut bad);
-        let Some((_, node, what)) = bad.first().cloned() else {
-            return;
-        };
-        if !open {
-            self.give_back(gang, Reason::NodeChanged { node, what }, now, false);
-            return;
-        }
-        for (seat, _, _) in bad {
-            self.lose_place(gang, &seat);
-        }
-    }
-
-    fn lose_place(&mut self, gang: &mut Gang, seat: &Seat) {
-        let key = gang.slot_key(seat);
-        let Some(slot) = gang.plan.as_mut().and_then(|plan| plan.slots.get_mut(seat)) else {
-            return;
-        };
-        let before = slot.clone();
-        slot.node = None;
-        slot.devices = Vec::new();
-        slot.refused_since = None;
-        slot.release = super::gang::Step::NotYet;
-        slot.doubtful = None;
-        if let Some(ticket) = slot.ticket.take() {
-            self.answer(ticket, Err(Arc::from(super::members::LOST_SLOT)));
-        }
-        self.let_go(&key, &before);
-        if let Some(slot) = gang.plan.as_mut().and_then(|plan| plan.slots.get_mut(seat)) {
-            // Its charge stays on the node it terminates on; the successor goes elsewhere.
-            slot.predecessor = None;
-        }
-        gang.tried_at = None;
-    }
-
-    /// Members that kube-scheduler has been turning down on their planned node for too long.
-    fn note_refusals(
-        &mut self,
-        gang: &mut Gang,
-        now: Timestamp,
-        bad: &mut Vec<(Seat, NodeName, Arc<str>)>,
-    ) {
-        let durable = gang.is_durable();
-        let grace = self.config.refusal_grace;
-        let until = now + self.config.refused_node_for;
-        let Some(plan) = &mut gang.plan else { return };
-        let begins = durable && !plan.was_durable;
-        let mut refused = Vec::new();
-        plan.take_back();
-        for (seat, slot) in &mut plan.slots {
-            let Some(pod) = slot.pod.as_ref().and_then(|uid| self.pods.get(uid)) else {
-                continue;
-            };
-            if slot.is_settled() || slot.ticket.is_some() || slot.binding.is_some() {
-                slot.refused_since = None;
-                continue;
-            }
-            if !durable {
-                // Filter sends nobody anywhere. What was said of the node before still holds.
-                continue;
-            }
-            if begins {
-                // Its time begins when Filter sends it there.
-                slot.refused_since = slot.refused_since.map(|_| now);
-            }
-            // Our own refusals from before the plan say nothing about the node.
-            if slot.said_before.is_some() && slot.said_before != pod.unschedulable {
-                slot.said_before = None;
-            }
-            match pod.turned_down() {
-                // Nor does what was said before the pod had this place; the barrier's deadline counts it.
-                Some((TurnedDown::OnNodes, said)) if slot.said_before.is_none() => {
-                    slot.refused_since.get_or_insert(now);
-                    plan.said = Some(Said::of(seat, said));
-                }
-                // No other node would do: the members wait at the barrier for what is missing. Those
-                // that run do not, and a member that they can do without holds no room for it.
-                Some((TurnedDown::Everywhere, said)) => {
-                    plan.said = Some(Said::of(seat, said));
-                    if !plan.open {
-                        slot.refused_since = None;
-                    } else if slot.said_before.is_none() {
-                        slot.refused_since.get_or_insert(now);
-                    }
-                }
-                _ => {}
-            }
-            if let (Some(since), Some(node)) = (slot.refused_since, &slot.node)
-                && !bad.iter().any(|(other, _, _)| other == seat)
-            {
-                refused.push((since, seat.clone(), node.clone()));
-            }
-        }
-        // Those turned down a little later are likely to stay so: one plan more is enough for all.
-        let is_over = |since: Timestamp| now >= since + grace;
-        let with_others = !plan.open && refused.iter().any(|(since, _, _)| is_over(*since));
-        refused.retain(|(since, _, _)| {
-            is_over(*since) || (with_others && now >= *since + grace.min(REFUSED_BESIDE))
-        });
-        for (since, seat, node) in refused {
-            // What was said for a moment only is not held against the node for long.
-            let until = if is_over(since) { until } else { now + grace };
-            gang.refused_nodes.insert(node.clone(), until);
-            bad.push((seat, node, Arc::from("was refused by kube-scheduler")));
-        }
-    }
-
-    /// Why a place on `node` cannot be kept, as a text that is the same for the same state.
-    fn objection(
-        &self,
-        waits_for_predecessor: bool,
-        name: &NodeName,
-        shape: &PodShape,
-        now: Timestamp,
-    ) -> Option<Arc<str>> {
-        let Some(node) = self.ledger.node(name) else {
-            return Some(Arc::from("is gone"));
-        };
-        if let Some(what) = unfit(node, shape) {
-            return Some(Arc::from(what));
-        }
-        if waits_for_predecessor {
-            return None;
-        }
-        let wants_devices = shape.devices(&self.config) > 0;
-        let known = self.inventory.get(name).is_some();
-        let trusted = self.config.nodes_without_agent
-            == crate::config::NodesWithoutAgent::UseAllocatable
-            && !known;
-        // A scheduler that has just begun has heard no agent yet. What was planned on good reports
-        // before is carried on; nothing new is planned there.
-        let awaited = !known && now < self.led_at + self.config.report_age_max;
-        if wants_devices && !trusted && !awaited {
-            let fresh = self
-                .inventory
-                .is_fresh(name, now, self.config.report_age_max);
-            if !fresh
-                || !self
-                    .inventory
-                    .get(name)
-                    .is_some_and(|belief| belief.report.sampler_ok)
-            {
-                return Some(Arc::from("is not reported by its agent"));
-            }
-        }
-        self.ledger
-            .is_overcommitted(name, shape, &self.inventory, &self.config, now)
-            .then(|| Arc::from("has no longer the room"))
-    }
-
-    fn was_edited(&self, gang: &Gang, plan: &Plan) -> bool {
-        let Some((workload, roles)) = gang.workload.as_ref().and_then(|workload| {
-            let MemberSource::Roles(roles) = &workload.members else {
-                return None;
-            };
-            Some((workload, roles))
-        }) else {
-            // The pods, or their PodGroup, say that more belong together than was planned; or no pod
-            // is left, for which no Gang object is made that could hold the plan.
-            let stated = self.minimum_of(gang);
-            let grown = stated.is_some_and(|least| least > plan.minimum);
-            return grown || (!gang.is_job() && gang.pods.is_empty());
-        };
-        let total = workload.total().unwrap_or(0);
-        let minimum = workload
-            .minimum
-            .filter(|minimum| *minimum > 0)
-            .unwrap_or(total);
-        if minimum != plan.minimum {
-            return true;
-        }
-        plan.slots.iter().any(|((name, index), slot)| {
-            workload.role(name).is_none_or(|role| {
-                *index >= role.count || (slot.pod.is_none() && slot.shape != role.shape)
-            })
-        }) || (minimum == total
-            && roles.iter().any(|role| {
-                (0..role.count).any(|index| !plan.slots.contains_key(&(role.name.clone(), index)))
-            }))
-    }
-
     /// Deadlines of the barrier and of repair.
     pub(super) fn enforce_deadlines(&mut self, gang: &mut Gang, now: Timestamp) {
         let durable = gang.is_durable();
@@ -423,16 +235,23 @@ impl Engine {
             return;
         }
         gang.partial_since = None;
+        let (halted, frozen) = (self.is_halted(), self.is_frozen());
+        let is_leaving = self.is_leaving(gang, now);
+        let (total, behind) = (gang.total(), may_be_behind(gang));
         let Some(plan) = &mut gang.plan else { return };
         let (arrived, planned, bound) = (plan.arrived(), plan.planned(), plan.bound());
         if !plan.open {
-            let quiet = durable
-                && self.away_since.is_none()
-                && now >= plan.progress_at + self.config.gather_quiet_max;
+            let quiet_since = quiet_since(plan, behind, self.job_pod_born_at, &self.config);
+            let quiet = durable && !halted && now >= quiet_since + self.config.gather_quiet_max;
             let long = plan
                 .first_held_at
                 .is_some_and(|since| now >= since + self.config.gather_max);
-            if quiet || long {
+            if long && frozen {
+                // The plan is kept; kube-scheduler asks again.
+                self.turn_away_frozen(gang);
+                return;
+            }
+            if (quiet || long) && !planted::is(Bug::BarrierWaitsForEver) {
                 let too_large = (!quiet).then(|| still_coming(self.config.gather_max));
                 let said = plan.said_text().or(too_large);
                 self.avoid_refusing_nodes(gang, now);
@@ -455,54 +274,34 @@ impl Engine {
             plan.complete = true;
             plan.partial_since = None;
             gang.failures = 0;
-            gang.reason = Some(if bound >= planned {
+            // A plan of the minimum and somewhat more leaves out those for which there was no room.
+            let wanted = planned.max(total);
+            gang.reason = Some(if bound >= wanted {
                 Reason::AllBound
             } else {
                 Reason::MinimumBound {
-                    missing: planned.saturating_sub(bound),
+                    missing: wanted.saturating_sub(bound),
                 }
             });
             return;
         }
         let minimum = plan.minimum;
+        if is_leaving {
+            plan.partial_since = Some(now);
+        }
         let since = *plan.partial_since.get_or_insert(now);
         if plan.complete {
             gang.reason = Some(Reason::MembersLost { bound, minimum });
         }
         if self.is_partial_too_long(since, now) {
-            self.release_whole(gang, bound, minimum, now);
+            self.release_whole(gang, Reason::ReleasedWhole { bound, minimum }, now);
         }
     }
 
     fn is_partial_too_long(&self, since: Timestamp, now: Timestamp) -> bool {
         now >= since + self.config.repair_max
-            && !self.is_away()
+            && !self.is_halted()
             && !planted::is(Bug::PartialForEver)
-    }
-
-    /// The barrier's deadline has passed: the next plan keeps away from the nodes on which
-    /// kube-scheduler says that a member cannot stand.
-    fn avoid_refusing_nodes(&mut self, gang: &mut Gang, now: Timestamp) {
-        let until = now + self.config.refused_node_for;
-        for slot in gang.plan.iter().flat_map(|plan| plan.slots.values()) {
-            let refused = slot
-                .pod
-                .as_ref()
-                .and_then(|uid| self.pods.get(uid))
-                .and_then(|pod| pod.turned_down())
-                .is_some_and(|(turned_down, said)| {
-                    // What Filter said of an earlier place says nothing about this one.
-                    let stale = said.contains("muster:") && slot.said_before.is_some();
-                    turned_down == TurnedDown::OnNodes && !stale
-                });
-            if refused
-                && slot.ticket.is_none()
-                && !slot.is_settled()
-                && let Some(node) = &slot.node
-            {
-                gang.refused_nodes.insert(node.clone(), until);
-            }
-        }
     }
 
     /// A gang of which something is bound and that has no plan: a release that was cut short, or a
@@ -530,7 +329,8 @@ impl Engine {
         }
         let since = *gang.partial_since.get_or_insert(now);
         if self.is_partial_too_long(since, now) {
-            self.release_whole(gang, settled, minimum, now);
+            let bound = settled;
+            self.release_whole(gang, Reason::ReleasedWhole { bound, minimum }, now);
         }
     }
 
@@ -544,12 +344,13 @@ impl Engine {
         settled.saturating_add(u32::try_from(waiting).unwrap_or(u32::MAX))
     }
 
-    /// Lets a gang go that stayed partial: all of it, so that what it held is of use to others.
-    fn release_whole(&mut self, gang: &mut Gang, bound: u32, minimum: u32, now: Timestamp) {
+    /// Lets a gang go that stayed partial, or that is to run no longer where it does: all of it, so that what it
+    /// held is of use to others.
+    pub(super) fn release_whole(&mut self, gang: &mut Gang, reason: Reason, now: Timestamp) {
         if let Some(plan) = &gang.plan {
             gang.ended_slots = plan.ended();
         }
-        self.give_back(gang, Reason::ReleasedWhole { bound, minimum }, now, true);
+        self.give_back(gang, reason, now, true);
         gang.releasing = true;
         gang.releasing_since = now;
         gang.partial_since = None;
@@ -568,7 +369,9 @@ impl Engine {
         if let Some(plan) = &gang.plan {
             at.push(self.led_at + self.config.report_age_max);
             if !plan.open {
-                at.push(plan.progress_at + self.config.gather_quiet_max);
+                let behind = may_be_behind(gang);
+                let quiet_since = quiet_since(plan, behind, self.job_pod_born_at, &self.config);
+                at.push(quiet_since + self.config.gather_quiet_max);
                 at.extend(
                     plan.first_held_at
                         .map(|since| since + self.config.gather_max),
@@ -579,6 +382,10 @@ impl Engine {
                     .map(|since| since + self.config.repair_max),
             );
             at.extend(plan.slots.values().map(|slot| slot.release_after));
+            at.extend(self.leaves_until(gang));
+            let grace = self.config.gpu_failure_grace;
+            let failing = gang.failing.as_ref();
+            at.extend(failing.and_then(|failing| failing.due_at(grace, now)));
             let given_up = |slot: &Slot| slot.given_up_at(self.config.repair_max);
             at.extend(plan.slots.values().filter_map(given_up));
             at.extend(
@@ -598,8 +405,11 @@ impl Engine {
         if gang.releasing {
             at.push(gang.releasing_since + self.config.repair_max);
         }
-        at.extend(gang.refused_nodes.values().copied());
+        at.extend(gang.refused_nodes.ends());
+        let leaving = gang.leaving_since;
+        at.extend(leaving.map(|since| since + self.config.repair_max));
         at.push(gang.status_after);
+        at.push(gang.goes_until);
         at.extend((gang.job_again_at < Timestamp(u64::MAX)).then_some(gang.job_again_at));
         at.push(gang.blocked_until);
         let next = at.into_iter().filter(|at| *at > now).min();
@@ -613,24 +423,5 @@ impl Engine {
             self.timers.insert((next, gang.key.clone()));
             gang.deadline = Some(next);
         }
-    }
-}
-
-/// Why nothing new may come to the node, whatever its room.
-fn unfit(node: &Node, shape: &PodShape) -> Option<&'static str> {
-    if node.terminating {
-        Some("is being deleted")
-    } else if node.unschedulable {
-        Some("is cordoned")
-    } else if !node.is_available() {
-        Some("is not ready")
-    } else if node.is_under_pressure() {
-        Some("is under pressure")
-    } else if untolerated(&node.taints, &shape.tolerations).is_some() {
-        Some("has a taint that is not tolerated")
-    } else if shape.mismatch(node).is_some() {
-        Some("no longer matches the selectors")
-    } else {
-        None
     }
 }

@@ -115,12 +115,16 @@ impl Engine {
         let members = needs.roles.iter().map(|role| role.indices.len());
         let members = members.fold(needs.fixed.len(), usize::saturating_add);
         let members = u32::try_from(members).unwrap_or(u32::MAX);
+        let mut avoid = self.avoided_at_last(gang, now);
+        if matches!(gang.reason, Some(Reason::KeptForAnother { .. })) {
+            avoid.extend(self.kept_ahead_of(gang));
+        }
         Ask {
             spare: members.saturating_sub(needs.minimum),
             request: GangRequest {
                 placed: self.standing(gang, &needs.fixed, &needs.topology),
                 roles: needs.roles,
-                avoid: avoided(gang, now),
+                avoid,
                 topology: needs.topology,
             },
         }
@@ -135,17 +139,12 @@ impl Engine {
             request: GangRequest {
                 roles: batch.roles,
                 placed: self.standing(gang, &plan.slots, &topology),
-                avoid: avoided(gang, now),
+                avoid: self.avoided_at_last(gang, now),
                 topology: topology.clone(),
             },
         };
         batches.map(ask).collect()
     }
-}
-
-fn avoided(gang: &Gang, now: Timestamp) -> BTreeSet<NodeName> {
-    let nodes = gang.refused_nodes.iter().filter(|(_, until)| **until > now);
-    nodes.map(|(node, _)| node.clone()).collect()
 }
 
 fn why(reason: &Reason) -> Why {

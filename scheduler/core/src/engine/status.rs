@@ -8,7 +8,7 @@ use super::intake::take_record;
 use super::{Engine, Purpose};
 use crate::action::{Action, Announcement, Subject, WriteKind};
 use crate::event::{WriteId, WriteOutcome};
-use crate::ids::{Epoch, GangKey, NodeName, PlanId};
+use crate::ids::{Epoch, GangKey, Namespace, NodeName, PlanId};
 use crate::reason::Reason;
 use crate::record::{GangStatus, Phase, SlotRecord};
 use crate::settings;
@@ -19,8 +19,15 @@ use crate::workload::{Hold, Outcome, WorkloadKind};
 /// to sixteen times this.
 const STATUS_PAUSE: Millis = Millis(500);
 
+/// A Gang object that is deleted sooner than this after it was the last time is made again after a pause: one second, then
+/// twice as long each time, half a minute at most.
+const RECORD_STAYS: Millis = Millis::from_secs(60);
+
 /// Reason of the Event about keys that nobody reads.
 const IGNORED: &str = "UnknownKey";
+
+/// Reason of the Event about a member on a GPU that has failed.
+const GPU_FAILED: &str = "GpuFailed";
 
 impl Engine {
     /// Phase that the gang is in.
@@ -51,6 +58,7 @@ impl Engine {
     pub(super) fn status(&self, gang: &Gang) -> GangStatus {
         let phase = Self::phase(gang);
         let reason = match (phase, &gang.plan) {
+            (Phase::Starting, Some(_)) if self.why_frozen(gang).is_some() => self.why_frozen(gang),
             (Phase::Starting, Some(plan)) => {
                 // How many have arrived changes with each of them: it is not worth a write.
                 Some(Reason::Gathering {
@@ -82,6 +90,10 @@ impl Engine {
                 .as_ref()
                 .map_or(0, |workload| workload.generation),
             ignored: self.settings_of(gang).and_then(settings::ignored),
+            failing: gang
+                .failing
+                .as_ref()
+                .map(|failing| Arc::clone(&failing.text)),
         }
     }
 
@@ -89,6 +101,7 @@ impl Engine {
     pub(super) fn write_status(&mut self, gang: &mut Gang, now: Timestamp) {
         let wanted = self.status(gang);
         self.warn(gang, &wanted);
+        self.warn_of_failure(gang, &wanted);
         self.announce(gang, &wanted);
         if matches!(gang.record, Record::Unreadable(_)) {
             return;
@@ -98,7 +111,7 @@ impl Engine {
             // What keeps it was written before the scheduler began anew, and is soon said again.
             return;
         }
-        if now < gang.status_after {
+        if now < gang.status_after || (is_known && self.is_going(gang, now)) {
             return;
         }
         match &gang.record {
@@ -139,6 +152,13 @@ impl Engine {
             }
             _ => {}
         }
+    }
+
+    /// Whether its job is gone, and its pods and its Gang object are about to go too. While a pod of it is bound, what is written says how
+    /// many must run together, which nobody else remembers.
+    fn is_going(&self, gang: &Gang, now: Timestamp) -> bool {
+        let is_gone = gang.is_job() && gang.workload.is_none();
+        is_gone && (now < gang.goes_until || self.bound_alive(gang).next().is_some())
     }
 
     fn is_worth_an_object(&self, gang: &Gang, wanted: &GangStatus) -> bool {
@@ -182,6 +202,28 @@ impl Engine {
             }
             _ => self.pause_status(key, now),
         }
+    }
+
+    /// The Gang object is gone. It is made again at once, unless that has just been done: whoever deletes it, such as the
+    /// garbage collector while we do not see yet that its owner is gone, would do so again and again.
+    pub(super) fn record_removed(&mut self, key: GangKey, now: Timestamp) {
+        self.leftovers.remove(&key);
+        let Some(gang) = self.gangs.get_mut(&key) else {
+            return;
+        };
+        gang.record = Record::Missing;
+        gang.acked = None;
+        // Its answer would speak of an object that is no more.
+        gang.status_write = None;
+        let (lost_at, times) = gang.record_lost;
+        let again = times > 0 && now.since(lost_at) < RECORD_STAYS;
+        let times = if again { times.saturating_add(1) } else { 1 };
+        gang.record_lost = (now, times);
+        if again {
+            let pause = STATUS_PAUSE.0 << times.saturating_sub(1).min(6);
+            gang.status_after = gang.status_after.max(now + Millis(pause));
+        }
+        self.dirty.insert(key);
     }
 
     /// Puts the next write of the Gang object off: longer with each failure in a row.
@@ -303,6 +345,24 @@ impl Engine {
         }
     }
 
+    /// One Event for a failed GPU under a member. What an earlier process has found it has said.
+    fn warn_of_failure(&mut self, gang: &mut Gang, status: &GangStatus) {
+        if gang.told_failing == status.failing {
+            return;
+        }
+        let is_new = gang.announced.is_some() || gang.unannounced || gang.acked.is_none();
+        gang.told_failing.clone_from(&status.failing);
+        if let Some(message) = status.failing.clone().filter(|_| is_new) {
+            self.actions.push_back(Action::Announce(Announcement {
+                gang: gang.key.clone(),
+                subject: subject(gang),
+                warning: true,
+                reason: GPU_FAILED,
+                message,
+            }));
+        }
+    }
+
     /// One Event per change of phase or reason. Starting is not told: it is over in a moment, or
     /// ends in something that is. An Event about a Gang object waits until that is made.
     fn announce(&mut self, gang: &mut Gang, status: &GangStatus) {
@@ -336,6 +396,7 @@ impl Engine {
                     | Reason::MinimumTooLarge { .. }
                     | Reason::BarrierTimeout { .. }
                     | Reason::ReleasedWhole { .. }
+                    | Reason::GpuFailed { .. }
                     | Reason::WriteRefused { .. }
                     | Reason::UnreadableRecord(_)
                     | Reason::Unplaceable(crate::reason::Unplaceable::NeverFits { .. })
@@ -422,6 +483,14 @@ fn promise(status: &GangStatus) -> Option<Promise> {
     })
 }
 
+/// For whom nodes are kept on which the gang would fit. Somebody else's name is no number.
+fn kept_for(status: &GangStatus) -> Option<(&Namespace, &str)> {
+    match &status.reason {
+        Some(Reason::KeptForAnother { namespace, name }) => Some((namespace, name)),
+        _ => None,
+    }
+}
+
 fn says_what_keeps_it(status: &GangStatus) -> bool {
     matches!(
         &status.reason,
@@ -445,13 +514,17 @@ fn is_worth_a_write(acked: &GangStatus, wanted: &GangStatus) -> bool {
         || code(acked) != code(wanted)
         || promise(acked) != promise(wanted)
         || acked.ignored != wanted.ignored
+        || acked.failing != wanted.failing
+        || kept_for(acked) != kept_for(wanted)
     {
         return true;
     }
     if has_unsaid_end(acked, wanted) {
         return true;
     }
-    if acked.observed_generation != wanted.observed_generation && wanted.phase != Phase::Starting {
+    // What its end changes of a job, our marks that are taken out, is nothing to be told.
+    let untold = [Phase::Starting, Phase::Succeeded, Phase::Failed];
+    if acked.observed_generation != wanted.observed_generation && !untold.contains(&wanted.phase) {
         return true;
     }
     match wanted.phase {

@@ -71,7 +71,7 @@ fn walked_side_by_side_nodes_are_as_fresh_as_looked_up_one_by_one() {
 }
 
 #[test]
-fn replayed_report_is_refused_and_does_not_refresh() {
+fn s14_replayed_report_is_refused_and_does_not_refresh() {
     let mut inventory = Inventory::default();
     assert_eq!(
         inventory.apply(report("a", 1, 2, &["x"]), Timestamp(0)),

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Account, Ledger};
+use super::{Account, Ledger, SlotKey};
 use crate::config::{Config, NodesWithoutAgent};
-use crate::ids::{DeviceUuid, NodeName, ResourceName};
+use crate::ids::{DeviceUuid, NodeName, PodUid, ResourceName};
 use crate::inventory::{Belief, Device, Inventory};
 use crate::node::{HostPort, Node};
 use crate::pod::{DEVICE_MILLI, PodShape};
@@ -14,7 +14,59 @@ use crate::snapshot::{Eligibility, NodeCapacity, SharedDevice};
 use crate::time::Timestamp;
 use crate::topology::path_of;
 
+/// Who may have ended later.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ending<'a> {
+    Pod(&'a PodUid),
+    Slot(&'a SlotKey),
+}
+
+/// Devices that an agent reports and that do not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unbelieved {
+    /// Another node reports the same UUID.
+    pub cloned: u64,
+    /// Nothing is wrong with them, and the kubelet offers fewer.
+    pub beyond_allocatable: u64,
+}
+
 impl Ledger {
+    /// What a node's agent reports and does not count. Nothing of a node that does not exist.
+    pub fn unbelieved(
+        &self,
+        name: &NodeName,
+        inventory: &Inventory,
+        config: &Config,
+    ) -> Unbelieved {
+        let account = self.accounts.get(name);
+        let node = account.and_then(|account| account.node.as_ref());
+        let (Some(account), Some(node), Some(belief)) = (account, node, inventory.get(name)) else {
+            return Unbelieved::default();
+        };
+        let devices = &belief.report.devices;
+        let is_cloned = |device: &&Device| inventory.is_cloned(&device.uuid);
+        let cloned = devices.iter().filter(is_cloned).count();
+        let resources: BTreeSet<&ResourceName> =
+            devices.iter().map(|device| &device.resource).collect();
+        let mut beyond: u64 = 0;
+        for resource in resources {
+            if !config.is_device(resource) {
+                continue;
+            }
+            let offered = node.allocatable.extended(resource.as_str());
+            let reported = devices.iter().filter(|device| device.resource == *resource);
+            if u64::try_from(reported.count()).is_ok_and(|reported| reported <= offered) {
+                continue;
+            }
+            let usable = count_devices(account, belief, resource, inventory).usable;
+            beyond = beyond.saturating_add(usable.saturating_sub(offered));
+        }
+        Unbelieved {
+            cloned: u64::try_from(cloned).unwrap_or(u64::MAX),
+            beyond_allocatable: beyond,
+        }
+    }
+
     /// What a node can take, as the planner sees it. `None` for a node that does not exist.
     pub fn capacity(
         &self,
@@ -23,73 +75,27 @@ impl Ledger {
         config: &Config,
         now: Timestamp,
     ) -> Option<NodeCapacity> {
-        let account = self.accounts.get(name)?;
-        let node = Arc::clone(account.node.as_ref()?);
-        let fresh = inventory
-            .trusted(name, now, config.report_age_max)
-            .filter(|belief| belief.report.sampler_ok);
-        let mut free = node.allocatable.clone();
-        free.subtract(&account.used);
-        let mut well = free.clone();
-        well.subtract(&account.promised);
-        let mut devices = Vec::new();
-        let parts = account.parts();
-        let mut shared = Vec::new();
-        for (resource, parts) in &parts {
-            take_away(&mut free, resource, parts.devices());
-            take_away(&mut well, resource, parts.devices());
+        capacity_of(self.accounts.get(name)?, name, inventory, config, now)
+    }
+
+    /// The same once what ends by itself has ended: pods and places that are told by `ends`.
+    pub(crate) fn capacity_later(
+        &self,
+        name: &NodeName,
+        inventory: &Inventory,
+        config: &Config,
+        now: Timestamp,
+        ends: impl Fn(Ending<'_>) -> bool,
+    ) -> Option<NodeCapacity> {
+        let mut later = self.accounts.get(name)?.clone();
+        later.pods.retain(|uid, _| !ends(Ending::Pod(uid)));
+        later.reserved.retain(|slot, _| !ends(Ending::Slot(slot)));
+        later.recount();
+        later.promised = Resources::default();
+        for charge in later.reserved.values() {
+            later.promised.add(&charge.shape.requests);
         }
-        match fresh {
-            Some(belief) => {
-                for (resource, offered) in node
-                    .allocatable
-                    .extended
-                    .iter()
-                    .filter(|(resource, _)| config.is_device(resource))
-                {
-                    let counted = count_devices(account, belief, resource, inventory);
-                    let used = account.used.extended(resource.as_str());
-                    let parts = parts.get(resource);
-                    let parted = parts.map_or(0, Parts::devices);
-                    let parted_usable = parts.map_or(0, |parts| parts.usable(belief, inventory));
-                    let room = offered.saturating_sub(used).saturating_sub(parted).min(
-                        counted
-                            .usable
-                            .saturating_sub(used.saturating_sub(counted.held_unusable))
-                            .saturating_sub(parted_usable),
-                    );
-                    set(&mut free, resource, room);
-                }
-                devices = free_devices(account, belief, inventory);
-                shared = shared_devices(&parts, belief, inventory);
-            }
-            None if config.nodes_without_agent == NodesWithoutAgent::UseAllocatable
-                && inventory.get(name).is_none() => {}
-            None => free
-                .extended
-                .retain(|resource, _| !config.is_device(resource)),
-        }
-        free.subtract(&account.promised);
-        let reported = fresh.is_some()
-            || (config.nodes_without_agent == NodesWithoutAgent::UseAllocatable
-                && inventory.get(name).is_none());
-        Some(NodeCapacity {
-            eligibility: eligibility(&node),
-            path: (!config.topology.is_empty()).then(|| {
-                // Where the fabric reaches does not change because an agent is silent.
-                let belief = inventory.get(name);
-                let clique = belief.and_then(|belief| belief.report.fabric_clique.as_ref());
-                path_of(&node, clique, &config.topology)
-            }),
-            node,
-            free,
-            well,
-            reported,
-            ports: account.ports(),
-            devices,
-            links: fresh.and_then(|belief| belief.report.links.clone()),
-            shared,
-        })
+        capacity_of(&later, name, inventory, config, now)
     }
 
     /// Whether what is used and promised on a node is more than it can carry, for any resource that
@@ -140,6 +146,82 @@ impl Ledger {
             wanted > offered.min(usable)
         })
     }
+}
+
+/// What a node with this account can take.
+fn capacity_of(
+    account: &Account,
+    name: &NodeName,
+    inventory: &Inventory,
+    config: &Config,
+    now: Timestamp,
+) -> Option<NodeCapacity> {
+    let node = Arc::clone(account.node.as_ref()?);
+    let fresh = inventory
+        .trusted(name, now, config.report_age_max)
+        .filter(|belief| belief.report.sampler_ok);
+    let mut free = node.allocatable.clone();
+    free.subtract(&account.used);
+    let mut well = free.clone();
+    well.subtract(&account.promised);
+    let mut devices = Vec::new();
+    let parts = account.parts();
+    let mut shared = Vec::new();
+    for (resource, parts) in &parts {
+        take_away(&mut free, resource, parts.devices());
+        take_away(&mut well, resource, parts.devices());
+    }
+    match fresh {
+        Some(belief) => {
+            for (resource, offered) in node
+                .allocatable
+                .extended
+                .iter()
+                .filter(|(resource, _)| config.is_device(resource))
+            {
+                let counted = count_devices(account, belief, resource, inventory);
+                let used = account.used.extended(resource.as_str());
+                let parts = parts.get(resource);
+                let parted = parts.map_or(0, Parts::devices);
+                let parted_usable = parts.map_or(0, |parts| parts.usable(belief, inventory));
+                let room = offered.saturating_sub(used).saturating_sub(parted).min(
+                    counted
+                        .usable
+                        .saturating_sub(used.saturating_sub(counted.held_unusable))
+                        .saturating_sub(parted_usable),
+                );
+                set(&mut free, resource, room);
+            }
+            devices = free_devices(account, belief, inventory);
+            shared = shared_devices(&parts, belief, inventory);
+        }
+        None if config.nodes_without_agent == NodesWithoutAgent::UseAllocatable
+            && inventory.get(name).is_none() => {}
+        None => free
+            .extended
+            .retain(|resource, _| !config.is_device(resource)),
+    }
+    free.subtract(&account.promised);
+    let reported = fresh.is_some()
+        || (config.nodes_without_agent == NodesWithoutAgent::UseAllocatable
+            && inventory.get(name).is_none());
+    Some(NodeCapacity {
+        eligibility: eligibility(&node),
+        path: (!config.topology.is_empty()).then(|| {
+            // Where the fabric reaches does not change because an agent is silent.
+            let belief = inventory.get(name);
+            let clique = belief.and_then(|belief| belief.report.fabric_clique.as_ref());
+            path_of(&node, clique, &config.topology)
+        }),
+        node,
+        free,
+        well,
+        reported,
+        ports: account.ports(),
+        devices,
+        links: fresh.and_then(|belief| belief.report.links.clone()),
+        shared,
+    })
 }
 
 impl Account {

@@ -1,6 +1,8 @@
 //! Building a placement, role by role: which nodes have room, and what is left of those that were
 //! taken.
 
+use std::cell::OnceCell;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -8,7 +10,7 @@ use super::allot::{Cell, allot};
 use super::domains::{Member, blocks};
 use super::effort::{Effort, Miss};
 use super::exact::Ways;
-use super::fill::{Candidate, Run, Take, fill, fill_nodes, rank, room_of};
+use super::fill::{Candidate, Run, fill, fill_nodes, rank, room_of};
 use super::rules::Rules;
 use super::runs::{Area, Nodes, Wanted};
 use super::{Failure, Missed, Placed, Placement, RoleRequest, Terms};
@@ -99,6 +101,8 @@ pub(super) struct Builder<'a, 'e> {
     /// Domain of each segment of which a member was placed.
     pub settled: BTreeMap<u32, &'a [Arc<str>]>,
     rules: Rules,
+    /// Members that have their place: position of the role, and of the node; where there are rules.
+    stood: Vec<(usize, usize)>,
     pub home: Home,
     pub effort: &'e mut Effort,
 }
@@ -126,6 +130,7 @@ impl<'a, 'e> Builder<'a, 'e> {
             used: BTreeSet::new(),
             settled: BTreeMap::new(),
             rules,
+            stood: Vec::new(),
             home: Home { number, of: None },
             effort,
         };
@@ -171,9 +176,47 @@ impl<'a, 'e> Builder<'a, 'e> {
                 let placed = self.place_role(*position, role);
                 members.extend(placed.map_err(|miss| missed(role, miss))?);
             }
+            if let Some((role, placed)) = self.broken(order) {
+                return Err(Failure::Room(Missed { role, placed }));
+            }
         }
         members.sort_by(|a, b| (&a.role, a.index).cmp(&(&b.role, b.index)));
         Ok(Placement { members })
+    }
+
+    /// The first role of which members ask for a spread that others of the gang have spoilt, and how many of it
+    /// have what they ask for.
+    fn broken<'r>(&self, order: &[(usize, &'r RoleRequest)]) -> Option<(&'r RoleRequest, u32)> {
+        let one_sided = |(position, _): &(usize, &RoleRequest)| self.rules.is_one_sided(*position);
+        if !order.iter().any(one_sided) {
+            return None;
+        }
+        order.iter().find_map(|(position, role)| {
+            let stood = self.stood.iter().filter(|(other, _)| other == position);
+            let kept = stood.filter(|member| self.rules.keep(std::slice::from_ref(*member)));
+            let kept = kept.count();
+            let is_broken = kept < role.indices.len();
+            is_broken.then(|| (*role, u32::try_from(kept).unwrap_or(u32::MAX)))
+        })
+    }
+
+    /// Places the members as a search has found them: position in `order`, and node, one after the other.
+    pub fn place_found(
+        &mut self,
+        order: &[(usize, &RoleRequest)],
+        found: &[(usize, &Arc<NodeCapacity>)],
+    ) -> Placement {
+        let mut indices: Vec<_> = order.iter().map(|(_, role)| role.indices.iter()).collect();
+        let mut members = Vec::with_capacity(found.len());
+        for (at, capacity) in found {
+            if let (Some((_, role)), Some(indices)) = (order.get(*at), indices.get_mut(*at))
+                && let Some(index) = indices.next()
+            {
+                members.push(self.take(capacity, role, *index));
+            }
+        }
+        members.sort_by(|a, b| (&a.role, a.index).cmp(&(&b.role, b.index)));
+        Placement { members }
     }
 
     /// Places the members as they were shared out: nodes, with the number of members of each role.
@@ -219,6 +262,7 @@ impl<'a, 'e> Builder<'a, 'e> {
         let mut placed = Vec::with_capacity(total);
         for (index, at) in role.indices.iter().zip(nodes) {
             self.rules.add(position, at);
+            self.stood.push((position, at));
             if let Some(capacity) = self.terms.snapshot.nodes().get(at) {
                 placed.push(self.take(capacity, role, *index));
             }
@@ -239,41 +283,48 @@ impl<'a, 'e> Builder<'a, 'e> {
         // Nodes that are as good as each other are one run, whatever groups they are in: which groups
         // there are depends on what was asked for before, and the plan must not.
         let mut known: BTreeMap<(u32, i64, u64, bool), usize> = BTreeMap::new();
-        let mut runs: Vec<Run<&NodeName>> = Vec::new();
-        let mut nodes: Vec<Vec<Nodes>> = Vec::new();
+        let mut found: Vec<(Run, Vec<Nodes>)> = Vec::new();
         let wanted = Wanted { role, total };
+        // Groups come in order of what is free: the next is mostly as good as the last.
+        let mut last = None;
         let looks = self.find_runs(area, &wanted, |_, run, place| {
             let alike = (run.room, run.cost, run.spare, run.has_devices);
-            let at = *known.entry(alike).or_insert(runs.len());
-            match (runs.get_mut(at), nodes.get_mut(at)) {
-                (Some(same), Some(places)) => {
+            let at = match last {
+                Some((same, at)) if same == alike => at,
+                _ => *known.entry(alike).or_insert(found.len()),
+            };
+            last = Some((alike, at));
+            match found.get_mut(at) {
+                Some((same, places)) => {
                     same.count = same.count.saturating_add(run.count);
-                    same.order = same.order.min(run.order);
                     places.push(place);
                 }
-                _ => {
-                    runs.push(run);
-                    nodes.push(vec![place]);
-                }
+                None => found.push((run, vec![place])),
             }
         });
-        let takes = fill(&runs, total, wants_devices)?;
-        let first = |take: &Take| runs.get(take.run).map(|run| run.order.clone());
-        let firsts: Vec<Option<NodeName>> = takes.iter().map(first).collect();
-        drop(runs);
+        let (runs, nodes): (Vec<Run>, Vec<Vec<Nodes>>) = found.into_iter().unzip();
+        // By name where nothing else decides, as among the nodes of a run. It is looked for once in each.
+        let firsts: Vec<OnceCell<Option<&NodeName>>> = vec![OnceCell::new(); nodes.len()];
+        let first = |run: usize| {
+            let (places, first) = nodes.get(run).zip(firsts.get(run))?;
+            *first.get_or_init(|| self.first_of(places))
+        };
+        let takes = fill(&runs, first, total, wants_devices)?;
         // Counted afterwards: what it will be is known by then only.
         self.effort.nodes(looks.saturating_add(total), 0)?;
         let mut members = members.iter();
         let mut placed = Vec::with_capacity(total);
         let mut seen: BTreeMap<usize, NodeName> = BTreeMap::new();
-        for (take, first) in takes.into_iter().zip(firsts) {
+        for take in takes {
             let (run, each) = (take.run, take.each);
             let Some(places) = nodes.get(run) else {
                 continue;
             };
-            // The first of a run is known without a look at the others.
-            let alone = first.filter(|_| take.nodes == 1 && !seen.contains_key(&run));
-            let chosen = match alone.and_then(|name| self.named(&name)) {
+            // The first of a run is found with less work than those after it.
+            let is_first = take.nodes == 1 && !seen.contains_key(&run);
+            let known = firsts.get(run).filter(|_| is_first);
+            let alone = known.and_then(|known| *known.get_or_init(|| self.first_of(places)));
+            let chosen = match alone.and_then(|name| self.named(name)) {
                 Some(one) => vec![one],
                 None => self.next_of(places, seen.get(&run), take.nodes),
             };
@@ -416,43 +467,42 @@ impl<'a, 'e> Builder<'a, 'e> {
     /// Puts one member on the node.
     fn take(&mut self, capacity: &Arc<NodeCapacity>, role: &RoleRequest, index: u32) -> Placed {
         let name = &capacity.node.name;
-        if self.terms.domain.is_some()
-            && let Some(path) = &capacity.path
-        {
-            if !self.used.contains(path) {
-                self.used.insert(Arc::clone(path));
-            }
-            if !self.touched.contains_key(name) {
-                let here = self.touched_at.entry(Arc::clone(path)).or_default();
-                here.insert(name.clone());
-            }
-        }
-        if !self.touched.contains_key(name) {
-            let remaining = Remaining {
-                free: capacity.free.clone(),
-                ports: capacity.ports.clone(),
-                shared: capacity.shared.clone(),
-                devices: (0..capacity.devices.len()).collect(),
-                capacity: Arc::clone(capacity),
-            };
-            self.touched.insert(name.clone(), remaining);
-        }
-        let mut devices = Vec::new();
-        if let Some(remaining) = self.touched.get_mut(name) {
-            remaining.free.subtract(&role.shape.requests);
-            remaining
-                .ports
-                .extend(role.shape.host_ports.iter().cloned());
-            for (resource, amount) in &role.shape.requests.extended {
-                if self.terms.config.is_device(resource) {
-                    let free = &mut remaining.devices;
-                    let (listed, links) = (&capacity.devices, capacity.links.as_ref());
-                    devices.extend(predict(listed, links, free, resource, *amount));
+        let remaining = match self.touched.entry(name.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                if self.terms.domain.is_some()
+                    && let Some(path) = &capacity.path
+                {
+                    let here = self.touched_at.entry(Arc::clone(path));
+                    here.or_insert_with(|| {
+                        self.used.insert(Arc::clone(path));
+                        BTreeSet::new()
+                    })
+                    .insert(name.clone());
                 }
+                new.insert(Remaining {
+                    free: capacity.free.clone(),
+                    ports: capacity.ports.clone(),
+                    shared: capacity.shared.clone(),
+                    devices: (0..capacity.devices.len()).collect(),
+                    capacity: Arc::clone(capacity),
+                })
             }
-            if let Some(share) = &role.shape.share {
-                devices.extend(remaining.take_share(share));
+        };
+        let mut devices = Vec::new();
+        remaining.free.subtract(&role.shape.requests);
+        remaining
+            .ports
+            .extend(role.shape.host_ports.iter().cloned());
+        for (resource, amount) in &role.shape.requests.extended {
+            if self.terms.config.is_device(resource) {
+                let free = &mut remaining.devices;
+                let (listed, links) = (&capacity.devices, capacity.links.as_ref());
+                devices.extend(predict(listed, links, free, resource, *amount));
             }
+        }
+        if let Some(share) = &role.shape.share {
+            devices.extend(remaining.take_share(share));
         }
         Placed {
             role: role.role.clone(),
@@ -530,6 +580,20 @@ fn predict(
         let device = devices.get(*at)?;
         (device.resource == *resource).then_some(device)
     };
+    let more = amount.saturating_add(1);
+    let left = free.iter().filter_map(of_resource).take(more).count();
+    if left <= amount {
+        // There is no choice.
+        let mut taken = Vec::with_capacity(left);
+        free.retain(|position| match of_resource(position) {
+            Some(device) => {
+                taken.push(device.uuid.clone());
+                false
+            }
+            None => true,
+        });
+        return taken;
+    }
     // Slices may be many more than GPUs.
     if let Some(links) = links.filter(|_| free.len() <= GPUS_MAX) {
         let indices: Vec<u32> = free

@@ -279,7 +279,7 @@ impl<'a> Builder<'a, '_> {
             };
             // Those of one place come one after the other.
             match &mut last {
-                Some((same, sum)) if *same == name => sum.add(&room),
+                Some((same, sum)) if std::ptr::eq(*same, name) || *same == name => sum.add(&room),
                 _ => {
                     if let Some((name, sum)) = last.replace((name, room)) {
                         inner_rooms.entry(name).or_default().add(&sum);
@@ -330,26 +330,29 @@ fn share<'a>(
     let mut shares: BTreeMap<Name<'a>, usize> = BTreeMap::new();
     let mut left = units;
     for used in [true, false] {
-        let runs: Vec<Run<Name<'a>>> = rooms
+        let (names, runs): (Vec<Name<'a>>, Vec<Run>) = rooms
             .iter()
             .filter(|(name, room)| room.used == used && (name.len() > level || !segments))
-            .map(|(name, room)| Run {
-                room: u32::try_from(room_in(room)).unwrap_or(u32::MAX),
-                count: 1,
-                cost: 0,
-                spare: room.spare,
-                has_devices: true,
-                order: *name,
+            .map(|(name, room)| {
+                let run = Run {
+                    room: u32::try_from(room_in(room)).unwrap_or(u32::MAX),
+                    count: 1,
+                    cost: 0,
+                    spare: room.spare,
+                    has_devices: true,
+                };
+                (*name, run)
             })
-            .filter(|run| run.room > 0)
-            .collect();
+            .filter(|(_, run)| run.room > 0)
+            .unzip();
         let sum = runs
             .iter()
             .fold(0u64, |sum, run| sum.saturating_add(run.room_of_all()));
         let here = left.min(usize::try_from(sum).unwrap_or(usize::MAX));
-        for take in fill(&runs, here, true).unwrap_or_default() {
-            if let Some(run) = runs.get(take.run) {
-                let share = shares.entry(run.order).or_default();
+        // In order of name.
+        for take in fill(&runs, |run| run, here, true).unwrap_or_default() {
+            if let Some(name) = names.get(take.run) {
+                let share = shares.entry(*name).or_default();
                 *share = share.saturating_add(usize::try_from(take.each).unwrap_or(0));
             }
         }
@@ -390,11 +393,16 @@ pub(super) fn place_in_domains<'a>(
                     domain: Some(domain),
                     ..terms
                 };
-                match place_roles(within, &gang.roles, rules, effort) {
+                let is_required = topology.required == Some(level);
+                let found = match is_required {
+                    true => place_roles(within, &gang.roles, rules, effort),
+                    false => effort.briefly(|e| place_roles(within, &gang.roles, rules, e)),
+                };
+                match found {
                     Err(Failure::Room(other)) => missed = farther(missed, other),
                     Err(Failure::Limit) if effort.is_spent() => return Err(Failure::Limit),
                     // Another one may do.
-                    Err(Failure::Limit) => gave_up |= topology.required == Some(level),
+                    Err(Failure::Limit) => gave_up |= is_required,
                     answer => return answer,
                 }
             }

@@ -9,6 +9,10 @@ use crate::snapshot::Snapshot;
 /// nanoseconds. A gang with a handful of rules between its members stays below a hundredth of this.
 pub const STEPS_MAX: u64 = 50_000_000;
 
+/// Most partial placements that are looked at for one gang with rules between its members, where it
+/// takes a search: some tens of milliseconds.
+const STATES_MAX: usize = 20_000;
+
 /// What a look at a node costs beside the rules.
 const NODE: usize = 8;
 
@@ -22,12 +26,52 @@ pub(super) enum Miss {
 }
 
 /// Steps that a search has taken.
-#[derive(Default)]
 pub(super) struct Effort {
     steps: u64,
+    /// Partial placements that may still be looked at.
+    states_left: usize,
+}
+
+impl Default for Effort {
+    fn default() -> Self {
+        Self {
+            steps: 0,
+            states_left: STATES_MAX,
+        }
+    }
 }
 
 impl Effort {
+    /// For what need not be certain: a search by partial placements is given up at once.
+    pub fn brief() -> Self {
+        Self {
+            steps: 0,
+            states_left: 0,
+        }
+    }
+
+    /// The same as of `self`, for more work that has limits in common with it.
+    pub fn more(&self) -> Self {
+        Self {
+            steps: 0,
+            states_left: self.states_left,
+        }
+    }
+
+    /// Does something that need not be certain.
+    pub fn briefly<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        let states_left = std::mem::take(&mut self.states_left);
+        let done = work(self);
+        self.states_left = states_left;
+        done
+    }
+
+    /// One more partial placement is looked at, with so many steps.
+    pub fn state(&mut self, steps: usize) -> Result<(), Miss> {
+        self.states_left = self.states_left.checked_sub(1).ok_or(Miss::Limit)?;
+        self.spend(steps)
+    }
+
     pub fn steps(&self) -> u64 {
         self.steps
     }

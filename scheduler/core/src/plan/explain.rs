@@ -1,18 +1,19 @@
 //! Why there is no place: the dominant cause with numbers.
 
-use super::build::{Left, room, shares_left};
+use super::build::{Left, room};
 use super::domains::{Member, best_domain, blocks};
 use super::effort::Effort;
-use super::parts::{KeptOff, Part, parts};
+use super::parts::{KeptOff, Part, lack, parts};
 use super::rules::Rules;
 use super::{Failure, GangRequest, Missed, RoleRequest, Terms};
 use super::{devices_of, place, ports_taken};
 use crate::config::Config;
 use crate::ids::ResourceName;
 use crate::node::{Taint, untolerated};
-use crate::reason::{NodeTally, Unplaceable};
-use crate::resources::{Resources, Shortage};
-use crate::snapshot::{Eligibility, NodeCapacity, SharedDevice, Snapshot};
+use crate::pod::PodShape;
+use crate::reason::{NodeTally, Selected, Unplaceable};
+use crate::resources::{Lack, Resources, Shortage};
+use crate::snapshot::{Eligibility, NodeCapacity, Snapshot};
 use crate::topology::TopologyRequest;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,17 +76,28 @@ pub(super) fn explain(
     if candidates.is_empty() {
         return Unplaceable::NoNode {
             role: role.role.clone(),
+            selector: selected(snapshot, role).filter(|_| tally.selector > 0),
             tally,
         };
     }
-    let what = scarce(&candidates, role, config);
     // A part of a device is told as one.
-    let each = amount(&role.shape.requests, &what).max(u64::from(is_shared(role, &what)));
+    let each_of =
+        |what: &Shortage| amount(&role.shape.requests, what).max(u64::from(is_shared(role, what)));
     if let Some(possible) = too_large(snapshot, gang, role, config, effort) {
+        // Nodes without the devices say nothing of what is too small about those that have them.
+        let has_devices = |small: Option<Lack>| !matches!(small, Some(Lack::Extended(_)));
+        let some_have = candidates.iter().any(|part| has_devices(part.small));
+        candidates.retain(|part| !some_have || has_devices(part.small));
+        // Not what is scarce now: what of a node is too small when it is empty.
+        let what = scarce(&candidates, role, config, |part| {
+            (part.small, &part.node.node.allocatable)
+        });
+        let each = each_of(&what);
         // Of each node: those of a part differ by less than what counts for room.
         let nodes = snapshot.nodes().iter();
         let largest = nodes
             .filter(|node| role.shape.mismatch(&node.node).is_none())
+            .filter(|node| !some_have || has_devices(lack(&node.node.allocatable, &[], role)))
             .map(|node| amount(&node.node.allocatable, &what))
             .max()
             .unwrap_or(0);
@@ -99,6 +111,10 @@ pub(super) fn explain(
             tally,
         };
     }
+    let what = scarce(&candidates, role, config, |part| {
+        (part.short, &part.node.free)
+    });
+    let each = each_of(&what);
     let free = free_in_all(&candidates, snapshot, role, &what);
     Unplaceable::NotEnoughFree {
         role: role.role.clone(),
@@ -109,6 +125,30 @@ pub(super) fn explain(
         free,
         tally,
     }
+}
+
+/// Most labels of a selector that are looked at for an explanation: each costs a look at every node.
+const SELECTED_MAX: usize = 8;
+
+/// Of the labels that a role selects its nodes by, the first without which it may use most of them.
+fn selected(snapshot: &Snapshot, role: &RoleRequest) -> Option<Selected> {
+    let mut best: Option<Selected> = None;
+    for (key, value) in role.shape.node_selector.iter().take(SELECTED_MAX) {
+        let mut shape = PodShape::clone(&role.shape);
+        shape.node_selector.remove(key);
+        let nodes = snapshot.nodes().iter();
+        let without = nodes.filter(|node| shape.mismatch(&node.node).is_none());
+        let without = u32::try_from(without.count()).unwrap_or(u32::MAX);
+        if best.as_ref().is_none_or(|best| without > best.without) {
+            let (key, value) = (Arc::clone(key), Arc::clone(value));
+            best = Some(Selected {
+                key,
+                value,
+                without,
+            });
+        }
+    }
+    best
 }
 
 /// Free on all nodes that the role may use.
@@ -145,32 +185,29 @@ fn amount(resources: &Resources, what: &Shortage) -> u64 {
     }
 }
 
-/// The resource of the device of which the role asks a part, where none has that left.
-fn lacks_share(free: &Resources, shared: &[SharedDevice], role: &RoleRequest) -> Option<Shortage> {
-    let share = role.shape.share.as_ref()?;
-    let is_left = shares_left(free, shared, share) > 0;
-    (!is_left).then(|| Shortage::Extended(share.resource.clone()))
-}
-
 /// Whether the role asks for a part of this.
 fn is_shared(role: &RoleRequest, what: &Shortage) -> bool {
     let share = role.shape.share.as_ref();
     matches!((what, share), (Shortage::Extended(name), Some(share)) if *name == share.resource)
 }
 
-/// The resource that keeps the role out of most of its nodes; devices where it is even.
-fn scarce(candidates: &[Part], role: &RoleRequest, config: &Config) -> Shortage {
-    let mut counts: BTreeMap<Shortage, u32> = BTreeMap::new();
+/// The resource that keeps the role out of most of its nodes; devices where it is even. `of`: what of a node there is not enough
+/// of, and how much there is.
+fn scarce<'p, 'r>(
+    candidates: &'p [Part<'p, 'r>],
+    role: &RoleRequest,
+    config: &Config,
+    of: impl Fn(&'p Part<'p, 'r>) -> (Option<Lack<'r>>, &'p Resources),
+) -> Shortage {
+    let mut counts: BTreeMap<Lack, u32> = BTreeMap::new();
     for part in candidates {
-        let (free, shared) = (&part.node.free, &part.node.shared);
-        let short = free.shortage(&role.shape.requests);
-        if let Some(short) = short.or_else(|| lacks_share(free, shared, role)) {
+        if let (Some(short), _) = of(part) {
             let count = counts.entry(short).or_default();
             *count = count.saturating_add(part.count);
         }
     }
     if let Some((short, _)) = counts.into_iter().max_by_key(|(_, count)| *count) {
-        return short;
+        return short.into();
     }
     // Each node has room for one: what there is the fewest times of, devices where it is even.
     let device = |name: &ResourceName| config.is_device(name);
@@ -187,7 +224,8 @@ fn scarce(candidates: &[Part], role: &RoleRequest, config: &Config) -> Shortage 
     asked.sort_by_key(|(last, what)| {
         let each = amount(&role.shape.requests, what).max(1);
         let sum = candidates.iter().fold(0u64, |sum, part| {
-            let times = amount(&part.node.free, what).checked_div(each).unwrap_or(0);
+            let (_, there) = of(part);
+            let times = amount(there, what).checked_div(each).unwrap_or(0);
             sum.saturating_add(times.saturating_mul(u64::from(part.count)))
         });
         (sum, *last)
@@ -216,7 +254,9 @@ pub(super) fn explain_rules(
     // to find out is too much work.
     let one = rules
         .each_left_out()
-        .find(|(_, others)| place(snapshot, gang, others, config, effort).is_ok())
+        .find(|(_, others)| {
+            effort.briefly(|effort| place(snapshot, gang, others, config, effort).is_ok())
+        })
         .or_else(|| rules.each_left_out().next())
         .map(|(rule, _)| rule.clone());
     let Some(rule) = one else {
@@ -246,10 +286,11 @@ pub(super) fn explain_rules(
 }
 
 /// Says why a gang that asks something of the topology has no place: what would be so without it, or
-/// which domains are too small.
+/// which domains are too small. `spare`: so many of its members may stay behind.
 pub(super) fn explain_domains(
     snapshot: &Snapshot,
     gang: &GangRequest,
+    spare: u32,
     rules: &Rules,
     missed: Missed,
     config: &Config,
@@ -259,7 +300,14 @@ pub(super) fn explain_domains(
         topology: TopologyRequest::default(),
         ..gang.clone()
     };
-    if let Err(Failure::Room(missed)) = place(snapshot, &anyhow, rules, config, effort) {
+    let lacks_room = match place(snapshot, &anyhow, rules, config, effort) {
+        Err(Failure::Room(missed)) => Some(missed),
+        _ => None,
+    };
+    // What is never in one domain as a whole may have a place for as many as it needs.
+    let is_never =
+        lacks_room.is_some() && spare == 0 && is_never_in_one(snapshot, gang, config, effort);
+    if let Some(missed) = lacks_room.filter(|_| !is_never) {
         return if rules.is_empty() {
             explain(snapshot, &anyhow, missed, config, effort)
         } else {
@@ -275,7 +323,19 @@ pub(super) fn explain_domains(
         ..gang.clone()
     };
     let segment = asked.segment.filter(|_| {
-        asked.required.is_none() || place(snapshot, &unsegmented, rules, config, effort).is_ok()
+        if asked.required.is_none() {
+            return true;
+        }
+        if !is_never {
+            return place(snapshot, &unsegmented, rules, config, effort).is_ok();
+        }
+        let empty = snapshot.emptied();
+        let unavoided = GangRequest {
+            avoid: BTreeSet::new(),
+            ..unsegmented.clone()
+        };
+        let rules = Rules::of(empty, &unavoided);
+        place(empty, &unavoided, &rules, config, effort).is_ok()
     });
     let level = segment.map_or(asked.required.unwrap_or(0), |segment| segment.level);
     let all: Vec<(usize, &RoleRequest)> = gang.roles.iter().enumerate().collect();
@@ -319,6 +379,35 @@ pub(super) fn explain_domains(
             config,
         ),
     }
+}
+
+/// Whether it is the topology that keeps the gang from a place even in the empty cluster: then that is what is said, whatever room
+/// lacks now.
+fn is_never_in_one(
+    snapshot: &Snapshot,
+    gang: &GangRequest,
+    config: &Config,
+    effort: &mut Effort,
+) -> bool {
+    // Who joins others has no choice.
+    if !gang.placed.is_empty() {
+        return false;
+    }
+    let empty = snapshot.emptied();
+    let unavoided = GangRequest {
+        avoid: BTreeSet::new(),
+        ..gang.clone()
+    };
+    let rules = Rules::of(empty, &unavoided);
+    let kept_out = place(empty, &unavoided, &rules, config, effort);
+    if !matches!(kept_out, Err(Failure::Room(_))) {
+        return false;
+    }
+    let anyhow = GangRequest {
+        topology: TopologyRequest::default(),
+        ..unavoided
+    };
+    place(empty, &anyhow, &rules, config, effort).is_ok()
 }
 
 /// Members of `role` that the empty cluster could take, when that or the whole gang is too much
@@ -367,7 +456,7 @@ fn tally(parts: &[Part], gang: &GangRequest, role: &RoleRequest, config: &Config
         let count = match part.kept_off {
             Some(KeptOff::Taint) => &mut tally.taint,
             Some(KeptOff::Selector) => &mut tally.selector,
-            None => cause(&mut tally, part.node, gang, role, devices),
+            None => cause(&mut tally, part, gang, role, devices),
         };
         *count = count.saturating_add(part.count);
         if part.kept_off == Some(KeptOff::Taint)
@@ -387,22 +476,19 @@ fn tally(parts: &[Part], gang: &GangRequest, role: &RoleRequest, config: &Config
 
 fn cause<'a>(
     tally: &'a mut NodeTally,
-    capacity: &NodeCapacity,
+    part: &Part,
     gang: &GangRequest,
     role: &RoleRequest,
     devices: bool,
 ) -> &'a mut u32 {
-    let shortage = |resources: &Resources, shared: &[SharedDevice]| {
-        let short = resources.shortage(&role.shape.requests);
-        short.or_else(|| lacks_share(resources, shared, role))
-    };
+    let capacity = part.node;
     match capacity.eligibility {
         Eligibility::Cordoned => return &mut tally.cordoned,
         Eligibility::NotReady => return &mut tally.not_ready,
         Eligibility::UnderPressure => return &mut tally.pressure,
         Eligibility::Eligible => {}
     }
-    if shortage(&capacity.node.allocatable, &[]).is_some() {
+    if part.small.is_some() {
         return &mut tally.small;
     }
     if devices && !capacity.reported {
@@ -411,13 +497,12 @@ fn cause<'a>(
     if gang.avoid.contains(&capacity.node.name) {
         return &mut tally.refused;
     }
-    match shortage(&capacity.free, &capacity.shared) {
+    let were_well = || part.sick && lack(&capacity.well, &capacity.shared, role).is_none();
+    match part.short {
         None if ports_taken(capacity, &role.shape) => &mut tally.ports,
         None => &mut tally.fits,
-        Some(Shortage::Extended(_)) if shortage(&capacity.well, &capacity.shared).is_none() => {
-            &mut tally.unhealthy
-        }
-        Some(Shortage::Extended(_)) => &mut tally.busy,
+        Some(Lack::Extended(_)) if were_well() => &mut tally.unhealthy,
+        Some(Lack::Extended(_)) => &mut tally.busy,
         Some(_) => &mut tally.other,
     }
 }

@@ -1,13 +1,13 @@
 //! Which nodes are filled first.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
 
 use super::effort::Miss;
 
 /// Nodes that are as good as each other for members of a role.
-#[derive(Clone, Debug)]
-pub(super) struct Run<O> {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
     /// Members that each of them has room for; at least one.
     pub room: u32,
     /// How many nodes.
@@ -18,20 +18,30 @@ pub(super) struct Run<O> {
     pub spare: u64,
     /// They offer devices at all, free or not.
     pub has_devices: bool,
-    /// Which of two runs is taken where nothing else decides: the smaller.
-    pub order: O,
 }
 
-impl<O: Ord> Run<O> {
-    /// Of two runs with as much room the smaller goes first.
-    fn rank(&self) -> (i64, u64, &O) {
-        (self.cost, self.spare, &self.order)
+impl Run {
+    pub fn room_of_all(&self) -> u64 {
+        u64::from(self.room).saturating_mul(u64::from(self.count))
     }
 }
 
-impl<O> Run<O> {
-    pub fn room_of_all(&self) -> u64 {
-        u64::from(self.room).saturating_mul(u64::from(self.count))
+/// Runs, and which of two is taken where nothing else decides: the one whose order is the smaller. It is asked for only then.
+struct Ranked<'r, F> {
+    runs: &'r [Run],
+    order: F,
+}
+
+impl<O: Ord, F: Fn(usize) -> O> Ranked<'_, F> {
+    fn get(&self, position: usize) -> Option<(usize, &Run)> {
+        self.runs.get(position).map(|run| (position, run))
+    }
+
+    /// Of two runs with as much room the smaller goes first.
+    fn compare(&self, a: usize, b: usize) -> Ordering {
+        let rank = |at: usize| self.runs.get(at).map(|run| (run.cost, run.spare));
+        let order = |at: usize| (self.order)(at);
+        rank(a).cmp(&rank(b)).then_with(|| order(a).cmp(&order(b)))
     }
 }
 
@@ -51,9 +61,11 @@ pub(super) struct Take {
 ///
 /// While some node can be filled by what is still needed, the one that takes most; then, for the
 /// rest, the one that others miss least, of those the one with the fewest spare devices. A role without
-/// devices looks for nodes that offer none first.
+/// devices looks for nodes that offer none first. Where nothing of that decides, the run of which `order` is smaller
+/// goes first.
 pub(super) fn fill<O: Ord>(
-    runs: &[Run<O>],
+    runs: &[Run],
+    order: impl Fn(usize) -> O,
     total: usize,
     wants_devices: bool,
 ) -> Result<Vec<Take>, Miss> {
@@ -65,8 +77,9 @@ pub(super) fn fill<O: Ord>(
         return Err(Miss::Room(u32::try_from(sum).unwrap_or(u32::MAX)));
     }
     let mut takes = Vec::new();
+    let ranked = Ranked { runs, order };
     if wants_devices {
-        fill_class(runs, (0..runs.len()).collect(), left, &mut takes);
+        fill_class(&ranked, (0..runs.len()).collect(), left, &mut takes);
         return Ok(takes);
     }
     // Those of one class are as good as each other but for their room.
@@ -77,7 +90,7 @@ pub(super) fn fill<O: Ord>(
         class.push(position);
     }
     for class in classes.into_values() {
-        left = fill_class(runs, class, left, &mut takes);
+        left = fill_class(&ranked, class, left, &mut takes);
         if left == 0 {
             break;
         }
@@ -87,22 +100,22 @@ pub(super) fn fill<O: Ord>(
 
 /// The same with the runs at these positions. The number of members left over.
 fn fill_class<O: Ord>(
-    runs: &[Run<O>],
+    runs: &Ranked<impl Fn(usize) -> O>,
     class: Vec<usize>,
     mut left: u64,
     takes: &mut Vec<Take>,
 ) -> u64 {
-    let found = |position: usize| runs.get(position).map(|run| (position, run));
+    let found = |position: usize| runs.get(position);
     let mut by_room: BTreeMap<Reverse<u32>, Vec<usize>> = BTreeMap::new();
-    let mut last: Option<(usize, &Run<O>)> = None;
+    let mut last: Option<usize> = None;
     for (position, run) in class.into_iter().filter_map(found) {
         if u64::from(run.room) < left {
             by_room.entry(Reverse(run.room)).or_default().push(position);
-        } else if last.is_none_or(|(_, best)| run.rank() < best.rank()) {
-            last = Some((position, run));
+        } else if last.is_none_or(|best| runs.compare(position, best).is_lt()) {
+            last = Some(position);
         }
     }
-    if let Some((position, _)) = last {
+    if let Some(position) = last {
         takes.push(one(position, left));
         return 0;
     }
@@ -110,8 +123,7 @@ fn fill_class<O: Ord>(
         let each = u64::from(room);
         // As many nodes as are filled; one that would not be is looked for among all.
         let full = left.saturating_sub(1).checked_div(each).unwrap_or(0);
-        let order = |position: &usize| runs.get(*position).map(Run::rank);
-        positions.sort_unstable_by(|a, b| order(a).cmp(&order(b)));
+        positions.sort_unstable_by(|a, b| runs.compare(*a, *b));
         let mut wanted = full;
         let mut rest: Option<usize> = None;
         for (position, run) in positions.into_iter().filter_map(found) {
@@ -140,7 +152,7 @@ fn fill_class<O: Ord>(
                 .filter_map(found)
                 .filter(|(_, run)| u64::from(run.room) >= left)
                 .chain(found(rest))
-                .min_by(|(_, a), (_, b)| a.rank().cmp(&b.rank()));
+                .min_by(|(a, _), (b, _)| runs.compare(*a, *b));
             takes.extend(smaller.map(|(position, _)| one(position, left)));
             return 0;
         }
@@ -192,7 +204,7 @@ pub(super) fn fill_nodes(
     total: usize,
     wants_devices: bool,
 ) -> Result<Vec<usize>, Miss> {
-    let runs: Vec<Run<usize>> = rooms
+    let runs: Vec<Run> = rooms
         .iter()
         .map(|candidate| Run {
             room: candidate.room,
@@ -200,14 +212,14 @@ pub(super) fn fill_nodes(
             cost: candidate.cost,
             spare: candidate.spare,
             has_devices: candidate.has_devices,
-            order: candidate.at,
         })
         .collect();
-    let takes = fill(&runs, total, wants_devices)?;
-    let at = |take: &Take| runs.get(take.run).map(|run| (run.order, take.each));
+    let at = |run: usize| rooms.get(run).map(|candidate| candidate.at);
+    let takes = fill(&runs, at, total, wants_devices)?;
+    let node = |take: &Take| Some((at(take.run)?, take.each));
     Ok(takes
         .iter()
-        .filter_map(at)
+        .filter_map(node)
         .flat_map(|(at, each)| std::iter::repeat_n(at, usize::try_from(each).unwrap_or(0)))
         .collect())
 }

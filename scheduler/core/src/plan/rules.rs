@@ -52,6 +52,10 @@ struct Terms {
     live: Vec<u32>,
     /// By position of the role in the request.
     sides: Vec<Side>,
+    /// Whether a member both carries it and is spoken of by it.
+    mutual: bool,
+    /// Whether it speaks of any member.
+    spoken: bool,
 }
 
 /// A rule, with the members that have a place.
@@ -62,8 +66,20 @@ pub(super) struct Rule {
     holders: Vec<u32>,
     /// Members that it speaks of, by domain.
     matched: Vec<u32>,
-    /// Whether there is any of the former, and of the latter.
-    has: Side,
+    /// How many there are of the former, on nodes with the label, and of the latter.
+    holding: u32,
+    matching: u32,
+}
+
+/// What of a node decides how a rule looks at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Mark {
+    /// The domain, where other nodes are in it.
+    shared: Option<u32>,
+    is_labelled: bool,
+    counts: bool,
+    holders: u32,
+    matched: u32,
 }
 
 /// Every rule that members of the gang carry about members of the gang.
@@ -229,7 +245,7 @@ impl Rules {
         self.positions(|rule| {
             rule.terms.rule.kind == InterPodKind::Affinity
                 && rule.side(role).any()
-                && !rule.has.any()
+                && !rule.has().any()
         })
     }
 
@@ -266,6 +282,113 @@ impl Rules {
             let side = rule.side(role);
             rule.count(side, at);
         }
+    }
+
+    /// The member has it no more.
+    pub fn remove(&mut self, role: usize, at: usize) {
+        for rule in &mut self.rules {
+            let side = rule.side(role);
+            rule.discount(side, at);
+        }
+    }
+
+    /// Whether kube-scheduler takes a member of the role on the node next, after those that have a place.
+    pub fn accept(&self, role: usize, at: usize) -> bool {
+        self.rules.iter().all(|rule| rule.accepts(role, at))
+    }
+
+    /// Whether members of roles that stand on nodes have what their rules ask for, whoever came last.
+    pub fn keep(&self, members: &[(usize, usize)]) -> bool {
+        let mut members = members.iter();
+        members.all(|(role, at)| self.rules.iter().all(|rule| rule.is_kept(*role, *at)))
+    }
+
+    /// Whether a member may be taken after another one only: then it matters who comes first.
+    pub fn asks_for_order(&self) -> bool {
+        self.rules.iter().any(|rule| match rule.terms.rule.kind {
+            InterPodKind::AntiAffinity => false,
+            InterPodKind::Affinity => !rule.terms.mutual,
+            InterPodKind::Spread(_) => true,
+        })
+    }
+
+    /// Whether there is no place for the members of this role alone where sharing them out has found none:
+    /// all rules by which they are counted cut the cluster into the same domains, and of domains in which they
+    /// may come together none was left out.
+    pub fn settles(&self, role: usize, homes_max: usize) -> bool {
+        let is_tried = |rule: &Rule| rule.matched.len() <= homes_max;
+        let counting = self.counting(role);
+        let mut rules = self.at(&counting).into_iter();
+        let first = rules.next();
+        let mut alike = rules.zip(first.into_iter().cycle());
+        let open = self.open(role);
+        alike.all(|(rule, first)| rule.cuts_as(first))
+            && (open.len() <= 1 && self.at(&open).into_iter().all(is_tried))
+            && !self.rules.iter().any(|rule| rule.is_one_sided(role))
+    }
+
+    /// Whether members of the role ask for a spread that does not count them, or are counted by one that
+    /// others ask for: sharing out does not look at that.
+    pub fn is_one_sided(&self, role: usize) -> bool {
+        self.rules.iter().any(|rule| rule.is_one_sided(role))
+    }
+
+    /// The first of the roles of which no member is ever taken: by affinity each waits for members of another one that
+    /// waits for it, too.
+    pub fn stuck(&self, mut roles: Vec<usize>) -> Option<usize> {
+        let affinity = |rule: &&Rule| rule.terms.rule.kind == InterPodKind::Affinity;
+        let mut taken: Vec<usize> = Vec::new();
+        loop {
+            let may_come = |role: &usize| {
+                self.rules.iter().filter(affinity).all(|rule| {
+                    let side = rule.side(*role);
+                    let is_there = || taken.iter().any(|other| rule.side(*other).matches);
+                    !side.holds || side.matches || rule.matching > 0 || is_there()
+                })
+            };
+            let (come, wait): (Vec<usize>, Vec<usize>) =
+                roles.iter().partition(|role| may_come(role));
+            if come.is_empty() {
+                return wait.first().copied();
+            }
+            taken.extend(come);
+            roles = wait;
+        }
+    }
+
+    /// What of a node decides how the rules look at it: nodes with the same marks are alike.
+    pub fn marks(&self, sizes: &[Vec<u32>], at: usize) -> Vec<Mark> {
+        let mark = |(rule, sizes): (&Rule, &Vec<u32>)| {
+            let domain = rule.domain(at);
+            Mark {
+                shared: domain.filter(|domain| count_in(sizes, Some(*domain)) > 1),
+                is_labelled: domain.is_some(),
+                counts: rule.is_counted(at),
+                holders: count_in(&rule.holders, domain),
+                matched: count_in(&rule.matched, domain),
+            }
+        };
+        self.rules.iter().zip(sizes).map(mark).collect()
+    }
+
+    /// How many nodes are in each domain of each rule.
+    pub fn sizes(&self) -> Vec<Vec<u32>> {
+        let sizes = |rule: &Rule| {
+            let mut sizes = vec![0; rule.matched.len()];
+            for domain in rule.terms.domains.iter() {
+                raise(&mut sizes, *domain);
+            }
+            sizes
+        };
+        self.rules.iter().map(sizes).collect()
+    }
+
+    /// Members that spreads count in the domains of the node: where there are few, more may come.
+    pub fn level(&self, at: usize) -> u64 {
+        let spreads = self.rules.iter().filter(|rule| rule.spread().is_some());
+        spreads.fold(0u64, |sum, rule| {
+            sum.saturating_add(u64::from(count_in(&rule.matched, rule.domain(at))))
+        })
     }
 
     /// The rules at `positions`, to share members out by.
@@ -330,11 +453,14 @@ impl Rule {
                 domains,
                 counted,
                 live: live.into_iter().collect(),
+                mutual: sides.iter().chain(&placed).any(|side| side.both()),
+                spoken: sides.iter().chain(&placed).any(|side| side.matches),
                 sides,
             }),
             holders: vec![0; size],
             matched: vec![0; size],
-            has: Side::default(),
+            holding: 0,
+            matching: 0,
         };
         for (kind, at) in &known.placed {
             rule.count(placed.get(*kind).copied().unwrap_or_default(), *at);
@@ -350,16 +476,90 @@ impl Rule {
         self.terms.domains.get(at).copied().flatten()
     }
 
+    /// What there is of members on nodes with the label.
+    fn has(&self) -> Side {
+        Side {
+            holds: self.holding > 0,
+            matches: self.matching > 0,
+        }
+    }
+
+    fn is_counted(&self, at: usize) -> bool {
+        self.terms.counted.get(at).copied().unwrap_or(true)
+    }
+
     fn count(&mut self, side: Side, at: usize) {
         let domain = self.domain(at);
         if side.holds {
             raise(&mut self.holders, domain);
+            let more = u32::from(domain.is_some());
+            self.holding = self.holding.saturating_add(more);
         }
-        if side.matches && self.terms.counted.get(at).copied().unwrap_or(true) {
-            raise(&mut self.matched, domain);
+        if side.matches {
+            if self.is_counted(at) {
+                raise(&mut self.matched, domain);
+            }
+            let more = u32::from(domain.is_some());
+            self.matching = self.matching.saturating_add(more);
         }
-        self.has.holds |= side.holds && domain.is_some();
-        self.has.matches |= side.matches && domain.is_some();
+    }
+
+    /// The opposite of [`Self::count`].
+    fn discount(&mut self, side: Side, at: usize) {
+        let domain = self.domain(at);
+        if side.holds {
+            lower(&mut self.holders, domain);
+            let fewer = u32::from(domain.is_some());
+            self.holding = self.holding.saturating_sub(fewer);
+        }
+        if side.matches {
+            if self.is_counted(at) {
+                lower(&mut self.matched, domain);
+            }
+            let fewer = u32::from(domain.is_some());
+            self.matching = self.matching.saturating_sub(fewer);
+        }
+    }
+
+    /// Whether kube-scheduler takes a member of the role on the node next.
+    fn accepts(&self, role: usize, at: usize) -> bool {
+        let (side, domain) = (self.side(role), self.domain(at));
+        let here = count_in(&self.matched, domain);
+        match &self.terms.rule.kind {
+            InterPodKind::AntiAffinity => self.admits(role, at),
+            // In whatever order they come: who asks for its like, and whoever is one, are together.
+            InterPodKind::Affinity if self.terms.mutual => {
+                let is_first = side.matches && self.matching == 0;
+                self.admits(role, at) && (!side.holds || here > 0 || is_first)
+            }
+            InterPodKind::Affinity => !side.holds || domain.is_some() && here > 0,
+            InterPodKind::Spread(spread) => {
+                let with = here.saturating_add(u32::from(side.matches));
+                self.admits(role, at)
+                    && (!side.holds || with.saturating_sub(self.fewest(spread)) <= spread.skew_max)
+            }
+        }
+    }
+
+    /// Whether a member of the role that stands on the node has what it asks for.
+    fn is_kept(&self, role: usize, at: usize) -> bool {
+        let Some(spread) = self.spread().filter(|_| self.side(role).holds) else {
+            return true;
+        };
+        let here = count_in(&self.matched, self.domain(at));
+        here.saturating_sub(self.fewest(spread)) <= spread.skew_max
+    }
+
+    /// Members in the domain that has the fewest.
+    fn fewest(&self, spread: &Spread) -> u32 {
+        let live = &self.terms.live;
+        if u32::try_from(live.len()).unwrap_or(u32::MAX) < spread.domains_min {
+            return 0;
+        }
+        let counts = live
+            .iter()
+            .map(|domain| count_in(&self.matched, Some(*domain)));
+        counts.min().unwrap_or(0)
     }
 
     fn admits(&self, role: usize, at: usize) -> bool {
@@ -375,12 +575,25 @@ impl Rule {
             InterPodKind::Affinity => {
                 !side.any()
                     || domain.is_some()
-                        && (matched > 0 || !self.has.any() || holders > 0 && !self.has.matches)
+                        && (matched > 0 || !self.has().any() || holders > 0 && !self.has().matches)
             }
             InterPodKind::Spread(_) => {
                 !side.holds || self.terms.counted.get(at).copied().unwrap_or(false)
             }
         }
+    }
+
+    fn is_one_sided(&self, role: usize) -> bool {
+        let side = self.side(role);
+        self.spread().is_some() && self.terms.spoken && side.any() && !side.both()
+    }
+
+    /// Whether both have the same domains, with as many members that count.
+    fn cuts_as(&self, other: &Self) -> bool {
+        let (mine, others) = (&self.terms, &other.terms);
+        (Arc::ptr_eq(&mine.domains, &others.domains) || mine.domains == others.domains)
+            && mine.live == others.live
+            && self.matched == other.matched
     }
 
     /// Members that it speaks of, by domain.
@@ -412,6 +625,12 @@ pub(super) fn count_in(counts: &[u32], domain: Option<u32>) -> u32 {
 pub(super) fn raise(counts: &mut [u32], domain: Option<u32>) {
     if let Some(count) = domain.and_then(|domain| counts.get_mut(usize::try_from(domain).ok()?)) {
         *count = count.saturating_add(1);
+    }
+}
+
+fn lower(counts: &mut [u32], domain: Option<u32>) {
+    if let Some(count) = domain.and_then(|domain| counts.get_mut(usize::try_from(domain).ok()?)) {
+        *count = count.saturating_sub(1);
     }
 }
 

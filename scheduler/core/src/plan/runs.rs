@@ -9,7 +9,7 @@ use super::fill::Run;
 use super::{RoleRequest, devices_of};
 use crate::ids::NodeName;
 use crate::pod::PodShape;
-use crate::snapshot::{Ask, Eligibility, Fit, Group, Key, NodeCapacity};
+use crate::snapshot::{Ask, Eligibility, Enough, Fit, Group, Key, NodeCapacity};
 
 /// Members that look for a place, all of the role's shape.
 pub(super) struct Wanted<'r> {
@@ -61,6 +61,10 @@ pub(super) enum Nodes<'a> {
 struct Asked<'r> {
     role: &'r RoleRequest,
     ask: Ask,
+    /// Under which costs are kept.
+    number: Option<u32>,
+    /// What is enough for as many as count on one node.
+    enough: Option<Enough>,
     /// Most members that count on one node.
     total: u32,
     wants_devices: bool,
@@ -71,20 +75,21 @@ struct Asked<'r> {
 impl<'a> Builder<'a, '_> {
     /// Every run of nodes with room for the role, each with where it lies. The number of groups and nodes
     /// that were looked at.
-    pub fn find_runs<'s>(
-        &'s self,
-        area: Area<'s>,
+    pub fn find_runs(
+        &self,
+        area: Area<'_>,
         wanted: &Wanted,
-        mut found: impl FnMut(&'a [Arc<str>], Run<&'s NodeName>, Nodes<'a>),
-    ) -> usize
-    where
-        'a: 's,
-    {
+        mut found: impl FnMut(&'a [Arc<str>], Run, Nodes<'a>),
+    ) -> usize {
         let index = self.terms.snapshot.index();
+        let ask = index.ask(&wanted.role.shape);
+        let total = u32::try_from(wanted.total).unwrap_or(u32::MAX);
         let mut asked = Asked {
             role: wanted.role,
-            ask: index.ask(&wanted.role.shape),
-            total: u32::try_from(wanted.total).unwrap_or(u32::MAX),
+            enough: ask.enough(u64::from(total)),
+            number: index.number(&ask),
+            ask,
+            total,
             wants_devices: devices_of(&wanted.role.shape, self.terms.config) > 0,
             last: None,
         };
@@ -122,7 +127,6 @@ impl<'a> Builder<'a, '_> {
                     cost: self.cost_at(capacity, left, &asked.ask, room),
                     spare: spare_of(&remaining.free, self.terms.config),
                     has_devices: offers_devices(capacity, self.terms.config),
-                    order: name,
                 };
                 if let Some(capacity) = self.terms.snapshot.get(name) {
                     let place: &[Arc<str>] = match area {
@@ -153,15 +157,13 @@ impl<'a> Builder<'a, '_> {
     }
 
     /// The runs of one group.
-    fn runs_in<'s>(
-        &'s self,
+    fn runs_in(
+        &self,
         asked: &mut Asked,
         (place, key): (&'a [Arc<str>], &'a Key),
         group: &'a Group,
-        found: &mut impl FnMut(&'a [Arc<str>], Run<&'s NodeName>, Nodes<'a>),
-    ) where
-        'a: 's,
-    {
+        found: &mut impl FnMut(&'a [Arc<str>], Run, Nodes<'a>),
+    ) {
         let of_kind = match asked.last {
             Some((kind, known)) if kind == key.kind => known,
             _ => {
@@ -173,34 +175,35 @@ impl<'a> Builder<'a, '_> {
         let Some(OfKind { fit, has_devices }) = of_kind else {
             return;
         };
-        let (least, most) = key.free.times(&asked.ask);
+        let total = asked.total;
+        let is_enough = |enough| key.free.is_enough(enough);
+        let (least, most) = match asked.enough.as_ref().is_some_and(is_enough) {
+            true => (u64::from(total), u64::from(total)),
+            false => key.free.times(&asked.ask, u64::from(total)),
+        };
         if most == 0 {
             return;
         }
         let spare = self.spare_in(key);
-        let total = asked.total;
         let limit = |room: u64| u32::try_from(room).unwrap_or(total).min(total);
         let ports = &asked.role.shape.host_ports;
         let alike =
             fit == Fit::All && limit(least) == limit(most) && (ports.is_empty() || !key.ports);
         if alike {
-            let apart = self.apart.get(&(place, key)).copied().unwrap_or(0);
+            let apart = match self.apart.is_empty() {
+                true => 0,
+                false => self.apart.get(&(place, key)).copied().unwrap_or(0),
+            };
             let nodes = u32::try_from(group.nodes.len()).unwrap_or(u32::MAX);
             let count = nodes.saturating_sub(apart);
-            let mut names = group.nodes.keys();
-            let order = match apart {
-                0 => names.next(),
-                _ => names.find(|name| !self.is_apart(name)),
-            };
             let room = limit(least).min(if ports.is_empty() { total } else { 1 });
-            if let Some(order) = order.filter(|_| count > 0) {
+            if count > 0 {
                 let run = Run {
                     room,
                     count,
                     cost: self.cost_in(key, group, asked, room),
                     spare,
                     has_devices,
-                    order,
                 };
                 found(place, run, Nodes::Group(key, group));
             }
@@ -218,7 +221,6 @@ impl<'a> Builder<'a, '_> {
                     cost: self.cost_in(key, group, asked, room),
                     spare,
                     has_devices,
-                    order: name,
                 };
                 found(place, run, Nodes::One(key, capacity));
             }
@@ -231,6 +233,19 @@ impl<'a> Builder<'a, '_> {
         let capacity = snapshot.get(name)?;
         let key = snapshot.key_of(name).map(|key| &**key);
         Some((capacity, key.filter(|_| !self.touched.contains_key(name))))
+    }
+
+    /// The first node of a run, in order of name.
+    pub fn first_of(&self, places: &[Nodes<'a>]) -> Option<&'a NodeName> {
+        let none_apart = self.touched.is_empty() && self.terms.avoid.is_empty();
+        let firsts = places.iter().filter_map(|place| match place {
+            Nodes::Group(_, group) => {
+                let mut names = group.nodes.keys();
+                names.find(|name| none_apart || !self.is_apart(name))
+            }
+            Nodes::One(_, capacity) | Nodes::Touched(capacity) => Some(&capacity.node.name),
+        });
+        firsts.min()
     }
 
     /// The next nodes of a run after the one named, in order of name; with the group of those that
@@ -279,7 +294,7 @@ impl<'a> Builder<'a, '_> {
     /// What it costs to place so many of the members that are asked for on one node of the group.
     fn cost_in(&self, key: &Key, group: &Group, asked: &Asked, count: u32) -> i64 {
         let index = self.terms.snapshot.index();
-        index.cost(key, group, &asked.ask, u64::from(count))
+        index.cost(key, group, (&asked.ask, asked.number), u64::from(count))
     }
 
     /// Free devices of every kind on each node of the group.

@@ -413,7 +413,7 @@ fn weights(shapes: &[&Arc<PodShape>], typical: &[Typical], index: &Index) -> Vec
             }
         };
         for (at, typical) in typical.iter().enumerate() {
-            if !admits.get(at).copied().unwrap_or(false) || key.free.times(&typical.ask).0 == 0 {
+            if !admits.get(at).copied().unwrap_or(false) || key.free.times(&typical.ask, 1).0 == 0 {
                 continue;
             }
             let state = State::of(&key.free, 0);

@@ -41,20 +41,35 @@ pub struct Ask {
     unknown: bool,
 }
 
+/// What is enough for so many members: compared with, where most nodes have plenty of most things.
+#[derive(Clone, Debug)]
+pub struct Enough {
+    extended: Vec<(usize, u64)>,
+    grains: [u64; BASE],
+}
+
 impl Amounts {
+    /// Whether there is enough, on each node with these amounts. Where not, it may be all the same.
+    pub fn is_enough(&self, enough: &Enough) -> bool {
+        let grains = self.grains.iter().zip(&enough.grains);
+        let mut extended = enough.extended.iter();
+        grains.fold(true, |all, (mine, other)| all & (mine >= other))
+            && extended.all(|(column, amount)| self.column(*column) >= *amount)
+    }
+
     /// Amount of the extended resource in a column.
     pub fn column(&self, column: usize) -> u64 {
         self.extended.get(column).copied().unwrap_or(0)
     }
 
-    /// How often what is asked for is there: at least, and at most.
-    pub fn times(&self, ask: &Ask) -> (u64, u64) {
+    /// How often what is asked for is there, up to a limit: at least, and at most.
+    pub fn times(&self, ask: &Ask, limit: u64) -> (u64, u64) {
         if ask.unknown {
             return (0, 0);
         }
-        let mut devices = u64::MAX;
+        let mut devices = limit;
         for (column, each) in &ask.extended {
-            devices = devices.min(self.column(*column).checked_div(*each).unwrap_or(u64::MAX));
+            devices = devices.min(up_to(limit, self.column(*column), *each));
             if devices == 0 {
                 return (0, 0);
             }
@@ -67,13 +82,13 @@ impl Amounts {
         }
         let (mut least, mut most) = (devices, devices);
         for ((grains, grain), each) in self.grains.iter().zip(GRAIN).zip(ask.base) {
-            if each == 0 {
-                continue;
-            }
             let floor = grains.saturating_mul(grain);
-            let ceiling = floor.saturating_add(grain.saturating_sub(1));
-            least = least.min(floor.checked_div(each).unwrap_or(u64::MAX));
-            most = most.min(ceiling.checked_div(each).unwrap_or(u64::MAX));
+            let times = up_to(limit, floor, each);
+            if times < limit {
+                least = least.min(times);
+                let ceiling = floor.saturating_add(grain.saturating_sub(1));
+                most = most.min(up_to(limit, ceiling, each));
+            }
         }
         (least, most)
     }
@@ -136,14 +151,40 @@ impl Amounts {
         let base = self.grains.iter().zip(GRAIN).zip(ask.base);
         base.into_iter().all(|((grains, grain), each)| {
             let floor = grains.saturating_mul(grain);
+            let times = up_to(needed, floor, each);
             let ceiling = floor.saturating_add(grain.saturating_sub(1));
-            let times = |amount: u64| amount.checked_div(each).unwrap_or(needed).min(needed);
-            times(floor) == times(ceiling)
+            times == needed || times == up_to(needed, ceiling, each)
         })
     }
 }
 
+/// How often `each` is in an amount, up to a limit: mostly it is, and a product tells that without a division.
+fn up_to(limit: u64, amount: u64, each: u64) -> u64 {
+    let is_there = each.checked_mul(limit).is_some_and(|all| all <= amount);
+    if is_there {
+        return limit;
+    }
+    amount.checked_div(each).unwrap_or(limit).min(limit)
+}
+
 impl Ask {
+    /// What is enough for so many of them; `None` where that cannot be told by one look at each amount.
+    pub fn enough(&self, count: u64) -> Option<Enough> {
+        if self.unknown || self.share.is_some() {
+            return None;
+        }
+        let mut grains = [0; BASE];
+        for ((grains, grain), each) in grains.iter_mut().zip(GRAIN).zip(self.base) {
+            *grains = each.checked_mul(count)?.div_ceil(grain);
+        }
+        let extended = self.extended.iter();
+        let extended = extended.map(|(column, each)| Some((*column, each.checked_mul(count)?)));
+        Some(Enough {
+            extended: extended.collect::<Option<_>>()?,
+            grains,
+        })
+    }
+
     /// Thousandths of a core.
     pub fn cpu(&self) -> u64 {
         let [cpu, ..] = self.base;
@@ -191,6 +232,13 @@ pub struct Key {
     sick: Box<[u64]>,
     /// Some port of the node is taken.
     pub ports: bool,
+}
+
+impl Key {
+    /// Whether some devices are free and not well.
+    pub fn has_sick(&self) -> bool {
+        !self.sick.is_empty()
+    }
 }
 
 /// Nodes that are alike.
@@ -370,7 +418,7 @@ impl Index {
             if !matches!(self.fit(key, shape), Fit::All | Fit::Each) {
                 return sum;
             }
-            let (each, _) = key.free.times(&ask);
+            let (each, _) = key.free.times(&ask, u64::MAX);
             let nodes = u64::try_from(group.nodes.len()).unwrap_or(u64::MAX);
             sum.saturating_add(each.saturating_mul(nodes))
         })
@@ -400,15 +448,27 @@ impl Index {
         self.asks.clear();
     }
 
-    /// What it costs to place `count` members that ask for this on a node of the group; the same for all
+    /// Under which number costs of what is asked for are kept, where they are.
+    pub fn number(&self, ask: &Ask) -> Option<u32> {
+        self.asks.get(ask).copied()
+    }
+
+    /// What it costs to place `count` members that ask for this, which has this number, on a node of the group; the same for all
     /// where nothing is known of the demand.
-    pub fn cost(&self, key: &Key, group: &Group, ask: &Ask, count: u64) -> i64 {
+    pub fn cost(
+        &self,
+        key: &Key,
+        group: &Group,
+        (ask, number): (&Ask, Option<u32>),
+        count: u64,
+    ) -> i64 {
         if self.demand.is_empty() {
             return 0;
         }
-        let admits = self.kinds.admits(key.kind);
-        let work_out = || self.demand.cost(State::of(&key.free, admits), ask, count);
-        let number = self.asks.get(ask).copied();
+        let work_out = || {
+            let admits = self.kinds.admits(key.kind);
+            self.demand.cost(State::of(&key.free, admits), ask, count)
+        };
         let number = number.filter(|_| count <= TOGETHER_MAX);
         let number = number.and_then(|number| {
             let count = u32::try_from(count).ok()?;

@@ -28,7 +28,7 @@ use crate::resources::Resources;
 use crate::topology::Path;
 
 pub use self::demand::{Counts, Usual};
-pub(crate) use self::index::{Ask, Group, Index, Key};
+pub(crate) use self::index::{Ask, Enough, Group, Index, Key};
 pub(crate) use self::kind::Fit;
 
 /// Changes of nodes after which the demand is looked at anew, at least.
@@ -141,7 +141,8 @@ impl Snapshot {
         snapshot
     }
 
-    fn bare() -> Self {
+    /// One of no nodes that does not know what they are when they are empty: see [`Snapshot::emptied`].
+    pub(crate) fn bare() -> Self {
         Self {
             nodes: Vec::new(),
             keys: Vec::new(),
@@ -149,6 +150,17 @@ impl Snapshot {
             changes: 0,
             known: 0,
             emptied: None,
+        }
+    }
+
+    /// A copy that does not know what its nodes are when they are empty.
+    pub(crate) fn without_emptied(&self) -> Self {
+        Self {
+            nodes: self.nodes.clone(),
+            keys: self.keys.clone(),
+            index: self.index.clone(),
+            emptied: None,
+            ..*self
         }
     }
 

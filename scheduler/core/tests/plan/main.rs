@@ -26,6 +26,8 @@ mod between;
 mod complete;
 mod effort;
 mod grouped;
+mod mixed;
+mod remedy;
 mod review;
 mod score;
 mod shares;
@@ -446,7 +448,12 @@ fn describe(answer: &Result<Placement, Unplaceable>, devices: bool) -> String {
 fn check_plan(text: &str, expected: &str) {
     let (snapshot, gang) = read(text);
     let answer = plan(&snapshot, &gang, &config(text));
-    assert_eq!(describe(&answer, false), expected);
+    let mut said = describe(&answer, false);
+    // What would make it fit is looked at in `remedy`.
+    if answer.is_err() && said.starts_with(&format!("{expected}. ")) {
+        said.truncate(expected.len());
+    }
+    assert_eq!(said, expected);
 }
 
 #[track_caller]
@@ -580,6 +587,23 @@ fn host_port_that_is_taken_everywhere_but_once() {
     );
 }
 
+/// What pods ask for was told apart by a hash that kept eight bits of a port.
+#[test]
+fn f29_ports_that_agree_in_their_lower_bits_are_different_ports() {
+    check_plan(
+        "node a gpu=8 port=80
+         role worker 1x1 port=336",
+        "worker a",
+    );
+    check_plan(
+        "node a gpu=8
+         role x 1x1 port=80
+         role y 1x1 port=336
+         role z 1x1 port=65360",
+        "x a; y a; z a",
+    );
+}
+
 #[test]
 fn more_members_with_a_host_port_than_nodes_never_fit() {
     check_plan(
@@ -644,7 +668,7 @@ fn mig_slices_are_devices_of_their_own() {
 }
 
 #[test]
-fn every_extended_resource_counts() {
+fn f32_every_extended_resource_counts() {
     check_plan(
         "node a gpu=8 has=rdma/hca:1
          node b gpu=8 has=rdma/hca:4

@@ -94,7 +94,8 @@ fn largest_node_is_the_largest_of_those_that_are_nearly_alike() {
     assert_eq!(
         describe(&plan(&snapshot, &gang, &Config::default()), false),
         "NeverFits: needs 1 worker with 8000 milli-CPU each; even when empty the cluster has room \
-         for 0, the largest node offers 4900. Nodes 2: too small 2",
+         for 0, the largest node offers 4900. Nodes 2: too small 2. With at most 4900 milli-CPU \
+         each, members find a node",
     );
 }
 
@@ -127,7 +128,7 @@ fn node_that_is_short_of_cpu_too_does_not_speak_for_one_that_is_not() {
     }
     let answer = describe(&plan(&snapshot, &gang, &Config::default()), false);
     assert!(
-        answer.ends_with("Nodes 2: unhealthy GPU 1, too few free 1"),
+        answer.contains("Nodes 2: unhealthy GPU 1, too few free 1. "),
         "{answer}"
     );
 }

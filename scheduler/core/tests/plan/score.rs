@@ -109,7 +109,7 @@ fn take(rng: &mut Rng, node: &NodeCapacity) -> NodeCapacity {
 
 /// A cost that is kept is the one that would be worked out now: whoever was planned before.
 #[test]
-fn plans_by_demand_do_not_depend_on_what_was_planned_before() {
+fn f35_plans_by_demand_do_not_depend_on_what_was_planned_before() {
     let mut rng = Rng(11);
     for _ in 0..300 {
         let nodes: Vec<Arc<NodeCapacity>> = (0..12)

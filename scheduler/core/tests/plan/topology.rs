@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use muster_core::plan::{Placed, Placement, plan};
+use muster_core::plan::{Placed, Placement, plan, plan_part};
 use muster_core::reason::Unplaceable;
 
 use super::{GPU, Rng, check_plan, config, read};
@@ -52,6 +52,40 @@ fn what_no_domain_has_even_when_empty_is_said() {
         "TopologyNotMet: needs room for 3 worker in one rack; of 4 the best, b0/r0, has room for 2, and \
          when the cluster is empty for 2. Nodes 8: with room 8",
     );
+}
+
+/// Three whole nodes are in no rack, so nodes that become free are no help.
+#[test]
+fn what_no_domain_has_even_when_empty_is_said_of_a_full_cluster_too() {
+    check(
+        [8, 8, 8, 8, 8, 8, 8, 0],
+        "role worker 3x8
+         topology required=rack",
+        "TopologyNotMet: needs room for 3 worker in one rack; of 4 the best, b1/r1, has room for 1, and \
+         when the cluster is empty for 2. Nodes 8: too few free 7, with room 1",
+    );
+}
+
+/// An empty block takes four, so it is the segments that no rack takes.
+#[test]
+fn segments_that_no_rack_takes_are_said_of_a_full_cluster_too() {
+    check(
+        [8; 8],
+        "role worker 3x8
+         topology required=block segment=3:rack",
+        "TopologyNotMet: needs room for 3 worker in segments of 3, each in one rack; found room for 0 in 4 of them, and \
+         when the cluster is empty for 0. Nodes 8: too few free 8",
+    );
+}
+
+/// Its minimum fits an empty rack: it waits for room, and nodes may be kept for it.
+#[test]
+fn elastic_gang_whose_minimum_fits_a_rack_waits_for_room() {
+    let text = cluster([8; 8], "role worker 4x8\ntopology required=rack");
+    let (snapshot, gang) = read(&text);
+    let answer = |spare| plan_part(&snapshot, &gang, spare, &config(&text)).placement;
+    let is_never = |spare| matches!(answer(spare), Err(Unplaceable::NotInOneDomain { .. }));
+    assert!(is_never(0) && !is_never(2), "{:?}", answer(2));
 }
 
 #[test]
@@ -317,8 +351,8 @@ fn domain_that_takes_each_role_but_not_both_is_not_named_as_the_best() {
         "role master 1x8 cpu=2
          role worker 2x8
          topology required=rack",
-        "NotEnoughFree: needs room for 2 worker with 8 nvidia.com/gpu each; found room for 1, 16 free in all. \
-         Nodes 8: too few free 6, with room 2",
+        "TopologyNotMet: needs room for 2 worker in one rack; found room for 1 in 4 of them, and when the cluster is \
+         empty for 1. Nodes 8: too few free 6, with room 2",
     );
     check(
         [0, 0, 0, 8, 8, 8, 8, 8],

@@ -197,7 +197,7 @@ fn the_policy_that_shows_who_is_queued_never_refuses_and_touches_status_alone() 
 }
 
 #[test]
-fn policies_of_our_account_concern_nobody_else_and_deny() {
+fn f50_policies_of_our_account_concern_nobody_else_and_deny() {
     let all = documents(&account_policy());
     let account: Value = find(&rbac(), "ServiceAccount", "muster-scheduler");
     let user = format!(

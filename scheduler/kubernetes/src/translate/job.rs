@@ -35,12 +35,16 @@ const CONTAINER: &str = "pytorch";
 const PORT_NAME: &str = "pytorchjob-port";
 const PORT: i64 = 23_456;
 
-/// A PyTorchJob as the gang it asks for. `None` when `managedBy` names another controller.
+/// A PyTorchJob as the gang it asks for. `None` when `managedBy` names another controller, and when it is being deleted: its controller
+/// makes no more pods for it, and those that it has go before it.
 ///
 /// It says itself that it is ours when a template names our scheduler, or when Muster has marked
 /// it, whatever its templates now say. Of any other job only its pods tell: training-operator with
 /// `--gang-scheduler-name` puts a name into those whose template has none.
 pub fn pytorchjob(job: &LitePyTorchJob, rules: &PodRules) -> Option<Workload> {
+    if job.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
     let policy = job.spec.get("runPolicy");
     let managed_by = policy.and_then(|policy| policy.get("managedBy"));
     if managed_by.is_some_and(|by| !by.is_null() && by != "" && by != OPERATOR) {

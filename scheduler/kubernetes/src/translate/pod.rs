@@ -13,9 +13,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use muster_core::failure::ON_GPU_FAILURE;
 use muster_core::ids::{
     DeviceUuid, Epoch, GangKey, Namespace, NodeName, PlanId, PodUid, ResourceVersion, RoleName,
 };
+use muster_core::planted;
 use muster_core::pod::{BindRecord, Membership, MembershipSource, Pod, PodPhase, PodShape};
 use muster_core::topology;
 use muster_core::workload::MEMBERS_MAX;
@@ -98,10 +100,10 @@ pub fn pod(pod: &LitePod, rules: &PodRules) -> Pod {
     }
 }
 
-/// What a pod asks of the topology, and its keys that nobody reads.
+/// What a pod asks of the topology and for its gang's GPUs, and its keys that nobody reads.
 fn own_settings(meta: &ObjectMeta) -> BTreeMap<Arc<str>, Arc<str>> {
     let mut found = unread(meta);
-    for key in topology::KEYS {
+    for key in topology::KEYS.into_iter().chain([ON_GPU_FAILURE]) {
         if let Some(value) = annotation(meta, key) {
             found.insert(Arc::from(key), Arc::from(value));
         }
@@ -241,10 +243,13 @@ fn stated_size(meta: &ObjectMeta) -> Result<u32, Arc<str>> {
     };
     match stated.parse::<u32>() {
         Ok(size) if (1..=MEMBERS_MAX).contains(&size) => Ok(size),
-        _ => Err(Arc::from(format!(
-            "{} is {}: must be the number of members, 1 to {MEMBERS_MAX}",
-            names::GANG_SIZE,
-            shortened(stated)
-        ))),
+        _ => {
+            planted::bad_input();
+            Err(Arc::from(format!(
+                "{} is {}: must be the number of members, 1 to {MEMBERS_MAX}",
+                names::GANG_SIZE,
+                shortened(stated)
+            )))
+        }
     }
 }

@@ -14,6 +14,9 @@ const MESSAGE_MAX: usize = 1024;
 /// Type of the condition of a gang with keys under `muster.dev/` that nobody reads.
 const KEYS_IGNORED: &str = "KeysIgnored";
 
+/// Type of the condition of a gang with a member that runs on a GPU that has failed.
+const GPU_FAILED: &str = "GpuFailed";
+
 /// A Gang object without status. It belongs to its PyTorchJob or Pod by owner reference. A labelled
 /// gang has no owner; the key of a PodGroup's gang does not carry the PodGroup's UID, so [`own`]
 /// adds that owner once its UID is known.
@@ -137,8 +140,11 @@ fn conditions(
     // There only where there is something to say.
     let ignored = status.ignored.as_ref();
     let ignored = ignored.map(|keys| (KEYS_IGNORED, true, "UnknownKey", cut(keys)));
+    let failing = status.failing.as_ref();
+    let failing = failing.map(|what| (GPU_FAILED, true, "GpuFailed", cut(what)));
     both.into_iter()
         .chain(ignored)
+        .chain(failing)
         .map(|(type_, holds, reason, message)| {
             let holds = if holds { "True" } else { "False" };
             let unchanged = previous

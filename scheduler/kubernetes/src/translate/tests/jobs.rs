@@ -306,6 +306,8 @@ fn whose_job_it_is() {
         (queued, format!("pytorchReplicaSpecs: {{Worker: {}}}", named("other")),
          Some("ours: invalid: spec.pytorchReplicaSpecs.Worker.template.spec.schedulerName is other: must be muster".into())),
         ("", format!("runPolicy: {{managedBy: kueue.x-k8s.io/multikueue}}, pytorchReplicaSpecs: {{Worker: {}}}", named("muster")), None),
+        // Its controller makes no more pods for it.
+        (", deletionTimestamp: '2026-01-01T00:00:00Z'", format!("pytorchReplicaSpecs: {{Worker: {}}}", named("muster")), None),
         ("", format!("runPolicy: {{managedBy: 7}}, pytorchReplicaSpecs: {{Worker: {}}}", named("muster")), None),
         ("", format!("runPolicy: {{managedBy: kubeflow.org/training-operator}}, pytorchReplicaSpecs: {{Worker: {}}}", named("muster")), Some("ours: Worker=1".into())),
         ("", format!("runPolicy: {{managedBy: ''}}, pytorchReplicaSpecs: {{Worker: {}}}", named("muster")), Some("ours: Worker=1".into())),

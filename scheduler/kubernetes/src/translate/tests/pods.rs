@@ -23,6 +23,18 @@ spec: {schedulerName: muster}
 }
 
 #[test]
+fn what_a_gang_of_pods_wants_done_about_a_failed_gpu_is_read_from_its_pods() {
+    let pod = pod_of(
+        "
+metadata: {annotations: {muster.dev/on-gpu-failure: Evict}}
+spec: {schedulerName: muster}
+",
+    );
+    let asked = muster_core::failure::OnGpuFailure::of(&pod.settings);
+    assert_eq!(asked, Ok(Some(muster_core::failure::OnGpuFailure::Evict)));
+}
+
+#[test]
 fn mistyped_keys_of_a_pod_are_spoken_of_if_it_is_ours() {
     let said = |scheduler: &str| {
         let pod = pod_of(&format!(
@@ -48,6 +60,7 @@ fn every_key_that_is_used_is_known_as_one() {
         .split('"')
         .filter(|word| word.starts_with(names::PREFIX) && *word != names::PREFIX)
         .chain(muster_core::topology::KEYS)
+        .chain([muster_core::failure::ON_GPU_FAILURE])
         .collect();
     let all = muster_core::settings::OF_USERS.into_iter();
     let mut known: Vec<&str> = all.chain(muster_core::settings::OWN).collect();

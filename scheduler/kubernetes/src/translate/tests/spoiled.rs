@@ -117,7 +117,7 @@ status: {phase: Running, conditions: [{type: PodScheduled, status: 'False', reas
 
 proptest! {
     #[test]
-    fn spoiled_job_is_a_gang_or_a_reason(bad in spoiled(good_job())) {
+    fn f46_spoiled_job_is_a_gang_or_a_reason(bad in spoiled(good_job())) {
         let job: LitePyTorchJob = serde_json::from_value(bad.clone()).expect("a LIST never fails");
         for change in [JobChange::Hold, JobChange::Strip] {
             let _ = job_patch(&bad, &change, "ju", "1");
@@ -140,7 +140,7 @@ proptest! {
     }
 
     #[test]
-    fn spoiled_pod_group_is_a_gang_or_a_reason(spec in anything(), minimum in anything()) {
+    fn f46_spoiled_pod_group_is_a_gang_or_a_reason(spec in anything(), minimum in anything()) {
         for spec in [spec, json!({"minMember": minimum})] {
             let group: LitePodGroup = serde_json::from_value(json!({"metadata": {"name": "g"}, "spec": spec}))
                 .expect("a LIST never fails");
@@ -150,7 +150,7 @@ proptest! {
     }
 
     #[test]
-    fn spoiled_pod_is_a_pod_or_no_pod(bad in spoiled(good_pod())) {
+    fn f46_spoiled_pod_is_a_pod_or_no_pod(bad in spoiled(good_pod())) {
         if let Ok(lite) = serde_json::from_value::<LitePod>(bad) {
             let read = pod(&lite, &PodRules::default());
             prop_assert_eq!(read.shape.requests.pods, 1);

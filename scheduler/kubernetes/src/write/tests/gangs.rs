@@ -45,6 +45,7 @@ fn planned() -> CoreStatus {
         minimum: 2,
         observed_generation: 5,
         ignored: None,
+        failing: None,
     }
 }
 
@@ -80,6 +81,27 @@ fn keys_that_nobody_reads_are_a_condition_and_go_with_the_slip() {
         (mended.phase, mended.reason, mended.message),
         (first.phase, first.reason, first.message)
     );
+}
+
+/// `kubectl explain` said "Placed or Running" when there were four.
+#[test]
+fn every_condition_that_a_gang_may_have_is_explained() {
+    let mut core = planned();
+    core.ignored = Some("a key".into());
+    core.failing = Some("a GPU".into());
+    let written = status(&core, None, at(60));
+    let printed = crate::manifests::crds();
+    let explains: Vec<&str> = printed
+        .lines()
+        .filter(|line| line.contains("description: ") && line.contains("Placed"))
+        .collect();
+    assert_eq!(explains.len(), 2, "the list and the type: {explains:?}");
+    assert_eq!(written.conditions.len(), 4);
+    for condition in written.conditions {
+        for line in &explains {
+            assert!(line.contains(&condition.type_), "{line}");
+        }
+    }
 }
 
 #[test]
