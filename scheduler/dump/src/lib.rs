@@ -5,6 +5,7 @@
 //!                       ▲                             │
 //!                       └──── form::read, checked <── read
 //!   State ──> replay ──> Replay ──> in_words, json
+//!   State ──> redact ──> State without names, planned alike
 //! ```
 //!
 //! The core has no serialisation: [`form`] mirrors its values field by field, so that a field that is
@@ -16,9 +17,11 @@
 
 pub mod error;
 mod form;
+pub mod redact;
 pub mod replay;
 pub mod report;
 
 pub use self::error::Error;
 pub use self::form::{FILE_MAX, FORMAT, read, write};
+pub use self::redact::redact;
 pub use self::replay::{Replay, replay};

@@ -14,6 +14,7 @@ use muster_core::inventory::Inventory;
 use muster_core::ledger::{Ledger, SlotKey};
 use muster_core::plan::{Placed, Standing, plan_part};
 use muster_core::reason::Unplaceable;
+use muster_core::record::Phase;
 use muster_core::snapshot::Snapshot;
 use muster_core::state::{Ask, GangState, PlanState, SlotState, State};
 use muster_core::time::Timestamp;
@@ -58,7 +59,8 @@ pub enum Found {
 
 /// Plans a state again.
 pub fn replay(state: &State) -> Replay<'_> {
-    let is_waiting = |gang: &&GangState| !gang.asks.is_empty() || is_idle(gang);
+    let is_over = |gang: &GangState| matches!(gang.phase, Phase::Succeeded | Phase::Failed);
+    let is_waiting = |gang: &&GangState| !is_over(gang) && (!gang.asks.is_empty() || is_idle(gang));
     let mut waiting: Vec<&GangState> = state.gangs.iter().filter(is_waiting).collect();
     waiting.sort_by_key(|gang| {
         let created = gang.created_seconds;
@@ -83,7 +85,7 @@ pub fn replay(state: &State) -> Replay<'_> {
 
 /// Whether it waits without being asked for.
 fn is_idle(gang: &GangState) -> bool {
-    gang.plan.is_none() && gang.phase == muster_core::record::Phase::Waiting
+    gang.plan.is_none() && gang.phase == Phase::Waiting
 }
 
 /// Gangs with a plan of which nobody is bound, planned again.

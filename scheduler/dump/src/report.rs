@@ -2,6 +2,7 @@
 
 use muster_core::plan::Placed;
 use muster_core::reason::Unplaceable;
+use muster_core::record::Phase;
 use muster_core::state::{GangState, SlotState, State, Why};
 use serde::Serialize;
 
@@ -65,6 +66,8 @@ pub enum Answer {
     MembersMissing,
     /// It stands as it is; `members` are where its plan has them.
     Stands,
+    /// Its workload has ended: nobody of it is planned any more.
+    Ended,
 }
 
 /// A reason.
@@ -101,6 +104,7 @@ impl Answer {
             Self::OtherPlan => "would be planned in another way now, for things have changed since",
             Self::MembersMissing => "lacks members; places for them",
             Self::Stands => "stands",
+            Self::Ended => "has ended",
         }
     }
 }
@@ -154,9 +158,9 @@ impl Report {
                 .count()
         };
         let mut text = format!(
-            "{} gangs on {} nodes: {} fit, {} do not fit, {} are not planned now, {} have a plan\n",
-            self.gangs.len(),
+            "Nodes {}, gangs {}: fit {}, do not fit {}, not planned now {}, with a plan {}\n",
             self.nodes,
+            self.gangs.len(),
             count(Answer::Fits),
             count(Answer::DoesNotFit),
             count(Answer::NotPlannedNow),
@@ -250,7 +254,11 @@ fn verdict(state: &State, gang: &GangState, found: Option<&Found>) -> Verdict {
         None => {
             let slots = gang.plan.iter().flat_map(|plan| &plan.slots);
             let why = gang.why.iter().map(said).collect();
-            (Answer::Stands, places(slots), why)
+            let answer = match gang.phase {
+                Phase::Succeeded | Phase::Failed => Answer::Ended,
+                _ => Answer::Stands,
+            };
+            (answer, places(slots), why)
         }
     };
     Verdict {

@@ -34,6 +34,8 @@ mod units;
 
 use std::path::PathBuf;
 
+use muster_core::time::Millis;
+
 pub use self::error::Error;
 use self::input::trace::{TraceFormat, TraceOptions};
 pub use self::policy::PolicyKind;
@@ -66,6 +68,12 @@ pub struct Simulation {
     pub seed: u64,
     /// How long a write takes, milliseconds. At most [`WRITE_DELAY_MAX_MS`].
     pub write_delay_ms: u64,
+    /// How long a gang waits before nodes are kept for it, milliseconds; 0: none ever are. `None`: as the scenario
+    /// says, or as long as by default. Only for [`PolicyKind::Muster`].
+    pub reserve_after_ms: Option<u64>,
+    /// How long nodes are kept for a gang while nothing ends on them, milliseconds; 0: until it starts. `None`: as the
+    /// scenario says, or as long as by default. Only for [`PolicyKind::Muster`].
+    pub keep_for_ms: Option<u64>,
     /// When the replay ends; `None`: as the scenario says, or when all is done.
     pub until: Option<Until>,
     /// Folder for the results.
@@ -133,7 +141,7 @@ impl Simulation {
             let limit = "must be muster with --dump: the others have no engine";
             return Err(Error::flag("--policy", self.policy.as_str(), limit));
         }
-        let (scene, until, format, load) = match &self.input {
+        let (mut scene, until, format, load) = match &self.input {
             Input::Trace(kind, options) => {
                 let format = match kind {
                     TraceFormat::Philly => Format::Philly,
@@ -147,6 +155,8 @@ impl Simulation {
                 (scene, until, Format::Scenario, None)
             }
         };
+        scene.reserve_after = self.reserve_after_ms.map(Millis).or(scene.reserve_after);
+        scene.keep_for = self.keep_for_ms.map(Millis).or(scene.keep_for);
         output::prepare(&self.out, self.force)?;
         let setting = Setting {
             policy: self.policy,
@@ -161,6 +171,8 @@ impl Simulation {
             seed: self.seed,
             load,
             write_delay_ms: self.write_delay_ms,
+            reserve_after_ms: policy::config(&scene).reserve_after.0,
+            keep_for_ms: policy::config(&scene).keep_for.0,
         };
         let summary = Summary::of(&about, &scene, &outcome);
         let record = &outcome.record;

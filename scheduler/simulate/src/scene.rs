@@ -10,6 +10,7 @@ use muster_core::interpod::Labels;
 use muster_core::plan::{GangRequest, RoleRequest};
 use muster_core::pod::PodShape;
 use muster_core::resources::Resources;
+use muster_core::time::Millis;
 use muster_core::topology::{Level, Segments, TopologyRequest};
 
 /// Resource of the GPUs.
@@ -184,6 +185,11 @@ pub struct Scene {
     pub levels: Vec<Level>,
     /// Position of the level in whose domains gangs are kept together that ask for none.
     pub together: Option<usize>,
+    /// How long a gang waits before nodes are kept for it, under the production engine; zero: none ever are. `None`:
+    /// as long as by default.
+    pub reserve_after: Option<Millis>,
+    /// How long they are kept while nothing ends on them; zero: until it starts. `None`: as long as by default.
+    pub keep_for: Option<Millis>,
     /// Things that a reader of the results should know.
     pub notes: Vec<String>,
 }

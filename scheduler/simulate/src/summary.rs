@@ -64,6 +64,10 @@ pub struct Summary {
     pub load: Option<f64>,
     /// How long a write took, milliseconds.
     pub write_delay_ms: u64,
+    /// How long a gang waited before nodes were kept for it, milliseconds; 0: none ever were. Under `muster` only.
+    pub reserve_after_ms: u64,
+    /// How long they were kept while nothing ended on them, milliseconds; 0: until it started.
+    pub keep_for_ms: u64,
     /// Nodes at the beginning.
     pub nodes: usize,
     /// Their GPUs.
@@ -123,6 +127,10 @@ pub struct About {
     pub load: Option<f64>,
     /// How long a write took, milliseconds.
     pub write_delay_ms: u64,
+    /// How long a gang waited before nodes were kept for it, milliseconds.
+    pub reserve_after_ms: u64,
+    /// How long they were kept while nothing ended on them, milliseconds.
+    pub keep_for_ms: u64,
 }
 
 fn in_order<S: serde::Serializer>(
@@ -262,6 +270,8 @@ impl Summary {
             seed: about.seed,
             load: about.load,
             write_delay_ms: about.write_delay_ms,
+            reserve_after_ms: about.reserve_after_ms,
+            keep_for_ms: about.keep_for_ms,
             nodes: scene.nodes.iter().filter(|node| !node.absent).count(),
             gpus: scene.gpus(),
             gangs: scene.gangs.len(),

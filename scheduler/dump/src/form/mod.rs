@@ -214,7 +214,7 @@ fn malformed(path: String, error: &serde_json::Error) -> Error {
 }
 
 /// Every shape that something in the state has.
-fn shapes_of(state: &State) -> BTreeSet<Arc<PodShape>> {
+pub(crate) fn shapes_of(state: &State) -> BTreeSet<Arc<PodShape>> {
     let mut shapes: BTreeSet<Arc<PodShape>> = BTreeSet::new();
     shapes.extend(state.demand.iter().map(|usual| Arc::clone(&usual.shape)));
     for node in &state.nodes {

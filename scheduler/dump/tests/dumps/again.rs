@@ -11,7 +11,7 @@ use muster_core::pod::PodShape;
 use muster_core::state::{GangState, SlotState, State};
 use muster_core::time::Millis;
 use muster_core::topology::{Level, PREFERRED, REQUIRED, SEGMENT_LEVEL, SEGMENT_SIZE, Source};
-use muster_core::workload::Hold;
+use muster_core::workload::{Hold, Outcome};
 use muster_dump::replay::{Found, replay};
 use muster_dump::report::{Answer, Report};
 
@@ -37,7 +37,7 @@ fn gang<'a>(state: &'a State, key: &GangKey) -> &'a GangState {
 }
 
 /// Racks of four nodes, eight GPUs each, some of them broken, in use or leaked.
-fn busy() -> World {
+pub fn busy() -> World {
     let mut world = World::new(0, 8);
     let label: Arc<str> = Arc::from("net/rack");
     world.config.topology = vec![Level {
@@ -90,7 +90,7 @@ fn asked(world: &mut World, name: &str, settings: &[(&str, &str)]) -> GangKey {
 }
 
 /// Gangs of every kind that come at once: roles, rules, topology, segments, elastic, labels; and too large.
-fn wave(world: &mut World) -> Vec<GangKey> {
+pub fn wave(world: &mut World) -> Vec<GangKey> {
     let roles = [("Master", 1, gpus(0)), ("Worker", 5, gpus(3))];
     let mut keys = vec![
         world.submit("mixed", &roles, Hold::Held),
@@ -252,6 +252,12 @@ fn members_that_were_lost_are_looked_for_again() {
     let state = dumped(&world);
     let report = Report::of(&state, &replay(&state), Some("default/job"));
     assert_eq!(report.gangs[0].members[0].node, "n1", "{report:?}");
+    // Of one that has ended nobody is looked for.
+    world.edit(&key, |job| job.finished = Some(Outcome::Succeeded));
+    world.settle();
+    let state = dumped(&world);
+    let report = Report::of(&state, &replay(&state), Some("default/job"));
+    assert_eq!(report.gangs[0].answer, Answer::Ended, "{report:?}");
 }
 
 #[test]

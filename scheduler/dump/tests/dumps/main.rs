@@ -9,12 +9,13 @@
     clippy::type_complexity
 )]
 
-#[path = "../../../core/tests/chaos/mod.rs"]
+#[path = "../../../core/tests/engine/chaos/mod.rs"]
 #[allow(dead_code)]
 mod chaos;
-#[path = "../../../core/tests/world/mod.rs"]
+#[path = "../../../core/tests/engine/world/mod.rs"]
 mod world;
 
 mod again;
 mod bad;
+mod redacted;
 mod storms;

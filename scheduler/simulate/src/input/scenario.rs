@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use muster_core::ids::RoleName;
+use muster_core::time::Millis;
 use muster_core::topology::{KEYS, LEVELS_MAX, Level, Source, TopologyRequest};
 use muster_core::workload::MEMBERS_MAX;
 use serde::Deserialize;
@@ -35,6 +36,12 @@ const FILE_MAX: u64 = 16 << 20;
 struct File {
     #[serde(default)]
     topology: Network,
+    /// How long a gang waits before nodes are kept for it, seconds; 0: none ever are. As long as by default where it
+    /// is missing.
+    reserve_after: Option<u64>,
+    /// How long they are kept while nothing ends on them, seconds; 0: until it starts. As long as by default where it is
+    /// missing.
+    keep_for: Option<u64>,
     nodes: Vec<Nodes>,
     gangs: Vec<Gang>,
     #[serde(default)]
@@ -196,6 +203,12 @@ pub fn parse(name: &str, text: &str) -> Result<(Scene, Until), Error> {
         ..Scene::default()
     };
     reader.network(&file.topology, &mut scene)?;
+    if let Some(seconds) = file.reserve_after {
+        scene.reserve_after = Some(Millis(reader.time("reserveAfter", seconds)?));
+    }
+    if let Some(seconds) = file.keep_for {
+        scene.keep_for = Some(Millis(reader.time("keepFor", seconds)?));
+    }
     reader.nodes(&file.nodes, &mut scene)?;
     reader.gangs(&file.gangs, &mut scene)?;
     reader.events(&file.events, &mut scene)?;
@@ -209,7 +222,9 @@ pub fn parse(name: &str, text: &str) -> Result<(Scene, Until), Error> {
 /// What the number at this path counts.
 fn unit_of(path: &str) -> Option<&'static str> {
     match path.rsplit('.').next()? {
-        "arrival" | "every" | "duration" | "at" | "until" => Some("seconds"),
+        "arrival" | "every" | "duration" | "at" | "until" | "reserveAfter" | "keepFor" => {
+            Some("seconds")
+        }
         "gpus" => Some("GPUs"),
         "cpu" => Some("cores"),
         "memory" => Some("GiB"),
@@ -572,6 +587,11 @@ events:
         let (scene, until) = parse("s.yaml", GOOD).unwrap();
         assert_eq!(until, Until::Drained);
         assert_eq!((scene.nodes.len(), scene.gpus()), (2, 16));
+        assert_eq!((scene.reserve_after, scene.keep_for), (None, None));
+        let (day, _) = parse("s.yaml", &format!("keepFor: 86400\n{GOOD}")).unwrap();
+        assert_eq!(day.keep_for, Some(Millis(86_400_000)));
+        let (never, _) = parse("s.yaml", &format!("reserveAfter: 0\n{GOOD}")).unwrap();
+        assert_eq!(never.reserve_after, Some(Millis(0)));
         let gang = &scene.gangs[0];
         assert_eq!((gang.gpus(), gang.minimum(), gang.members()), (12, 2, 3));
         assert_eq!(
@@ -610,6 +630,10 @@ events:
         assert_eq!(
             changed("arrival: 1", "arrival: 3153600001"),
             "s.yaml: gangs[0].arrival is 3153600001: must be 0 to 3153600000 seconds"
+        );
+        assert_eq!(
+            said(&format!("reserveAfter: 3153600001\n{GOOD}")),
+            "s.yaml: reserveAfter is 3153600001: must be 0 to 3153600000 seconds"
         );
         for (from, to, wanted) in [
             (

@@ -126,10 +126,13 @@ fn timestamp(now_ms: u64) -> Timestamp {
 /// The production defaults, on the scene's network, but for one: agents in a replay are never silent, and to
 /// hear each of them every few seconds for months would be all that happens.
 pub fn config(scene: &Scene) -> Config {
+    let config = Config::default();
     Config {
         report_age_max: Millis(u64::MAX),
         topology: scene.levels.clone(),
         together: scene.together,
-        ..Config::default()
+        reserve_after: scene.reserve_after.unwrap_or(config.reserve_after),
+        keep_for: scene.keep_for.unwrap_or(config.keep_for),
+        ..config
     }
 }

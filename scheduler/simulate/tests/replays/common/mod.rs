@@ -41,6 +41,8 @@ pub fn simulation(file: &Path, input: Input, policy: PolicyKind) -> Simulation {
         policy,
         seed: 0,
         write_delay_ms: 0,
+        reserve_after_ms: None,
+        keep_for_ms: None,
         until: None,
         out: PathBuf::new(),
         force: false,
@@ -67,6 +69,16 @@ pub fn example(name: &str) -> PathBuf {
 
 pub fn scenario(name: &str, policy: PolicyKind) -> Run {
     run(&simulation(&example(name), Input::Scenario, policy)).unwrap()
+}
+
+/// The same with no nodes kept for anybody, however long it waits.
+pub fn unkept(name: &str, policy: PolicyKind) -> Run {
+    run(&Simulation {
+        reserve_after_ms: Some(0),
+        keep_for_ms: None,
+        ..simulation(&example(name), Input::Scenario, policy)
+    })
+    .unwrap()
 }
 
 /// A trace like the Muri ones: most jobs small, some of several nodes, arrivals and durations uneven.
@@ -101,11 +113,24 @@ pub fn run_muri(
     policy: PolicyKind,
     until: Option<Until>,
 ) -> Result<Run, Error> {
+    run_muri_keeping(text, options, policy, until, None)
+}
+
+/// The same where nodes are kept for gangs that have waited for so long.
+pub fn run_muri_keeping(
+    text: &str,
+    options: TraceOptions,
+    policy: PolicyKind,
+    until: Option<Until>,
+    reserve_after_ms: Option<u64>,
+) -> Result<Run, Error> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("trace.csv");
     std::fs::write(&file, text).unwrap();
     run(&Simulation {
         until,
+        reserve_after_ms,
+        keep_for_ms: None,
         ..simulation(&file, Input::Trace(TraceFormat::Muri, options), policy)
     })
 }

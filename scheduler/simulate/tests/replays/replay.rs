@@ -1,9 +1,7 @@
 //! Traces: the engine and the baselines on the same arrivals.
 
-mod common;
-
-use common::{FILES, muri, run_muri, simulation, trace};
-use muster_simulate::input::trace::TraceFormat;
+use crate::common::{FILES, Run, muri, run_muri, run_muri_keeping, simulation, trace};
+use muster_simulate::input::trace::{TraceFormat, TraceOptions};
 use muster_simulate::{Error, Input, PolicyKind, Simulation, Until};
 
 #[test]
@@ -19,6 +17,30 @@ fn same_input_gives_the_same_bytes() {
     }
 }
 
+/// The engine where it keeps no nodes for anybody.
+fn unkept(text: &str, options: TraceOptions) -> Run {
+    run_muri_keeping(text, options, PolicyKind::Muster, None, Some(0)).unwrap()
+}
+
+#[test]
+fn que_1_with_nodes_kept_gangs_of_several_nodes_wait_less_and_none_is_lost() {
+    let mut waits = [0.0, 0.0];
+    for seed in 0..4 {
+        let mut options = trace(6, Some(1.1));
+        (options.seed, options.limit_jobs) = (seed, Some(150));
+        let text = muri(400);
+        for (limit, waits) in [0, 60_000].into_iter().zip(&mut waits) {
+            let (options, policy) = (options.clone(), PolicyKind::Muster);
+            let run = run_muri_keeping(&text, options, policy, None, Some(limit)).unwrap();
+            assert_eq!(run.summary.gangs_completed, 150);
+            assert_eq!(run.summary.invariant_violations, 0);
+            *waits += run.summary.multi_pod_gang_wait_seconds.max;
+        }
+    }
+    println!("longest waits of gangs of several pods, off and on: {waits:?}");
+    assert!(waits[1] < waits[0], "{waits:?}");
+}
+
 /// The engine tries waiting gangs in order of arrival and lets whoever fits go: so does `greedy`, without
 /// the engine. On nodes of one GPU it makes no difference which is taken: nothing may differ, to the
 /// millisecond.
@@ -29,7 +51,7 @@ fn engine_starts_whom_the_greedy_baseline_starts_and_when() {
         (options.seed, options.limit_jobs) = (seed, Some(150));
         options.gpus_per_node = 1;
         let text = muri(400);
-        let muster = run_muri(&text, options.clone(), PolicyKind::Muster, None).unwrap();
+        let muster = unkept(&text, options.clone());
         let greedy = run_muri(&text, options, PolicyKind::Greedy, None).unwrap();
         assert_eq!(muster.text("timeline.csv"), greedy.text("timeline.csv"));
         assert_eq!(muster.summary.invariant_violations, 0);
@@ -47,7 +69,7 @@ fn engine_packs_like_the_greedy_baseline() {
         let mut options = trace(6, Some(1.1));
         (options.seed, options.limit_jobs) = (seed, Some(150));
         let text = muri(400);
-        let muster = run_muri(&text, options.clone(), PolicyKind::Muster, None).unwrap();
+        let muster = unkept(&text, options.clone());
         let greedy = run_muri(&text, options, PolicyKind::Greedy, None).unwrap();
         assert_eq!(muster.summary.invariant_violations, 0);
         assert_eq!(muster.summary.gangs_completed, 150);
@@ -113,7 +135,7 @@ fn writes_that_take_time_delay_starts_and_break_nothing() {
     let file = folder.path().join("trace.csv");
     std::fs::write(&file, muri(80)).unwrap();
     let input = Input::Trace(TraceFormat::Muri, trace(6, Some(0.8)));
-    let delayed = common::run(&Simulation {
+    let delayed = crate::common::run(&Simulation {
         write_delay_ms: 250,
         ..simulation(&file, input, PolicyKind::Muster)
     })

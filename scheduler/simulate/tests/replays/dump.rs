@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-mod common;
-
-use common::{example, run, simulation};
+use crate::common::{example, run, simulation};
 use muster_dump::report::{Answer, Report};
 use muster_simulate::{Input, PolicyKind, Simulation, Until};
 

@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-mod common;
-
-use common::{example, run, scenario, simulation};
+use crate::common::{example, run, scenario, simulation, unkept};
 use muster_simulate::{Input, PolicyKind, Simulation};
 
 #[test]
@@ -42,20 +40,35 @@ fn every_example_runs_under_every_policy() {
     }
 }
 
-fn wait_of(run: &common::Run, size: &str) -> f64 {
+fn wait_of(run: &crate::common::Run, size: &str) -> f64 {
     let sizes = &run.summary.gang_wait_seconds_by_size;
     sizes.iter().find(|(name, _)| name == size).unwrap().1.max
 }
 
 #[test]
-fn small_gangs_pass_a_large_one_unless_the_order_is_strict() {
-    let muster = scenario("large-among-small", PolicyKind::Muster);
+fn small_gangs_pass_a_large_one_unless_nodes_are_kept_for_it_or_the_order_is_strict() {
+    let muster = unkept("large-among-small", PolicyKind::Muster);
     let fifo = scenario("large-among-small", PolicyKind::Fifo);
     // The last small gang arrives at 3480 s and the large one starts after it has ended.
     assert!(wait_of(&muster, "17-32") >= 3480.0 + 1200.0 - 300.0);
     // Those that arrived before 300 s have ended at 240 s + 1200 s.
     assert_eq!(wait_of(&fifo, "17-32"), 1140.0);
     assert!(wait_of(&fifo, "3-4") > wait_of(&muster, "3-4"));
+}
+
+#[test]
+fn que_1_f38_large_gang_among_small_ones_starts_once_nodes_are_kept_for_it() {
+    let run = scenario("large-among-small", PolicyKind::Muster);
+    assert_eq!(run.summary.reserve_after_ms, 600_000);
+    assert_eq!(run.summary.gangs_completed, 31);
+    assert_eq!(run.summary.invariant_violations, 0);
+    // Those that run when it has waited for 600 s end within 1200 s.
+    let wait = wait_of(&run, "17-32");
+    assert!(wait <= 1_800.0, "{wait}");
+    // The small ones pass it until then, and do not wait for as long as in strict order.
+    let fifo = scenario("large-among-small", PolicyKind::Fifo);
+    assert!(wait > wait_of(&fifo, "17-32"));
+    assert!(run.summary.gang_wait_seconds_mean < fifo.summary.gang_wait_seconds_mean);
 }
 
 #[test]
@@ -116,7 +129,7 @@ fn every_gang_has_its_row() {
     );
     // What the summary says of all of them is what their rows add up to.
     for policy in PolicyKind::ALL {
-        let run = scenario("large-among-small", policy);
+        let run = unkept("large-among-small", policy);
         let rows = run.text("gangs.csv");
         let rows: Vec<Vec<&str>> = rows
             .lines()
@@ -155,7 +168,8 @@ fn end_of_a_scenario_shows_who_starves_and_why() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("cut.yaml");
     let text = std::fs::read_to_string(example("large-among-small")).unwrap();
-    std::fs::write(&file, format!("{text}until: 3600\n")).unwrap();
+    let text = format!("{text}until: 3600\nreserveAfter: 0\n");
+    std::fs::write(&file, text).unwrap();
     for policy in PolicyKind::ALL {
         let run = run(&simulation(&file, Input::Scenario, policy)).unwrap();
         let names: Vec<&str> = run
@@ -214,7 +228,7 @@ fn gangs_that_ask_nothing_of_the_network_leave_a_block_whole() {
 }
 
 /// Seconds that a gang waited for its first start, by gangs.csv.
-fn waited(run: &common::Run, gang: &str) -> f64 {
+fn waited(run: &crate::common::Run, gang: &str) -> f64 {
     let text = run.text("gangs.csv");
     let mut lines = text.lines().map(|line| line.split(',').collect::<Vec<_>>());
     let names = lines.next().unwrap();
