@@ -6,11 +6,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use futures::future::LocalBoxFuture;
 use muster_kubernetes::manifests;
 
 use crate::certificates::MakeCerts;
 use crate::clock::Wall;
 use crate::config::{Config, DOCUMENTED};
+use crate::dump::Dump;
+use crate::frozen;
 use crate::gate::PairLease;
 use crate::logs;
 use crate::plan::Plan;
@@ -18,7 +21,7 @@ use crate::scheduler::{Clients, Ended, Options, Scheduler};
 use crate::server::Door;
 use crate::simulate::Simulate;
 use crate::span::Span;
-use crate::tls::Certificates;
+use crate::tls::{Callers, Certificates};
 
 /// Places the pods of a training job together or not at all, as an extender of an unmodified
 /// kube-scheduler.
@@ -35,6 +38,10 @@ enum Command {
     Serve(Serve),
     /// Keep the kube-scheduler of a Pod from leading before its Muster does, and exit: for an init container.
     CloseGate(CloseGate),
+    /// Freeze the scheduler: nothing new is bound, nothing that runs is touched, until `unfreeze`.
+    Freeze(Freeze),
+    /// Let a frozen scheduler go on.
+    Unfreeze(Unfreeze),
     /// Print what has to be installed, as YAML.
     Print(Print),
     /// Make the certificates that Muster, kube-scheduler and the agents need.
@@ -44,6 +51,8 @@ enum Command {
     Demo(crate::demo::Demo),
     /// Replay gangs in virtual time on nodes that do not exist; figures and pictures go to a folder.
     Simulate(Simulate),
+    /// Take what the planner of a running scheduler sees: to a file or standard output, with or without names.
+    Dump(Dump),
     /// Plan the gangs of a dump: where each of them goes, or why it goes nowhere.
     Plan(Plan),
     /// Check a configuration file and say what is wrong with it.
@@ -127,6 +136,52 @@ impl CloseGate {
     }
 }
 
+/// Where the Lease is that the switch is on.
+#[derive(Debug, Args)]
+struct Switch {
+    /// kubeconfig file; without it what kubectl would use, or the Pod's own service account.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Configuration file, for the name of the Lease; without it, the defaults.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Freeze the scheduler: no plan is made or released, no pod is bound or deleted, no job changed; what waits is told
+/// why. A gang of which some members are bound is completed. The same as an annotation muster.dev/frozen on
+/// Muster's Lease.
+#[derive(Debug, Args)]
+pub struct Freeze {
+    /// Why, for those who see it: shown by `kubectl get gangs` and `kubectl describe gang`.
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    #[command(flatten)]
+    switch: Switch,
+}
+
+/// Let a frozen scheduler go on.
+#[derive(Debug, Args)]
+pub struct Unfreeze {
+    #[command(flatten)]
+    switch: Switch,
+}
+
+impl Switch {
+    async fn throw(self, why: Option<&str>) -> anyhow::Result<()> {
+        install_provider();
+        let config = read_config(self.config.as_deref())?;
+        let client = match &self.kubeconfig {
+            Some(file) => clients(Some(file), 1).await?.lease,
+            None => {
+                let found = kube::Config::infer().await;
+                let found = found.context("no kubeconfig and no service account")?;
+                crate::client::clients(found, 1).await?.lease
+            }
+        };
+        writeln(&frozen::switch(client, &config.lease, why).await?)
+    }
+}
+
 fn read_config(file: Option<&Path>) -> anyhow::Result<Config> {
     Ok(match file {
         Some(file) => Config::read(file)?,
@@ -180,13 +235,22 @@ pub struct Print {
 }
 
 /// Runs the command line; the result becomes the exit code.
-pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+///
+/// Boxed, so that the program is compiled with this library and not once more with each of its users.
+pub fn run(cli: Cli) -> LocalBoxFuture<'static, anyhow::Result<ExitCode>> {
+    Box::pin(carry_out(cli))
+}
+
+async fn carry_out(cli: Cli) -> anyhow::Result<ExitCode> {
     let done = match cli.command {
         Command::Serve(serve) => serve.run().await,
         Command::CloseGate(close) => close.run().await,
+        Command::Freeze(freeze) => freeze.switch.throw(Some(&freeze.reason)).await,
+        Command::Unfreeze(unfreeze) => unfreeze.switch.throw(None).await,
         #[cfg(feature = "demo")]
         Command::Demo(demo) => return demo.run().await,
         Command::Simulate(simulate) => simulate.run(),
+        Command::Dump(dump) => dump.run().await,
         Command::Plan(plan) => plan.run(),
         Command::Print(print) => {
             std::io::Write::write_all(&mut std::io::stdout(), print.text()?.as_bytes())?;
@@ -292,14 +356,10 @@ impl Serve {
             };
             scheduler.keep_gate(lease, &config.lease.name);
         }
-        let routers = (
-            scheduler.extender(),
-            scheduler.agents().router(),
-            scheduler.pages(),
-        );
+        let routers = (scheduler.extender(), scheduler.agents().router());
         scheduler.serve(extender, routers.0);
         scheduler.serve(agents, routers.1);
-        scheduler.serve(pages, routers.2);
+        scheduler.serve_pages(pages);
         let ended = tokio::select! {
             biased;
             signal = asked_to_stop() => {
@@ -344,19 +404,25 @@ impl Serve {
             bail!("neither --tls-dir nor --insecure-loopback is given");
         }
         let [extender, agents, pages] = self.addresses()?;
-        let certificates = |clients| {
+        let certificates = |callers| {
             self.tls_dir
                 .as_deref()
-                .map(|directory| Certificates::read(directory, clients))
+                .map(|directory| Certificates::read(directory, callers))
                 .transpose()
         };
+        let kube_scheduler = Callers::Named(config.extender.client_name.clone());
         let connections = config.extender.connections_max;
         Ok([
-            Door::open("extender door", extender, certificates(true)?, connections)?,
+            Door::open(
+                "extender door",
+                extender,
+                certificates(kube_scheduler)?,
+                connections,
+            )?,
             Door::open(
                 "agent door",
                 agents,
-                certificates(false)?,
+                certificates(Callers::Anybody)?,
                 config.agents.streams_max,
             )?,
             Door::open_pages("http door", pages, 256)?,
@@ -426,6 +492,8 @@ mod tests {
              --agent-listen 127.0.0.1:2 --http-listen 127.0.0.1:3 --insecure-loopback",
             "muster-scheduler serve --tls-dir d --replica a --replica-uid u",
             "muster-scheduler close-gate --config c --replica a --replica-uid u",
+            "muster-scheduler freeze --reason maintenance --kubeconfig k --config c",
+            "muster-scheduler unfreeze --kubeconfig k",
             "muster-scheduler print crds",
             "muster-scheduler print rbac",
             "muster-scheduler print admission-policy",
@@ -440,6 +508,9 @@ mod tests {
             "muster-scheduler simulate --format muri --jobs j --nodes 8 --policy greedy --out o",
             "muster-scheduler simulate --format scenario --file f --out o",
             "muster-scheduler simulate --format scenario --file f --out o --dump d --dump-at 90s",
+            "muster-scheduler dump",
+            "muster-scheduler dump --from [::1]:8081 --out d",
+            "muster-scheduler dump --out d --redact --key-file k",
             "muster-scheduler plan --dump d",
             "muster-scheduler plan --dump - --gang team/job --json",
         ];
@@ -522,11 +593,14 @@ mod tests {
             "muster-scheduler serve --tls-dir d --replica a --identity b",
             "muster-scheduler serve --tls-dir d --replica-uid u",
             "muster-scheduler close-gate --replica-uid u",
+            "muster-scheduler freeze",
             "muster-scheduler serve --agent-listen nowhere",
             "muster-scheduler print",
             "muster-scheduler print everything",
             "muster-scheduler print kube-scheduler-config",
             "muster-scheduler check-config",
+            "muster-scheduler dump --from localhost",
+            "muster-scheduler dump --key-file k",
             "muster-scheduler simulate --format muri --jobs j --out o",
             "muster-scheduler simulate --format scenario --out o",
             "muster-scheduler simulate --format helios --jobs j --nodes 8 --out o",

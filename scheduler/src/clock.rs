@@ -52,7 +52,20 @@ pub enum Wall {
         /// When `base` was.
         start: Instant,
     },
+    /// The same, set forth or back by an hour, and right again, after each `every`: a machine whose clock somebody
+    /// sets while the process runs.
+    Set {
+        /// Wall time at `start`.
+        base: jiff::Timestamp,
+        /// When `base` was.
+        start: Instant,
+        /// For how long it goes on as it is.
+        every: Duration,
+    },
 }
+
+/// By how much a clock that is set is wrong, after the first, the second and each further time: seconds.
+const SET_BY: [i64; 4] = [0, 3600, 0, -3600];
 
 impl Wall {
     /// A wall clock that follows tokio's clock from now on, starting at `base`.
@@ -63,14 +76,30 @@ impl Wall {
         }
     }
 
+    /// The same, set by an hour after each `every`.
+    pub fn set_after_each(every: Duration, base: jiff::Timestamp) -> Self {
+        let start = Instant::now();
+        Self::Set { base, start, every }
+    }
+
     /// The current wall time.
     pub fn now(&self) -> jiff::Timestamp {
+        let since = |base: &jiff::Timestamp, start: &Instant| {
+            let elapsed = Instant::now().saturating_duration_since(*start);
+            let elapsed = jiff::SignedDuration::try_from(elapsed).unwrap_or_default();
+            base.saturating_add(elapsed).unwrap_or(*base)
+        };
         match self {
             Self::System => jiff::Timestamp::now(),
-            Self::Following { base, start } => {
-                let elapsed = Instant::now().saturating_duration_since(*start);
-                let elapsed = jiff::SignedDuration::try_from(elapsed).unwrap_or_default();
-                base.saturating_add(elapsed).unwrap_or(*base)
+            Self::Following { base, start } => since(base, start),
+            Self::Set { base, start, every } => {
+                let times = Instant::now().saturating_duration_since(*start).as_secs();
+                let times = times.checked_div(every.as_secs()).unwrap_or(0);
+                let at = usize::try_from(times).unwrap_or(0) % SET_BY.len();
+                let by = SET_BY.get(at).copied().unwrap_or(0);
+                let now = since(base, start);
+                now.saturating_add(jiff::SignedDuration::from_secs(by))
+                    .unwrap_or(now)
             }
         }
     }
@@ -114,6 +143,17 @@ mod tests {
         tokio::time::advance(Duration::from_secs(90)).await;
         assert_eq!(clock.now(), Timestamp(90_000));
         assert_eq!(wall.now().as_second(), 90);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_goes_forth_and_back_by_an_hour() {
+        let wall = Wall::set_after_each(Duration::from_secs(60), jiff::Timestamp::UNIX_EPOCH);
+        let mut told = Vec::new();
+        for _ in 0..5 {
+            told.push(wall.now().as_second());
+            tokio::time::advance(Duration::from_secs(60)).await;
+        }
+        assert_eq!(told, [0, 3_660, 120, -3_420, 240]);
     }
 
     #[test]

@@ -5,7 +5,8 @@
 
 use std::path::Path;
 
-use muster_core::config as core;
+use muster_core::breaker::BreakerLimits;
+use muster_core::{config as core, failure};
 use serde::Deserialize;
 
 pub use self::topology::{Level, Topology};
@@ -34,6 +35,8 @@ pub struct Config {
     pub inventory: Inventory,
     /// Levels of the network, of which gangs may ask something.
     pub topology: Topology,
+    /// Who goes first.
+    pub queue: Queue,
     /// How gangs are gathered, repaired and kept away from nodes.
     pub gang: Gang,
     /// How the API is written to.
@@ -59,6 +62,19 @@ pub enum NodesWithoutAgent {
     UseAllocatable,
 }
 
+/// What becomes of a gang with a member on a GPU that has failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OnGpuFailure {
+    /// It is told.
+    #[default]
+    Ignore,
+    /// The member is replaced on another node.
+    Repair,
+    /// The gang is released whole.
+    Evict,
+}
+
 /// What is believed about nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -67,6 +83,23 @@ pub struct Inventory {
     pub nodes_without_agent: NodesWithoutAgent,
     /// Silence of an agent after which nothing new is placed on its node. 5s to 1h.
     pub report_age_max: Span,
+    /// Share of the nodes on which GPUs may turn bad within the window, before further verdicts are held back. 0 to
+    /// 100 percent; 100 holds none back.
+    pub quarantine_percent_max: u32,
+    /// So many nodes may in any case. 0 to 100000.
+    pub quarantine_nodes_max: u32,
+    /// Time within which they are counted together. 1s to 24h.
+    pub quarantine_window: Span,
+}
+
+/// Who goes first.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Queue {
+    /// How long a gang waits before nodes are kept for it. 0s to 168h; 0s: none ever are.
+    pub reserve_after: Span,
+    /// How long they are kept while nothing ends on them; then for as long again for nobody. 0s to 168h; 0s: without end.
+    pub keep_for: Span,
 }
 
 /// How gangs are gathered, repaired and kept away from nodes.
@@ -79,6 +112,10 @@ pub struct Gang {
     pub gather_max: Span,
     /// How long a gang may be bound in part before it is released as a whole.
     pub repair_max: Span,
+    /// What becomes of a gang with a member on a GPU that has failed: `ignore`, `repair` or `evict`.
+    pub on_gpu_failure: OnGpuFailure,
+    /// How long the GPU must have failed before anything is done. 1s to 24h.
+    pub gpu_failure_grace: Span,
     /// How long after kube-scheduler turned a member down on its planned node it may still change
     /// its mind: its view of the cluster lags behind.
     pub refusal_grace: Span,
@@ -124,6 +161,8 @@ pub struct Watch {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Extender {
+    /// DNS name that kube-scheduler's certificate bears; empty: any that the authority has signed may call.
+    pub client_name: String,
     /// `httpTimeout` of the bind entry in kube-scheduler's configuration. A held Bind is answered
     /// before it passes.
     pub bind_timeout: Span,
@@ -178,6 +217,7 @@ impl Default for Config {
             device_resources: core::Config::default().device_resources,
             inventory: Inventory::default(),
             topology: Topology::default(),
+            queue: Queue::default(),
             gang: Gang::default(),
             writes: Writes::default(),
             watch: Watch::default(),
@@ -193,6 +233,18 @@ impl Default for Inventory {
         Self {
             nodes_without_agent: NodesWithoutAgent::Refuse,
             report_age_max: Span::secs(30),
+            quarantine_percent_max: 20,
+            quarantine_nodes_max: 2,
+            quarantine_window: Span::secs(300),
+        }
+    }
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            reserve_after: Span::secs(600),
+            keep_for: Span::secs(48 * 3600),
         }
     }
 }
@@ -203,6 +255,8 @@ impl Default for Gang {
             gather_quiet_max: Span::secs(60),
             gather_max: Span::secs(150),
             repair_max: Span::secs(30),
+            on_gpu_failure: OnGpuFailure::Ignore,
+            gpu_failure_grace: Span::secs(120),
             refusal_grace: Span::secs(5),
             retry_after: Span::secs(5),
             refused_node_for: Span::secs(300),
@@ -236,6 +290,7 @@ impl Default for Watch {
 impl Default for Extender {
     fn default() -> Self {
         Self {
+            client_name: "muster-kube-scheduler".into(),
             bind_timeout: Span::secs(300),
             binds_held_max: 32_768,
             body_bytes_max: 16 << 20,
@@ -352,9 +407,22 @@ impl Config {
                 NodesWithoutAgent::UseAllocatable => core::NodesWithoutAgent::UseAllocatable,
             },
             report_age_max: self.inventory.report_age_max.millis(),
+            breaker: BreakerLimits {
+                window: self.inventory.quarantine_window.millis(),
+                percent_max: self.inventory.quarantine_percent_max,
+                nodes_max: self.inventory.quarantine_nodes_max,
+            },
             gather_quiet_max: self.gang.gather_quiet_max.millis(),
             gather_max: self.gang.gather_max.millis(),
             repair_max: self.gang.repair_max.millis(),
+            on_gpu_failure: match self.gang.on_gpu_failure {
+                OnGpuFailure::Ignore => failure::OnGpuFailure::Ignore,
+                OnGpuFailure::Repair => failure::OnGpuFailure::Repair,
+                OnGpuFailure::Evict => failure::OnGpuFailure::Evict,
+            },
+            gpu_failure_grace: self.gang.gpu_failure_grace.millis(),
+            reserve_after: self.queue.reserve_after.millis(),
+            keep_for: self.queue.keep_for.millis(),
             refusal_grace: self.gang.refusal_grace.millis(),
             retry_after: self.gang.retry_after.millis(),
             refused_node_for: self.gang.refused_node_for.millis(),

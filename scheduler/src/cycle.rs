@@ -20,7 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use muster_core::action::{Action, Announcement, Write, WriteKind};
+use muster_core::action::{Action, Write, WriteKind};
+use muster_core::breaker::BreakerState;
 use muster_core::engine::Engine;
 use muster_core::event::Event;
 use muster_core::ids::GangKey;
@@ -32,10 +33,13 @@ use tokio::sync::{mpsc, oneshot, watch as signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::announce::Notice;
 use crate::binds::Binds;
 use crate::clock::Clock;
 use crate::inbox::Outbox;
 use crate::metrics::Metrics;
+use crate::unbelieved::Unbelieving;
+use crate::writer::Remembered;
 
 /// Events taken in before the engine decides. Bounds how long a decision waits in a burst; large
 /// enough that the first LIST of a big cluster takes few decisions.
@@ -64,7 +68,7 @@ pub struct Cycle {
     /// Where writes go.
     pub writes: mpsc::Sender<Write>,
     /// Where announcements go; a full queue drops them.
-    pub announcements: mpsc::Sender<Announcement>,
+    pub announcements: mpsc::Sender<Notice>,
     /// Binds that wait for answers.
     pub binds: Arc<Binds>,
     /// The published picture.
@@ -77,14 +81,22 @@ pub struct Cycle {
     pub leads: signal::Sender<bool>,
     /// Counts the fresh LISTs of pods that were asked for.
     pub relist: signal::Sender<u64>,
+    /// Whether all that there is to know was heard, and found to be right.
+    pub rebuilt: signal::Sender<bool>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What the writer knows of Gang objects.
+    pub remembered: Arc<Remembered>,
     /// When the invariants were checked last.
     pub audited: Timestamp,
     /// Who wants to see what the planner sees.
     pub looks: mpsc::Receiver<Look>,
     /// When the nodes that are reported were counted last.
     pub counted: Timestamp,
+    /// How the breaker against mass quarantine stood when it was looked at last.
+    pub breaker: BreakerState,
+    /// What was told of devices that agents report and nobody believes.
+    pub unbelieved: Unbelieving,
 }
 
 /// Where a copy of what the planner sees is awaited.
@@ -112,7 +124,8 @@ impl Pulse {
         pulse
     }
 
-    fn beat(&self) {
+    /// It turns, or is not needed any more.
+    pub(crate) fn beat(&self) {
         self.turned.store(self.clock.now().0, Ordering::Relaxed);
     }
 
@@ -153,6 +166,8 @@ impl Cycle {
         let mut rested = self.settle(&mut backlog, &mut gangs);
         loop {
             self.pulse.beat();
+            // Where nothing happens, too: what is frozen waits for it, and what it lets go on is looked at now.
+            self.audit();
             let deadline = self.engine.next_deadline();
             let first = tokio::select! {
                 biased;
@@ -215,8 +230,14 @@ impl Cycle {
         match &event {
             // Its caller left while the event waited: the word of that may have come first.
             Event::BindAsked(asked) if !self.binds.is_held(asked.ticket) => return,
-            Event::RecordApplied(record) => gangs.find(record, &self.metrics),
-            Event::RecordRemoved(key) => gangs.forget(key, &self.metrics),
+            Event::RecordApplied(record) => {
+                gangs.find(record, &self.metrics);
+                self.remembered.is_there(&record.key);
+            }
+            Event::RecordRemoved(key) => {
+                gangs.forget(key, &self.metrics);
+                self.remembered.gone(key);
+            }
             _ => {}
         }
         self.engine.handle(event, now);
@@ -255,27 +276,85 @@ impl Cycle {
                     .relist
                     .send_modify(|asked| *asked = asked.wrapping_add(1)),
                 Action::Announce(announcement) => {
-                    if self.announcements.try_send(announcement).is_err() {
-                        self.metrics.announcement_dropped();
-                    }
+                    let gang = self.engine.view().gangs.get(&announcement.gang).cloned();
+                    let plan = gang.and_then(|gang| gang.plan.clone());
+                    self.announce(Notice::of_gang(announcement, plan));
                 }
             }
         }
         let took = started.elapsed();
         self.metrics.decided(took, backlog.len());
         self.metrics.devices_predicted(self.engine.predictions());
+        self.tell_breaker();
         let now = self.clock.now();
         if now.since(self.counted) >= COUNT_EVERY {
             self.counted = now;
             self.metrics.nodes_reported(self.engine.nodes_reported());
+            let failed = self.engine.members_on_failed_devices();
+            self.metrics.members_on_failed_gpus(failed);
+            self.tell_unbelieved(now);
         }
-        self.audit();
+        self.metrics.frozen(self.engine.frozen());
+        self.metrics.kept(self.engine.kept_nodes());
         Instant::now() + took.saturating_mul(REST).min(REST_MAX)
     }
 }
 
 impl Cycle {
-    /// Checks the engine's invariants now and then; a broken one is counted and logged.
+    fn announce(&self, notice: Notice) {
+        if self.announcements.try_send(notice).is_err() {
+            self.metrics.announcement_dropped();
+        }
+    }
+
+    /// Counts the devices that agents report and nobody believes; who leads tells of them by Events.
+    fn tell_unbelieved(&mut self, now: Timestamp) {
+        let found = self.engine.unbelieved();
+        let beyond = found.values().map(|found| found.beyond_allocatable);
+        let beyond = beyond.fold(0, u64::saturating_add);
+        self.metrics
+            .unbelieved(self.engine.devices_cloned(), beyond);
+        let leads = self.leads_now();
+        let notices = self.unbelieved.look(&self.engine, leads, now);
+        for notice in notices {
+            self.announce(notice);
+        }
+    }
+
+    fn leads_now(&self) -> bool {
+        let view = self.engine.view();
+        view.leading && view.synced
+    }
+
+    /// Raises the alarm when quarantine is stopped, and calls it off.
+    fn tell_breaker(&mut self) {
+        let state = self.engine.breaker();
+        if state == self.breaker {
+            return;
+        }
+        self.metrics.breaker(state);
+        let BreakerState {
+            open, turned, most, ..
+        } = state;
+        match (self.breaker.open, open) {
+            (false, true) => tracing::error!(
+                nodes = turned,
+                most,
+                "GPUs have turned bad on too many nodes at once: a fault of agents or drivers is likely. What turns bad on \
+                 further nodes is planned all the same, until that has passed"
+            ),
+            (true, false) => tracing::warn!(
+                nodes = turned,
+                most,
+                "what agents say of GPUs counts again on every node"
+            ),
+            _ => {}
+        }
+        self.breaker = state;
+    }
+
+    /// Checks the engine's invariants and its ledger now and then; what is broken is counted, logged and frozen
+    /// until it is found right again.
     fn audit(&mut self) {
         let now = self.clock.now();
         if now.since(self.audited) < AUDIT_EVERY {
@@ -283,12 +362,37 @@ impl Cycle {
         }
         self.audited = now;
         let view = self.engine.view();
-        for violation in self.engine.audit() {
+        for violation in self.engine.inspect() {
             self.metrics.invariant_violated(violation.id());
-            let gang = view.gangs.get(&violation.gang);
+            let key = violation.gang.as_ref();
+            let gang = key.and_then(|key| view.gangs.get(key));
             let plan = gang.and_then(|gang| gang.plan.as_ref());
             let plan = plan.map_or("", |plan| plan.as_str());
-            tracing::error!(gang = %violation.gang, plan, %violation, "an invariant is broken");
+            let gang = key.map(ToString::to_string).unwrap_or_default();
+            tracing::error!(%gang, plan, %violation, "an invariant is broken, what it is about is frozen");
+        }
+        self.metrics.frozen(self.engine.frozen());
+        self.report_rebuilt();
+    }
+
+    /// Says whether this leadership knows what there is to know. While a restored cluster waits for that, what it waits
+    /// for is told each time.
+    fn report_rebuilt(&mut self) {
+        let strangers = self.engine.devices_of_strangers();
+        let rebuilt = self.engine.is_rebuilt() && strangers == 0;
+        let changed = self
+            .rebuilt
+            .send_if_modified(|told| std::mem::replace(told, rebuilt) != rebuilt);
+        if changed || (self.engine.frozen().all && !rebuilt) {
+            let view = self.engine.view();
+            tracing::info!(
+                rebuilt,
+                nodes = view.free.size(),
+                nodes_reported = self.engine.nodes_reported(),
+                gangs = view.gangs.size(),
+                gpus_of_unknown_pods = strangers,
+                "what is known was compared with what is reported"
+            );
         }
     }
 }
@@ -374,10 +478,14 @@ mod tests {
             pulse: pulse.clone(),
             leads: signal::channel(false).0,
             relist,
+            rebuilt: signal::channel(false).0,
             metrics: Arc::default(),
+            remembered: Arc::default(),
             audited: Timestamp(0),
             looks: mpsc::channel(1).1,
             counted: Timestamp(0),
+            breaker: BreakerState::default(),
+            unbelieved: Unbelieving::default(),
         };
         let stop = CancellationToken::new();
         let running = tokio::spawn(cycle.run(stop.clone()));

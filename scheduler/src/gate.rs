@@ -20,7 +20,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::Context;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, PostParams};
@@ -54,7 +53,9 @@ pub const DESERTED: Duration = Duration::from_secs(60);
 /// names this replica: it is about to lead again, after a crash of its container.
 const START: Duration = Duration::from_secs(10);
 /// Time between two tries to close the gate before anybody leads.
-const CLOSE_AGAIN: Duration = Duration::from_millis(100);
+const CLOSE_AGAIN: Duration = Duration::from_millis(200);
+/// Time for all of them.
+const CLOSE_MAX: Duration = Duration::from_secs(20);
 /// Time to close the gate at the end.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
 
@@ -93,7 +94,7 @@ impl Problem {
         locked(&self.0).clone()
     }
 
-    fn set(&self, text: Option<String>) {
+    pub(crate) fn set(&self, text: Option<String>) {
         *locked(&self.0) = text;
     }
 }
@@ -249,23 +250,41 @@ fn with_leader(lease: &Lease, beside: &mut Beside) -> Option<Wanted> {
 impl PairLease {
     /// Closes the gate before the kube-scheduler of the Pod starts. An error: it is not known to be closed.
     pub async fn close(&self) -> anyhow::Result<()> {
+        let name = self.name();
+        let mut trouble = None;
         let closing = async {
-            // After a write it is looked at once more: somebody else may have been faster.
+            // After a write it is looked at once more: somebody else may have been faster. An API server that is
+            // not reached or has much to do is asked again.
             loop {
-                match self.get().await? {
-                    None => self.make(Wanted::Closed).await?,
-                    Some(lease) if holder(&lease) == CLOSED => return Ok(()),
-                    Some(lease) => self.put(lease, Wanted::Closed).await?,
+                match self.close_once().await {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::warn!(lease = %name, %error, "kube-scheduler's lease is not closed yet");
+                        trouble = Some(error);
+                    }
                 }
                 tokio::time::sleep(CLOSE_AGAIN).await;
             }
         };
-        let closed: Result<Result<(), kube::Error>, _> =
-            tokio::time::timeout(LOOK_MAX, closing).await;
-        let name = self.name();
-        closed
-            .with_context(|| format!("Lease {name} was not closed in time"))?
-            .with_context(|| format!("Lease {name} cannot be closed"))
+        if tokio::time::timeout(CLOSE_MAX, closing).await.is_ok() {
+            return Ok(());
+        }
+        let late = format!("Lease {name} was not closed within {CLOSE_MAX:?}");
+        Err(match trouble {
+            Some(error) => anyhow::Error::new(error).context(late),
+            None => anyhow::Error::msg(late),
+        })
+    }
+
+    /// Whether it was closed already; if not it may be from now on.
+    async fn close_once(&self) -> Result<bool, kube::Error> {
+        match self.get().await? {
+            None => self.make(Wanted::Closed).await?,
+            Some(lease) if holder(&lease) == CLOSED => return Ok(true),
+            Some(lease) => self.put(lease, Wanted::Closed).await?,
+        }
+        Ok(false)
     }
 
     fn name(&self) -> String {
@@ -296,9 +315,21 @@ impl PairLease {
     async fn put(&self, mut lease: Lease, wanted: Wanted) -> Result<(), kube::Error> {
         let name = self.name();
         tracing::info!(lease = %name, gate = ?wanted, was = holder(&lease), "kube-scheduler's lease");
+        let owners = lease.metadata.owner_references.clone();
         self.set(&mut lease, wanted);
-        let params = PostParams::default();
-        harmless(self.api().replace(&name, &params, &lease).await)
+        let (api, params) = (self.api(), PostParams::default());
+        let written = api.replace(&name, &params, &lease).await;
+        // Some clusters let only those change owners who may delete (OwnerReferencesPermissionEnforcement). An
+        // owner less leaves a Lease behind; a gate that cannot be moved stops the pair.
+        match written {
+            Err(kube::Error::Api(status))
+                if status.code == 403 && lease.metadata.owner_references != owners =>
+            {
+                lease.metadata.owner_references = owners;
+                harmless(api.replace(&name, &params, &lease).await)
+            }
+            written => harmless(written),
+        }
     }
 
     /// One that kube-scheduler has made belongs to no Pod until now.

@@ -83,13 +83,19 @@ impl Hold {
         }
     }
 
-    /// Lets all tasks go on, in the order in which they were stopped.
+    /// Takes back what [`Hold::set_after`] has planned.
+    pub fn spare(&self) {
+        if let Some(shared) = &self.0 {
+            locked(&shared.state).hold_at = None;
+        }
+    }
+
+    /// Lets all tasks go on, in the order in which they were stopped. What [`Hold::set_after`] has planned stays planned.
     pub fn release(&self) {
         let Some(shared) = &self.0 else { return };
         let wakers = {
             let mut state = locked(&shared.state);
             state.held = false;
-            state.hold_at = None;
             std::mem::take(&mut state.wakers)
         };
         wakers.into_iter().for_each(Waker::wake);
@@ -150,6 +156,36 @@ mod tests {
         assert!(!task.is_finished());
         hold.release();
         assert_eq!(task.await.unwrap(), 9);
+    }
+
+    async fn turns(count: u32) -> u32 {
+        for _ in 0..count {
+            tokio::task::yield_now().await;
+        }
+        count
+    }
+
+    /// A simulated process that was stopped for a time lost the kill that was planned for it before.
+    #[tokio::test(start_paused = true)]
+    async fn planned_hold_outlives_a_standstill() {
+        let hold = Hold::able();
+        hold.set_after(3);
+        hold.set();
+        let task = tokio::spawn(hold.wrap(turns(9)));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        hold.release();
+        hold.stopped().await;
+        assert!(!task.is_finished());
+        hold.release();
+        assert_eq!(task.await.unwrap(), 9);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn planned_hold_can_be_taken_back() {
+        let hold = Hold::able();
+        hold.set_after(3);
+        hold.spare();
+        assert_eq!(hold.wrap(turns(9)).await, 9);
     }
 
     #[tokio::test(start_paused = true)]

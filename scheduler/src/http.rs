@@ -5,7 +5,7 @@
 //! watch has been failing for long; and when the kube-scheduler beside it, if it keeps one, works while it
 //! leads. Both name what is wrong.
 //!
-//! `/debug/dump` gives what the planner sees, for `muster-scheduler plan --dump`. The other pages may be read by
+//! `/debug/dump` gives what the planner sees, for `muster-scheduler dump`. The other pages may be read by
 //! anybody who reaches the port; a dump names every tenant's pods, and costs the cycle a walk over the
 //! cluster. So it is given on loopback only: to `kubectl port-forward`, for which the API server asks for the right to
 //! do that, and to processes of the Pod. A proxy beside us comes from loopback, too: a request that says it

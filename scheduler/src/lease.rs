@@ -17,15 +17,25 @@
 //! A replica that has a name (`NAME@...`) takes the Lease of an earlier process of the same name at
 //! once: only one process of a name runs at a time, as the containers of one Pod.
 //!
+//! The Lease is also where an operator freezes the scheduler (`frozen.rs`); the leader reads it with each renewal.
+//!
+//! Versions never go back, and never leap, unless the API server's store was restored from a backup. A replica that finds the Lease at
+//! an earlier version than it has seen, or at one that no number of writes leads to, says so on the Lease and ends: its watches would
+//! wait for versions that the API server comes to again only later, and tell nothing meanwhile. What is started in its place reads everything afresh. A leader that
+//! loses the Lease without an answer reads it once more when there is one (`lease/memory.rs`). Who remembers nothing, and finds Gangs of a
+//! later epoch than the Lease's, says so, too: the Lease was not in the backup, or somebody has deleted it.
+//!
 //! A Lease is judged stale by the monotonic clock of this process since its resourceVersion was
 //! first seen, never by the times written in it. The Lease is a hint for who should lead; what
 //! keeps two leaders apart are the epoch and the resourceVersions of the writes.
+
+mod memory;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{Api, PostParams};
 use kube::{Client, ResourceExt};
 use muster_core::event::Event;
@@ -37,7 +47,9 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Wall;
 use crate::config;
 use crate::fence::{EPOCH_MAX, Fence};
+use crate::frozen;
 use crate::inbox::Inbox;
+pub use memory::Memory;
 
 /// Annotation of the Lease that holds the epoch of its last leader.
 pub const EPOCH_ANNOTATION: &str = "muster.dev/epoch";
@@ -58,6 +70,10 @@ pub struct Elector {
     pub synced: watch::Receiver<bool>,
     /// What is written into the Lease.
     pub wall: Wall,
+    /// Whether what is known was found complete and right, so that a restored cluster may go on.
+    pub rebuilt: watch::Receiver<bool>,
+    /// What this process has seen of the Lease.
+    pub memory: Arc<Memory>,
 }
 
 /// How the election ended.
@@ -67,6 +83,8 @@ pub enum ElectionEnd {
     Stopped,
     /// The leadership is lost.
     Lost,
+    /// The Lease went back to an earlier version: the API server's store was restored.
+    WentBack,
 }
 
 /// The Lease of somebody else, as it was seen last.
@@ -82,30 +100,55 @@ struct Held {
     lease: Lease,
     epoch: Epoch,
     renewed: Instant,
+    /// What the cycle was told last of whether all is frozen.
+    told: Option<Arc<str>>,
 }
 
 enum Renewal {
     Done,
     Again,
     Taken,
+    Gone,
+    WentBack,
+}
+
+/// How a wait for the Lease ended.
+#[allow(clippy::large_enum_variant)] // One is made at a time.
+enum Acquired {
+    Held(Held),
+    WentBack,
+    /// The watches have ended.
+    Nothing,
+}
+
+/// How a try to take the Lease ended.
+#[allow(clippy::large_enum_variant)] // One is made at a time.
+enum Try {
+    Held(Held),
+    Later,
+    WentBack,
 }
 
 impl Elector {
     /// Runs until stopped or until a leadership is lost.
     pub async fn run(mut self, stop: CancellationToken) -> ElectionEnd {
-        let held = tokio::select! {
+        let acquired = tokio::select! {
             biased;
             () = stop.cancelled() => return ElectionEnd::Stopped,
-            held = self.acquire() => held,
+            acquired = self.acquire() => acquired,
         };
-        let Some(held) = held else {
-            return ElectionEnd::Stopped;
+        let mut held = match acquired {
+            Acquired::Held(held) => held,
+            Acquired::Nothing => return ElectionEnd::Stopped,
+            Acquired::WentBack => return self.went_back().await,
         };
         tracing::info!(epoch = held.epoch.0, identity = %self.identity, "leading");
         self.fence.open(held.epoch);
         self.fence
             .hold_until(held.renewed + self.settings.renew_deadline.0);
         self.inbox.answered();
+        // What is frozen is so from the first moment on.
+        self.tell_frozen(&mut held).await;
         if self
             .inbox
             .send(Event::LeadershipGained(held.epoch))
@@ -117,13 +160,37 @@ impl Elector {
         self.keep(held, stop).await
     }
 
+    /// Tells the cycle whether all is frozen, if that has changed.
+    async fn tell_frozen(&self, held: &mut Held) {
+        let why = frozen::why(&held.lease);
+        if held.told == why {
+            return;
+        }
+        match &why {
+            Some(why) => tracing::warn!(%why, "nothing new is bound from now on"),
+            None => tracing::warn!("it goes on"),
+        }
+        held.told.clone_from(&why);
+        // A closed cycle has ended already, and binds nothing.
+        let _ = self.inbox.send(Event::Frozen(why)).await;
+    }
+
+    /// Ends, and says on the Lease why.
+    async fn went_back(&self) -> ElectionEnd {
+        self.fence.close();
+        self.memory.mark().await;
+        ElectionEnd::WentBack
+    }
+
     fn api(&self) -> Api<Lease> {
         Api::namespaced(self.client.clone(), &self.settings.namespace)
     }
 
-    /// Tries until the Lease is held. `None`: the watches have ended.
-    async fn acquire(&mut self) -> Option<Held> {
-        self.synced.wait_for(|synced| *synced).await.ok()?;
+    /// Tries until the Lease is held.
+    async fn acquire(&mut self) -> Acquired {
+        if self.synced.wait_for(|synced| *synced).await.is_err() {
+            return Acquired::Nothing;
+        }
         let mut observed: Option<Observed> = None;
         loop {
             match tokio::time::timeout(
@@ -132,8 +199,9 @@ impl Elector {
             )
             .await
             {
-                Ok(Ok(Some(held))) => return Some(held),
-                Ok(Ok(None)) => {}
+                Ok(Ok(Try::Held(held))) => return Acquired::Held(held),
+                Ok(Ok(Try::WentBack)) => return Acquired::WentBack,
+                Ok(Ok(Try::Later)) => {}
                 Ok(Err(error)) => {
                     tracing::warn!(%error, lease = %self.settings.name, "the lease cannot be acquired");
                 }
@@ -155,21 +223,16 @@ impl Elector {
         }
     }
 
-    async fn try_acquire(
-        &self,
-        observed: &mut Option<Observed>,
-    ) -> Result<Option<Held>, kube::Error> {
+    async fn try_acquire(&self, observed: &mut Option<Observed>) -> Result<Try, kube::Error> {
         let api = self.api();
         let started = Instant::now();
-        let current = match api.get_opt(&self.settings.name).await? {
-            Some(current) => current,
-            // Its version is needed for the epoch: it is made first and taken then.
-            None => match api.create(&PostParams::default(), &self.unheld()).await {
-                Ok(lease) => lease,
-                Err(kube::Error::Api(status)) if status.is_already_exists() => return Ok(None),
-                Err(error) => return Err(error),
-            },
+        // Its version is needed for the epoch: where there is none it is made first and taken then.
+        let Some(current) = self.memory.lease().await? else {
+            return Ok(Try::Later);
         };
+        if self.memory.went_back(&current) {
+            return Ok(Try::WentBack);
+        }
         let version = current.resource_version().unwrap_or_default();
         let holder = holder(&current);
         let term = current
@@ -191,7 +254,7 @@ impl Elector {
         });
         let free = holder.is_empty() || holder == self.identity || self.was(holder);
         if !free && started.saturating_duration_since(since) < term {
-            return Ok(None);
+            return Ok(Try::Later);
         }
         let (lease, epoch) = self.claim(current);
         self.fence.ask();
@@ -200,14 +263,21 @@ impl Elector {
             .await
         {
             Ok(lease) => {
+                if self.memory.went_back(&lease) {
+                    return Ok(Try::WentBack);
+                }
                 self.fence.confirm();
-                Ok(Some(Held {
+                if let Some(why) = frozen::restored(&lease) {
+                    tracing::error!(why, "the cluster was restored from a backup");
+                }
+                Ok(Try::Held(Held {
                     lease,
                     epoch,
                     renewed: started,
+                    told: None,
                 }))
             }
-            Err(kube::Error::Api(status)) if status.is_conflict() => Ok(None),
+            Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Try::Later),
             Err(error) => Err(error),
         }
     }
@@ -218,32 +288,9 @@ impl Elector {
         replica(holder).is_some_and(|name| Some(name) == replica(&self.identity))
     }
 
-    /// A Lease that nobody holds.
-    fn unheld(&self) -> Lease {
-        Lease {
-            metadata: ObjectMeta {
-                name: Some(self.settings.name.clone()),
-                namespace: Some(self.settings.namespace.clone()),
-                ..ObjectMeta::default()
-            },
-            ..Lease::default()
-        }
-    }
-
     /// The Lease as this replica would hold it, and the epoch it would lead with.
     fn claim(&self, mut lease: Lease) -> (Lease, Epoch) {
-        // Versions grow over the whole cluster. One that is no number, or cannot be one, counts as none.
-        let version = lease
-            .resource_version()
-            .and_then(|version| version.parse::<u64>().ok())
-            .filter(|version| *version < EPOCH_MAX)
-            .unwrap_or(0);
-        let before = lease
-            .annotations()
-            .get(EPOCH_ANNOTATION)
-            .and_then(|text| text.parse::<u64>().ok())
-            .filter(|epoch| *epoch < EPOCH_MAX)
-            .unwrap_or(0);
+        let (version, before) = (version(&lease), epoch_of(&lease));
         let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
         let transitions = spec.lease_transitions.unwrap_or(0).max(0).saturating_add(1);
         let epoch = u64::from(transitions.unsigned_abs())
@@ -261,7 +308,18 @@ impl Elector {
             .annotations
             .get_or_insert_default()
             .insert(EPOCH_ANNOTATION.into(), epoch.to_string());
+        self.note_later_gangs(&mut lease, before);
         (lease, Epoch(epoch))
+    }
+
+    /// A Gang of a later epoch than the last that the Lease knows of was written under another Lease, which knew more.
+    fn note_later_gangs(&self, lease: &mut Lease, before: u64) {
+        let ours = self.fence.ours().0;
+        if ours > before && !frozen::is_restored(lease) {
+            let text = format!("the lease knew of epoch {before}, and a Gang of {ours}");
+            let annotations = lease.metadata.annotations.get_or_insert_default();
+            annotations.insert(frozen::RESTORED_ANNOTATION.into(), text);
+        }
     }
 
     async fn keep(&self, mut held: Held, stop: CancellationToken) -> ElectionEnd {
@@ -282,9 +340,12 @@ impl Elector {
             self.fence.ask();
             let sent = Instant::now();
             let renewal = tokio::time::timeout_at(end, self.renew(&mut held)).await;
+            self.tell_frozen(&mut held).await;
             failed = !matches!(renewal, Ok(Renewal::Done));
             match renewal {
-                Ok(Renewal::Done | Renewal::Taken) => self.inbox.answered(),
+                Ok(Renewal::Done | Renewal::Taken | Renewal::Gone | Renewal::WentBack) => {
+                    self.inbox.answered()
+                }
                 Ok(Renewal::Again) | Err(_) => self.inbox.unanswered(sent),
             }
             let lost = match renewal {
@@ -295,8 +356,16 @@ impl Elector {
                     None
                 }
                 Ok(Renewal::Again) if Instant::now() < end => None,
-                Ok(Renewal::Again) | Err(_) => Some("the lease could not be renewed in time"),
+                Ok(Renewal::Again) | Err(_) => {
+                    self.memory.lost_unread();
+                    Some("the lease could not be renewed in time")
+                }
+                Ok(Renewal::Gone) => {
+                    self.memory.lost_unread();
+                    Some("the lease is gone")
+                }
                 Ok(Renewal::Taken) => Some("the lease is held by another replica"),
+                Ok(Renewal::WentBack) => return self.went_back().await,
             };
             if let Some(why) = lost {
                 return self.lose(held.epoch, why).await;
@@ -315,6 +384,10 @@ impl Elector {
     async fn renew(&self, held: &mut Held) -> Renewal {
         let started = Instant::now();
         let mut lease = held.lease.clone();
+        if frozen::is_restored(&lease) && *self.rebuilt.borrow() {
+            let annotations = lease.metadata.annotations.get_or_insert_default();
+            annotations.remove(frozen::RESTORED_ANNOTATION);
+        }
         if let Some(spec) = &mut lease.spec {
             spec.renew_time = Some(MicroTime(self.wall.now()));
         }
@@ -324,6 +397,9 @@ impl Elector {
             .await
         {
             Ok(lease) => {
+                if self.memory.went_back(&lease) {
+                    return Renewal::WentBack;
+                }
                 held.lease = lease;
                 held.renewed = started;
                 Renewal::Done
@@ -331,6 +407,7 @@ impl Elector {
             Err(kube::Error::Api(status)) if status.is_conflict() => {
                 // Our own renewal whose answer was lost, a touch by a person, or another leader.
                 match api.get(&self.settings.name).await {
+                    Ok(current) if self.memory.went_back(&current) => Renewal::WentBack,
                     Ok(current) if holder(&current) == self.identity => {
                         self.inbox.answered();
                         held.lease = current;
@@ -343,7 +420,7 @@ impl Elector {
                     }
                 }
             }
-            Err(kube::Error::Api(status)) if status.is_not_found() => Renewal::Taken,
+            Err(kube::Error::Api(status)) if status.is_not_found() => Renewal::Gone,
             Err(error) => {
                 tracing::warn!(%error, "the lease cannot be renewed");
                 if matches!(&error, kube::Error::Api(status) if status.code < 500) {
@@ -369,6 +446,20 @@ impl Elector {
             tracing::warn!("the lease was not given back; the next leader waits until it expires");
         }
     }
+}
+
+/// Versions grow over the whole cluster. One that is no number, or cannot be one, counts as none.
+fn version(lease: &Lease) -> u64 {
+    let version = lease.resource_version();
+    let version = version.and_then(|version| version.parse::<u64>().ok());
+    version.filter(|version| *version < EPOCH_MAX).unwrap_or(0)
+}
+
+/// Epoch of the last leader, as the Lease says it.
+fn epoch_of(lease: &Lease) -> u64 {
+    let epoch = lease.annotations().get(EPOCH_ANNOTATION);
+    let epoch = epoch.and_then(|text| text.parse::<u64>().ok());
+    epoch.filter(|epoch| *epoch < EPOCH_MAX).unwrap_or(0)
 }
 
 fn holder(lease: &Lease) -> &str {

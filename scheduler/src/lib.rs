@@ -25,8 +25,10 @@ pub mod config;
 pub mod cycle;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod dump;
 pub mod extender;
 pub mod fence;
+pub mod frozen;
 pub mod gate;
 pub mod hold;
 pub mod http;
@@ -40,6 +42,7 @@ pub mod server;
 pub mod simulate;
 pub mod span;
 pub mod tls;
+pub mod unbelieved;
 pub mod watch;
 pub mod writer;
 

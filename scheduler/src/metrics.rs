@@ -3,7 +3,8 @@
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use muster_core::engine::{AUDITED, Predictions};
+use muster_core::breaker::BreakerState;
+use muster_core::engine::{AUDITED, Frozen, KeptNodes, Predictions};
 use muster_core::record::Phase;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -34,7 +35,16 @@ pub struct Metrics {
     gangs: Family<Labels, Gauge>,
     agents: Family<Labels, Gauge>,
     nodes_reported: Gauge,
+    nodes_turned_bad: Gauge,
+    nodes_held_back: Gauge,
+    quarantine_stopped: Gauge,
+    members_on_failed_gpus: Gauge,
+    devices_cloned: Gauge,
+    devices_beyond_allocatable: Gauge,
+    nodes_kept: Gauge,
+    gangs_kept_for: Gauge,
     agent_messages: Family<Labels, Counter>,
+    health_events: Family<Labels, Counter>,
     agent_refusals: Family<Labels, Counter>,
     token_reviews: Family<Labels, Counter>,
     announcements: Family<Labels, Counter>,
@@ -43,6 +53,8 @@ pub struct Metrics {
     epoch: Gauge,
     view_age_seconds: Gauge<f64, AtomicU64>,
     invariants: Family<Labels, Counter>,
+    frozen: Gauge,
+    frozen_parts: Family<Labels, Gauge>,
     planned_node_not_offered: Counter,
     device_predictions: Family<Labels, Counter>,
 }
@@ -92,7 +104,16 @@ impl Metrics {
             gangs: Family::default(),
             agents: Family::default(),
             nodes_reported: Gauge::default(),
+            nodes_turned_bad: Gauge::default(),
+            nodes_held_back: Gauge::default(),
+            quarantine_stopped: Gauge::default(),
+            members_on_failed_gpus: Gauge::default(),
+            devices_cloned: Gauge::default(),
+            devices_beyond_allocatable: Gauge::default(),
+            nodes_kept: Gauge::default(),
+            gangs_kept_for: Gauge::default(),
             agent_messages: Family::default(),
+            health_events: Family::default(),
             agent_refusals: Family::default(),
             token_reviews: Family::default(),
             announcements: Family::default(),
@@ -101,10 +122,13 @@ impl Metrics {
             epoch: Gauge::default(),
             view_age_seconds: Gauge::default(),
             invariants: Family::default(),
+            frozen: Gauge::default(),
+            frozen_parts: Family::default(),
             planned_node_not_offered: Counter::default(),
             device_predictions: Family::default(),
         };
         metrics.register();
+        metrics.frozen(Frozen::default());
         let start = started
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0.0, |since| since.as_secs_f64());
@@ -196,9 +220,54 @@ impl Metrics {
             self.nodes_reported.clone(),
         );
         muster.register(
+            "nodes_turned_bad",
+            "Nodes on which GPUs have turned bad lately, or since quarantine was stopped",
+            self.nodes_turned_bad.clone(),
+        );
+        muster.register(
+            "nodes_held_back",
+            "Nodes with GPUs that their agents call bad and that are planned all the same",
+            self.nodes_held_back.clone(),
+        );
+        muster.register(
+            "quarantine_stopped",
+            "1 while too many nodes have turned bad at once for further ones to be believed",
+            self.quarantine_stopped.clone(),
+        );
+        muster.register(
+            "members_on_failed_gpus",
+            "Members of gangs that run on GPUs which their agents call unhealthy or lost",
+            self.members_on_failed_gpus.clone(),
+        );
+        muster.register(
+            "devices_cloned",
+            "UUIDs of devices that more than one node reports: nobody gets these devices",
+            self.devices_cloned.clone(),
+        );
+        muster.register(
+            "devices_beyond_allocatable",
+            "Devices that agents report and call well beyond what kubelets offer: they do not count",
+            self.devices_beyond_allocatable.clone(),
+        );
+        muster.register(
+            "nodes_kept",
+            "Nodes kept for gangs that have waited for longer than queue.reserveAfter",
+            self.nodes_kept.clone(),
+        );
+        muster.register(
+            "gangs_kept_for",
+            "Gangs that these nodes are kept for",
+            self.gangs_kept_for.clone(),
+        );
+        muster.register(
             "agent_messages",
             "Messages of agents by kind",
             self.agent_messages.clone(),
+        );
+        muster.register(
+            "health_events",
+            "What agents have told of GPUs and of reading them, by where it was seen",
+            self.health_events.clone(),
         );
         muster.register(
             "agent_refusals",
@@ -236,6 +305,16 @@ impl Metrics {
             "invariant_violations",
             "Violations of the invariants that the engine checks on itself",
             self.invariants.clone(),
+        );
+        muster.register(
+            "frozen",
+            "1 while nothing new is bound: by an operator, or after the cluster was restored",
+            self.frozen.clone(),
+        );
+        muster.register(
+            "frozen_parts",
+            "Gangs and nodes frozen because an invariant was found broken",
+            self.frozen_parts.clone(),
         );
         muster.register(
             "planned_node_not_offered",
@@ -352,10 +431,46 @@ impl Metrics {
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    /// How the breaker against mass quarantine stands.
+    pub fn breaker(&self, state: BreakerState) {
+        let count = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.nodes_turned_bad.set(count(state.turned));
+        self.nodes_held_back.set(count(state.held_back));
+        self.quarantine_stopped.set(i64::from(state.open));
+    }
+
+    /// What is kept, and for how many.
+    pub fn kept(&self, kept: KeptNodes) {
+        let count = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.nodes_kept.set(count(kept.nodes));
+        self.gangs_kept_for.set(count(kept.gangs));
+    }
+
+    /// So many members run on GPUs that have failed.
+    pub fn members_on_failed_gpus(&self, count: usize) {
+        self.members_on_failed_gpus
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So many UUIDs are reported by several nodes, and so many devices beyond what kubelets offer.
+    pub fn unbelieved(&self, cloned: usize, beyond_allocatable: u64) {
+        self.devices_cloned
+            .set(i64::try_from(cloned).unwrap_or(i64::MAX));
+        self.devices_beyond_allocatable
+            .set(i64::try_from(beyond_allocatable).unwrap_or(i64::MAX));
+    }
+
     /// A message of an agent came.
     pub fn agent_message(&self, kind: &'static str) {
         self.agent_messages
             .get_or_create(&vec![("kind", kind)])
+            .inc();
+    }
+
+    /// An agent has told that something happened to a GPU, or to the reading of them.
+    pub fn health_event(&self, source: &'static str) {
+        self.health_events
+            .get_or_create(&vec![("source", source)])
             .inc();
     }
 
@@ -397,6 +512,26 @@ impl Metrics {
             .inc();
     }
 
+    /// What stands still.
+    pub fn frozen(&self, frozen: Frozen) {
+        self.frozen.set(i64::from(frozen.all));
+        for (kind, count) in [("gang", frozen.gangs), ("node", frozen.nodes)] {
+            let gauge = self.frozen_parts.get_or_create(&vec![("kind", kind)]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// An invariant that was found broken, and how often. Costs less than the text of all that is counted.
+    pub fn broken_invariant(&self) -> Option<(&'static str, u64)> {
+        let count = |id| {
+            self.invariants
+                .get_or_create(&vec![("invariant", id)])
+                .get()
+        };
+        let mut counts = AUDITED.into_iter().map(|id| (id, count(id)));
+        counts.find(|(_, count)| *count > 0)
+    }
+
     /// How predictions of devices have turned out so far; counts only what was not counted before.
     pub fn devices_predicted(&self, so_far: Predictions) {
         for (outcome, count) in PREDICTED.into_iter().zip([so_far.matched, so_far.differed]) {
@@ -436,6 +571,9 @@ mod tests {
             let line = format!("muster_invariant_violations_total{{invariant=\"{id}\"}} 0");
             assert!(text.contains(&line), "{line}");
         }
+        assert_eq!(metrics.broken_invariant(), None);
+        metrics.invariant_violated("DEV-1");
+        assert_eq!(metrics.broken_invariant(), Some(("DEV-1", 1)));
         assert!(
             text.contains("muster_gangs{phase=\"Waiting\",reason=\"NotEnoughFree\"} 1"),
             "{text}"

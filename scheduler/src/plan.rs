@@ -12,7 +12,7 @@ use muster_dump::report::Report;
 /// Plan the gangs of a dump: where each of them goes, or why it goes nowhere.
 #[derive(Debug, Args)]
 pub struct Plan {
-    /// A dump: /debug/dump of a scheduler, or what `simulate --dump` has written; - is standard input.
+    /// A dump: what `dump` or `simulate --dump` has written; - is standard input.
     #[arg(long, value_name = "FILE")]
     dump: PathBuf,
     /// Say it of this gang only: its namespace and the name of its job or of its Gang. The others are planned

@@ -14,6 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use kube::Client;
+use muster_core::breaker::BreakerState;
 use muster_core::engine::Engine;
 use muster_core::time::Timestamp;
 use muster_core::view::View;
@@ -35,11 +36,12 @@ use crate::gate::{self, Gate, GateEnd, PairLease};
 use crate::hold::Hold;
 use crate::http::{self, Pages};
 use crate::inbox::{self, Inbox};
-use crate::lease::{ElectionEnd, Elector};
+use crate::lease::{ElectionEnd, Elector, Memory};
 use crate::metrics::Metrics;
 use crate::server::Door;
+use crate::unbelieved::Unbelieving;
 use crate::watch::{self, Health, Kinds, WatchEnd};
-use crate::writer::Writer;
+use crate::writer::{Remembered, Writer};
 
 /// Clients for the API server. None of them may retry by itself.
 #[derive(Clone)]
@@ -84,6 +86,9 @@ pub enum Ended {
     /// The leadership is lost; start again.
     #[error("the leadership is lost")]
     LeadershipLost,
+    /// The cluster was restored from a backup; start again, and read it afresh.
+    #[error("the cluster's state went back, as after a restore from a backup: it is read afresh")]
+    WentBack,
     /// It leads, and no kube-scheduler is there that could ask it; start again.
     #[error("no kube-scheduler has held its lease for as long as a minute")]
     Deserted,
@@ -121,6 +126,7 @@ pub struct Scheduler {
     inbox: Inbox,
     view: Arc<ArcSwap<View>>,
     metrics: Arc<Metrics>,
+    remembered: Arc<Remembered>,
     fence: Arc<Fence>,
     binds: Arc<Binds>,
     /// Whether Filter is answered here.
@@ -129,6 +135,12 @@ pub struct Scheduler {
     gate_problem: gate::Problem,
     tasks: JoinSet<TaskEnd>,
     hold: Hold,
+    /// What is known of the Lease, also after its election has ended.
+    memory: Arc<Memory>,
+    pulse: Pulse,
+    /// The door of the pages, which is open to the end.
+    pages_door: JoinSet<TaskEnd>,
+    stop_pages: CancellationToken,
     /// Ends doors, watches, cycle and announcer.
     stop: CancellationToken,
     /// Ends the writer, once its last answers are of no more use.
@@ -158,6 +170,7 @@ impl Scheduler {
     pub fn start_held(clients: &Clients, config: &Config, options: &Options, hold: Hold) -> Self {
         let clock = Clock::start();
         let metrics = Arc::new(Metrics::default());
+        let remembered = Arc::new(Remembered::default());
         let fence = Arc::new(Fence::default());
         let dice = Arc::new(Dice::new(options.seed));
         let (inbox, outbox) = inbox::inbox();
@@ -176,6 +189,7 @@ impl Scheduler {
         let pulse = Pulse::new(clock);
         let (looks, looked_for) = http::looks();
         let (leads, led) = signal::channel(false);
+        let memory = Arc::new(Memory::new(clients.lease.clone(), config.lease.clone()));
         let gate_problem = gate::Problem::default();
         let caller = Caller::new(clients.write.clone(), config.writes.attempt_timeout.0)
             .telling(inbox.clone());
@@ -212,12 +226,17 @@ impl Scheduler {
             inbox: inbox.clone(),
             view: Arc::clone(&view),
             metrics: Arc::clone(&metrics),
+            remembered: Arc::clone(&remembered),
             fence: Arc::clone(&fence),
             binds: Arc::clone(&binds),
             leads: led,
             gate_problem,
             tasks: JoinSet::new(),
             hold: hold.clone(),
+            memory: Arc::clone(&memory),
+            pulse: pulse.clone(),
+            pages_door: JoinSet::new(),
+            stop_pages: CancellationToken::new(),
             stop: CancellationToken::new(),
             stop_writer: CancellationToken::new(),
             written: CancellationToken::new(),
@@ -227,6 +246,7 @@ impl Scheduler {
         let (announcements, announce_queue) = mpsc::channel(announce::QUEUE_MAX);
         let (synced, synced_seen) = signal::channel(false);
         let (relist, relist_asked) = signal::channel(0);
+        let (rebuilt, rebuilt_seen) = signal::channel(false);
         scheduler.spawn_cycle(Cycle {
             engine: Engine::new(core),
             clock,
@@ -239,10 +259,14 @@ impl Scheduler {
             pulse,
             leads,
             relist,
+            rebuilt,
             metrics: Arc::clone(&metrics),
+            remembered: Arc::clone(&remembered),
             audited: Timestamp(0),
             looks: looked_for,
             counted: Timestamp(0),
+            breaker: BreakerState::default(),
+            unbelieved: Unbelieving::default(),
         });
         scheduler.spawn_writer(
             Writer::new(
@@ -252,6 +276,7 @@ impl Scheduler {
                 options.wall,
                 &config.writes,
                 Arc::clone(&metrics),
+                remembered,
                 hold.clone(),
             ),
             write_queue,
@@ -289,6 +314,8 @@ impl Scheduler {
             fence,
             synced: synced_seen,
             wall: options.wall,
+            rebuilt: rebuilt_seen,
+            memory,
         });
         scheduler
     }
@@ -369,6 +396,11 @@ impl Scheduler {
         &self.metrics
     }
 
+    /// Statuses of Gang objects that were written.
+    pub fn remembered(&self) -> &Arc<Remembered> {
+        &self.remembered
+    }
+
     /// Under which epoch this replica may write.
     pub fn fence(&self) -> &Arc<Fence> {
         &self.fence
@@ -381,24 +413,25 @@ impl Scheduler {
 
     /// Serves a router on a socket until the scheduler stops.
     pub fn serve(&mut self, door: Door, router: Router) {
-        if let Some(certificates) = door.certificates.clone() {
-            let stop = self.stop.clone();
-            self.tasks.spawn(async move {
-                certificates.follow(stop).await;
-                TaskEnd::Other("certificate reader")
-            });
-        }
         let stop = self.stop.clone();
-        let name = door.name;
-        self.tasks.spawn(async move {
-            door.serve(router, stop).await;
-            TaskEnd::Other(name)
-        });
+        serve(&mut self.tasks, door, router, stop);
+    }
+
+    /// Serves the pages on a socket to the end, when nothing else is served any more: whoever ends processes that do not
+    /// answer is to have an answer.
+    pub fn serve_pages(&mut self, door: Door) {
+        let (pages, stop) = (self.pages(), self.stop_pages.clone());
+        serve(&mut self.pages_door, door, pages, stop);
     }
 
     /// Waits until something ends that should not, then ends the rest.
     pub async fn ended(&mut self) -> Ended {
-        let ended = match self.tasks.join_next().await {
+        let first = tokio::select! {
+            biased;
+            first = self.tasks.join_next() => first,
+            Some(first) = self.pages_door.join_next() => Some(first),
+        };
+        let mut ended = match first {
             None => Ended::Stopped,
             Some(Ok(end)) => verdict(end),
             Some(Err(error)) => Ended::Dead {
@@ -408,10 +441,18 @@ impl Scheduler {
         };
         self.fence.close();
         self.end_all().await;
+        if ended == Ended::LeadershipLost {
+            self.gate_problem.set(Some(ended.to_string()));
+            let look = self.memory.look_back(|| self.pulse.beat());
+            if self.hold.wrap(look).await {
+                ended = Ended::WentBack;
+            }
+        }
         if ended == Ended::Deserted {
             // Started again at once it would take the Lease that it has just given back.
             tokio::time::sleep(MAKE_WAY).await;
         }
+        self.end_pages().await;
         ended
     }
 
@@ -420,6 +461,13 @@ impl Scheduler {
         self.binds.close(STOPPING);
         self.fence.close();
         self.end_all().await;
+        self.end_pages().await;
+    }
+
+    /// The pages go last.
+    async fn end_pages(&mut self) {
+        self.stop_pages.cancel();
+        while self.pages_door.join_next().await.is_some() {}
     }
 
     async fn end_all(&mut self) {
@@ -447,7 +495,24 @@ impl Scheduler {
     /// Ends at once, as a killed process does: nothing is given back. For tests.
     pub async fn kill(mut self) {
         self.tasks.shutdown().await;
+        self.pages_door.shutdown().await;
     }
+}
+
+/// Serves a door, and reads its certificates again when they change.
+fn serve(tasks: &mut JoinSet<TaskEnd>, door: Door, router: Router, stop: CancellationToken) {
+    if let Some(certificates) = door.certificates.clone() {
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            certificates.follow(stop).await;
+            TaskEnd::Other("certificate reader")
+        });
+    }
+    let name = door.name;
+    tasks.spawn(async move {
+        door.serve(router, stop).await;
+        TaskEnd::Other(name)
+    });
 }
 
 fn identities(
@@ -472,6 +537,7 @@ fn verdict(end: TaskEnd) -> Ended {
         TaskEnd::Cycle(CycleEnd::LeadershipLost) | TaskEnd::Election(ElectionEnd::Lost) => {
             Ended::LeadershipLost
         }
+        TaskEnd::Election(ElectionEnd::WentBack) => Ended::WentBack,
         TaskEnd::Gate(GateEnd::Deserted) => Ended::Deserted,
         TaskEnd::Gate(GateEnd::Stopped) => Ended::Dead {
             task: "gate",

@@ -32,6 +32,11 @@ use crowd::{Answered, Crowd, Guest};
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Time that open connections get to end after a stop, and one that is asked to leave.
 const GOODBYE_MAX: Duration = Duration::from_secs(5);
+/// The same of one that waits for no answer: a round trip, for the peer may never say goodbye itself.
+const IDLE_GOODBYE_MAX: Duration = Duration::from_millis(200);
+/// Longest head of an HTTP/1.1 request, bytes. It is held in memory until it is whole: hyper's own limit is six times as much, for
+/// each of thousands of connections. One of HTTP/2 may have 16 KiB.
+const HEAD_MAX: usize = 64 << 10;
 /// Streams per HTTP/2 connection: kube-scheduler holds one Bind for each member of a gang, all on
 /// one connection.
 const STREAMS_MAX: u32 = 16_384;
@@ -176,7 +181,11 @@ impl Door {
 async fn overdue(guest: &Guest) {
     guest.leave.cancelled().await;
     while guest.has_asked() {
-        tokio::time::sleep(GOODBYE_MAX).await;
+        let wait = match guest.is_asking() {
+            true => GOODBYE_MAX,
+            false => IDLE_GOODBYE_MAX,
+        };
+        tokio::time::sleep(wait).await;
         if !guest.is_asking() {
             return;
         }
@@ -279,6 +288,7 @@ where
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder
             .timer(TokioTimer::new())
+            .max_buf_size(HEAD_MAX)
             .header_read_timeout(HANDSHAKE_MAX);
         let mut served = std::pin::pin!(builder.serve_connection(io, service));
         tokio::select! {

@@ -60,6 +60,14 @@ pub struct Simulate {
     /// How long a write to the API takes, for the policy muster: 0ms to 60s; 0ms by default. Not for openb.
     #[arg(long, value_name = "TIME")]
     write_delay: Option<Span>,
+    /// How long a gang waits before nodes are kept for it, for the policy muster: 0s to 168h, 0s for never; by default
+    /// as the scenario says, or 10m. Not for openb.
+    #[arg(long, value_name = "TIME")]
+    reserve_after: Option<Span>,
+    /// How long nodes are kept for a gang while nothing ends on them, for the policy muster: 0s to 168h, 0s for until it
+    /// starts; by default as the scenario says, or 48h. Not for openb.
+    #[arg(long, value_name = "TIME")]
+    keep_for: Option<Span>,
     /// End: drained (nothing runs and nothing more can start), last-arrival, or a time like 90s, 12h, 30d.
     /// Not for openb.
     #[arg(long, value_name = "WHEN")]
@@ -141,6 +149,8 @@ impl Simulate {
             policy: policy::<PolicyKind>(&self.policy, format.as_str())?,
             seed: self.seed,
             write_delay_ms: self.write_delay.map_or(0, |delay| delay.millis().0),
+            reserve_after_ms: self.reserve_after.map(|after| after.millis().0),
+            keep_for_ms: self.keep_for.map(|span| span.millis().0),
             until: self.until,
             out: self.out,
             force: self.force,
@@ -162,6 +172,8 @@ impl Simulate {
             ("--load", self.load.is_some()),
             ("--limit-jobs", self.limit_jobs.is_some()),
             ("--write-delay", self.write_delay.is_some()),
+            ("--reserve-after", self.reserve_after.is_some()),
+            ("--keep-for", self.keep_for.is_some()),
             ("--until", self.until.is_some()),
             ("--dump", self.dump.is_some()),
             ("--dump-at", self.dump_at.is_some()),

@@ -1,6 +1,7 @@
 //! Certificates: read from a directory, and read again when the files change.
 //!
-//! `tls.crt` and `tls.key` are what the server shows; `client-ca.crt` is whom it believes. A
+//! `tls.crt` and `tls.key` are what the server shows; `client-ca.crt` is whom it believes. An authority may sign for
+//! others, too: a cluster's own signs for every kubelet. So the name that a caller must bear is asked for as well. A
 //! directory that cannot be read is an error at the start; later, the last good files stay in use
 //! and the error is logged.
 
@@ -9,11 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rustls::RootCertStore;
-use rustls::ServerConfig;
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio_util::sync::CancellationToken;
 
 /// How often the files are looked at.
@@ -48,6 +53,15 @@ pub enum InvalidTls {
     },
 }
 
+/// Who may connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Callers {
+    /// Anybody: no certificate is asked for.
+    Anybody,
+    /// Who shows a certificate of `client-ca.crt` with this DNS name; with any name where it is empty.
+    Named(String),
+}
+
 #[derive(Clone, PartialEq, Eq)]
 struct Files {
     cert: Vec<u8>,
@@ -59,7 +73,7 @@ struct Files {
 #[derive(Clone)]
 pub struct Certificates {
     directory: PathBuf,
-    clients: bool,
+    callers: Callers,
     current: Arc<ArcSwap<ServerConfig>>,
 }
 
@@ -72,13 +86,13 @@ impl std::fmt::Debug for Certificates {
 }
 
 impl Certificates {
-    /// Reads a directory. With `clients`, callers must show a certificate of `client-ca.crt`.
-    pub fn read(directory: &Path, clients: bool) -> Result<Self, InvalidTls> {
-        let files = files(directory, clients)?;
-        let config = build(directory, &files)?;
+    /// Reads a directory.
+    pub fn read(directory: &Path, callers: Callers) -> Result<Self, InvalidTls> {
+        let files = files(directory, &callers)?;
+        let config = build(directory, &files, &callers)?;
         Ok(Self {
             directory: directory.to_owned(),
-            clients,
+            callers,
             current: Arc::new(ArcSwap::from_pointee(config)),
         })
     }
@@ -90,16 +104,16 @@ impl Certificates {
 
     /// Reads the files again when they changed, until stopped.
     pub async fn follow(self, stop: CancellationToken) {
-        let mut held = files(&self.directory, self.clients).ok();
+        let mut held = files(&self.directory, &self.callers).ok();
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(RELOAD_EVERY) => {}
             }
-            match files(&self.directory, self.clients) {
+            match files(&self.directory, &self.callers) {
                 Ok(found) if held.as_ref() == Some(&found) => {}
-                Ok(found) => match build(&self.directory, &found) {
+                Ok(found) => match build(&self.directory, &found, &self.callers) {
                     Ok(config) => {
                         tracing::info!(directory = %self.directory.display(), "certificates reloaded");
                         self.current.store(Arc::new(config));
@@ -113,7 +127,7 @@ impl Certificates {
     }
 }
 
-fn files(directory: &Path, clients: bool) -> Result<Files, InvalidTls> {
+fn files(directory: &Path, callers: &Callers) -> Result<Files, InvalidTls> {
     let read = |name: &str| {
         let path = directory.join(name);
         std::fs::read(&path).map_err(|error| InvalidTls::Unreadable {
@@ -124,7 +138,10 @@ fn files(directory: &Path, clients: bool) -> Result<Files, InvalidTls> {
     Ok(Files {
         cert: read("tls.crt")?,
         key: read("tls.key")?,
-        client_ca: clients.then(|| read("client-ca.crt")).transpose()?,
+        client_ca: match callers {
+            Callers::Anybody => None,
+            Callers::Named(_) => Some(read("client-ca.crt")?),
+        },
     })
 }
 
@@ -143,7 +160,61 @@ fn certificates(
     }
 }
 
-fn build(directory: &Path, files: &Files) -> Result<ServerConfig, InvalidTls> {
+/// Believes an authority's certificates if they bear a name.
+#[derive(Debug)]
+struct Named {
+    authority: Arc<dyn ClientCertVerifier>,
+    name: String,
+}
+
+impl ClientCertVerifier for Named {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.authority.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self
+            .authority
+            .verify_client_cert(end_entity, intermediates, now)?;
+        let certificate = webpki::EndEntityCert::try_from(end_entity)
+            .map_err(|_| CertificateError::BadEncoding)?;
+        if self.name.is_empty() || certificate.valid_dns_names().any(|name| name == self.name) {
+            return Ok(verified);
+        }
+        let names = certificate.valid_dns_names().take(4).collect::<Vec<_>>();
+        tracing::warn!(?names, wanted = self.name, "a caller bears another name");
+        Err(CertificateError::NotValidForName.into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.authority.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.authority.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.authority.supported_verify_schemes()
+    }
+}
+
+fn build(directory: &Path, files: &Files, callers: &Callers) -> Result<ServerConfig, InvalidTls> {
     let unusable = |error: &dyn std::fmt::Display| InvalidTls::Unusable {
         path: directory.display().to_string(),
         error: error.to_string(),
@@ -157,9 +228,9 @@ fn build(directory: &Path, files: &Files) -> Result<ServerConfig, InvalidTls> {
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| unusable(&error))?;
-    let builder = match &files.client_ca {
-        None => builder.with_no_client_auth(),
-        Some(pem) => {
+    let builder = match (&files.client_ca, callers) {
+        (None, _) | (_, Callers::Anybody) => builder.with_no_client_auth(),
+        (Some(pem), Callers::Named(name)) => {
             let mut roots = RootCertStore::empty();
             for ca in certificates(directory, "client-ca.crt", pem)? {
                 roots.add(ca).map_err(|error| unusable(&error))?;
@@ -167,7 +238,10 @@ fn build(directory: &Path, files: &Files) -> Result<ServerConfig, InvalidTls> {
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                 .build()
                 .map_err(|error| unusable(&error))?;
-            builder.with_client_cert_verifier(verifier)
+            builder.with_client_cert_verifier(Arc::new(Named {
+                authority: verifier,
+                name: name.clone(),
+            }))
         }
     };
     let mut config = builder

@@ -9,7 +9,8 @@ use muster_core::ids::NodeName;
 use muster_proto::PROTOCOL;
 use muster_proto::inventory::agent_message::Kind;
 use muster_proto::inventory::{
-    Ack, AgentMessage, Backoff, Hello, Resync, ServerMessage, server_message,
+    Ack, AgentMessage, Backoff, HealthEvent, HealthSource, Hello, Resync, ServerMessage,
+    server_message,
 };
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
@@ -222,6 +223,8 @@ impl Served {
             }
             Kind::HealthEvent(event) => {
                 metrics.agent_message("health event");
+                let source = source(&event);
+                metrics.health_event(source);
                 let detail = event
                     .device_uuid
                     .chars()
@@ -230,6 +233,7 @@ impl Served {
                 tracing::info!(
                     node = %speaker.node,
                     device = %detail.collect::<String>(),
+                    source,
                     code = event.code,
                     fatal = event.fatal,
                     "health event"
@@ -346,6 +350,22 @@ async fn aborted(token: Option<&tokio_util::sync::CancellationToken>) {
     match token {
         Some(token) => token.cancelled().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Where an agent has seen what it tells of, in one word.
+fn source(event: &HealthEvent) -> &'static str {
+    use HealthSource as Source;
+    match event.source() {
+        Source::Xid => "xid",
+        Source::RowRemap => "row remap",
+        Source::RecoveryAction => "recovery action",
+        Source::Fabric => "fabric",
+        Source::Ecc => "ecc",
+        Source::Lost => "lost",
+        Source::Leak => "leak",
+        Source::Sampler => "sampler",
+        Source::Unspecified => "unknown",
     }
 }
 

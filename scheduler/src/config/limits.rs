@@ -3,7 +3,7 @@
 use super::{
     Agents, Config, Extender, Gang, InvalidConfig, Inventory, Lease, Watch, Writes, names,
 };
-use crate::span::Span;
+use crate::span::{SPAN_MAX, Span};
 
 impl Config {
     /// Checks every value against its limits.
@@ -13,6 +13,9 @@ impl Config {
         names::account("agents.serviceAccount", &self.agents.service_account)?;
         names::namespace("lease.namespace", &self.lease.namespace)?;
         names::object("lease.name", &self.lease.name)?;
+        if !self.extender.client_name.is_empty() {
+            names::object("extender.clientName", &self.extender.client_name)?;
+        }
         count(
             "deviceResources (entries)",
             self.device_resources.len(),
@@ -29,6 +32,20 @@ impl Config {
             self.gang.template_nodes_max,
             0,
             1024,
+        )?;
+        let percent = usize::try_from(self.inventory.quarantine_percent_max);
+        count(
+            "inventory.quarantinePercentMax",
+            percent.unwrap_or(usize::MAX),
+            0,
+            100,
+        )?;
+        let nodes = usize::try_from(self.inventory.quarantine_nodes_max);
+        count(
+            "inventory.quarantineNodesMax",
+            nodes.unwrap_or(usize::MAX),
+            0,
+            100_000,
         )?;
         count("writes.inFlightMax", self.writes.in_flight_max, 1, 4096)?;
         count(
@@ -66,6 +83,12 @@ impl Config {
                 hour,
             ),
             (
+                "inventory.quarantineWindow",
+                self.inventory.quarantine_window,
+                second,
+                day,
+            ),
+            (
                 "extender.bindTimeout",
                 self.extender.bind_timeout,
                 Span::secs(2),
@@ -77,7 +100,25 @@ impl Config {
                 second,
                 hour,
             ),
+            (
+                "queue.reserveAfter",
+                self.queue.reserve_after,
+                Span::secs(0),
+                Span(SPAN_MAX),
+            ),
+            (
+                "queue.keepFor",
+                self.queue.keep_for,
+                Span::secs(0),
+                Span(SPAN_MAX),
+            ),
             ("gang.repairMax", self.gang.repair_max, second, hour),
+            (
+                "gang.gpuFailureGrace",
+                self.gang.gpu_failure_grace,
+                second,
+                day,
+            ),
             (
                 "gang.refusalGrace",
                 self.gang.refusal_grace,
@@ -302,7 +343,8 @@ pub(super) fn text(key: &'static str, value: &str) -> Result<(), InvalidConfig> 
 /// What the number at this key counts.
 pub(super) fn unit_of(key: &str) -> Option<&'static str> {
     Some(match key {
-        "gang.templateNodesMax" => "nodes",
+        "inventory.quarantinePercentMax" => "percent",
+        "gang.templateNodesMax" | "inventory.quarantineNodesMax" => "nodes",
         "writes.inFlightMax" => "writes",
         "extender.bindsHeldMax" => "Binds",
         "extender.bodyBytesMax" => "bytes",

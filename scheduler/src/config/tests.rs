@@ -175,7 +175,7 @@ fn values_arrive_and_wrong_ones_name_the_key() {
 }
 
 #[test]
-fn the_key_that_was_set_is_blamed_where_two_do_not_go_together() {
+fn f05_the_key_that_was_set_is_blamed_where_two_do_not_go_together() {
     for (text, wanted) in [
         (
             "extender: {bindTimeout: 100s}",
@@ -256,6 +256,11 @@ fn names_that_kubernetes_would_not_take_are_refused() {
             "lease: {namespace: muster.system}",
             "lease.namespace is \"muster.system\": must be a namespace",
         ),
+        (
+            "extender: {clientName: 'kube scheduler'}",
+            "extender.clientName is \"kube scheduler\": must be a name",
+        ),
+        ("extender: {clientName: ''}", ""),
         (
             "lease: {name: Muster}",
             "lease.name is \"Muster\": must be a name",

@@ -11,7 +11,7 @@ use muster_agent::fleet::{Fleet, FleetConfig, FleetNode};
 use muster_agent::profile::Profile;
 use muster_agent::scenario::FaultEvent;
 use muster_embedded::serve::Served;
-use muster_embedded::standins::extender::{Extender, ExtenderConfig, tcp};
+use muster_embedded::standins::extender::{of_muster, tcp};
 use muster_embedded::standins::kubelet::{Holder, KubeletConfig};
 use muster_embedded::standins::scheduler::SchedulerConfig;
 use muster_embedded::{EmbeddedCluster, NodePool};
@@ -42,7 +42,7 @@ pub struct Laptop {
     /// kubeconfig for kubectl.
     pub kubeconfig: PathBuf,
     /// Where `/metrics` and `/debug/dump` are.
-    pub pages: String,
+    pub pages: std::net::SocketAddr,
     served: Option<Served>,
 }
 
@@ -76,7 +76,7 @@ impl Laptop {
             format!("http://{}", agents.address()?),
         );
         let pages = Door::open_pages("http door", loopback, 64)?;
-        let pages_url = format!("http://{}", pages.address()?);
+        let pages_at = pages.address()?;
         let served_pages = scheduler.pages();
         scheduler.serve(pages, served_pages);
         let (verbs, reports) = (scheduler.extender(), scheduler.agents().router());
@@ -85,14 +85,17 @@ impl Laptop {
         let running = start_fleet(&cluster, &agents_url)?;
         // Only here is it set, once.
         let _ = fleet.set(Arc::clone(&running));
-        cluster.start_scheduler(SchedulerConfig::new("muster", extenders(&extender_url)))?;
+        cluster.start_scheduler(SchedulerConfig::new(
+            "muster",
+            of_muster(&extender_url, &tcp()),
+        ))?;
         let laptop = Self {
             cluster,
             scheduler,
             fleet: running,
             held,
             kubeconfig,
-            pages: pages_url,
+            pages: pages_at,
             served: Some(served),
         };
         laptop.wait_ready(nodes).await?;
@@ -309,19 +312,4 @@ fn start_fleet(cluster: &EmbeddedCluster, url: &str) -> anyhow::Result<Arc<Fleet
         cluster.kubelet().set_device_ids(node, ids);
     }
     Ok(fleet)
-}
-
-/// The two entries that `print kube-scheduler-config` prints.
-fn extenders(url: &str) -> Vec<Extender> {
-    let mut filter = ExtenderConfig::new(&format!("{url}/v1/short"));
-    filter.filter_verb = "filter".into();
-    filter.preempt_verb = "preempt".into();
-    let mut bind = ExtenderConfig::new(&format!("{url}/v1/bind"));
-    bind.bind_verb = "bind".into();
-    bind.http_timeout = Duration::from_secs(300);
-    let transport = tcp();
-    vec![
-        Extender::new(filter, Arc::clone(&transport)),
-        Extender::new(bind, transport),
-    ]
 }

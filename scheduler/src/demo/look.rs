@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use muster_embedded::value;
+use muster_kubernetes::names;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -216,12 +217,17 @@ impl Look {
             let replicas = role.get("replicas").and_then(Value::as_u64).unwrap_or(1);
             sum.saturating_add(replicas)
         });
+        // As the job itself says, not as Muster does.
+        let policy = ["spec", "runPolicy", "schedulingPolicy", "minAvailable"];
+        let said = value::int(job, &policy).or_else(|| elastic_minimum(job, size));
+        let said = said.and_then(|said| u64::try_from(said).ok());
+        let enough = said.map_or(size, |said| said.clamp(1, size.max(1)));
         let ended = ["Succeeded", "Failed"].iter().any(|kind| {
             value::condition(job, kind)
                 .is_some_and(|condition| value::text(condition, &["status"]) == "True")
         });
         let now = bound.get(&name).copied().unwrap_or(0);
-        if ended || now == 0 || now >= size {
+        if ended || now == 0 || now >= enough {
             self.partial_since.remove(&name);
             return;
         }
@@ -230,8 +236,9 @@ impl Look {
             .entry(name.clone())
             .or_insert_with(Instant::now);
         if since.elapsed() > PARTIAL_MAX {
-            self.broken
-                .insert(format!("GANG-1: {name} is bound in part, {now} of {size}"));
+            self.broken.insert(format!(
+                "GANG-1: {name} is bound in part, {now} of at least {enough}"
+            ));
         }
     }
 
@@ -330,4 +337,16 @@ fn sick_devices(view: &muster_agent::report::NodeView) -> BTreeSet<String> {
         .filter(|device| device.health != i32::from(muster_proto::inventory::Health::Healthy))
         .map(|device| device.uuid.clone())
         .collect()
+}
+
+/// What an elastic job that says so can start with: its fewest workers, and the other replicas.
+fn elastic_minimum(job: &Value, size: u64) -> Option<i64> {
+    let says_so = value::text(job, &["metadata", "annotations", names::ELASTIC_MINIMUM]) == "true";
+    let fewest = value::int(job, &["spec", "elasticPolicy", "minReplicas"]).filter(|_| says_so)?;
+    let workers = ["spec", "pytorchReplicaSpecs", "Worker", "replicas"];
+    let workers = value::int(job, &workers).unwrap_or(0);
+    let others = i64::try_from(size)
+        .unwrap_or(i64::MAX)
+        .saturating_sub(workers);
+    Some(others.saturating_add(fewest))
 }

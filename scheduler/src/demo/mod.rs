@@ -47,6 +47,21 @@ pub struct Demo {
     plain: bool,
 }
 
+/// The exit code of a demo; an error, which is another one, when something broke, whoever ended it, or when it was told to
+/// its end and `missing` did not come out.
+fn outcome(broken: &[String], interrupted: bool, missing: Option<String>) -> anyhow::Result<u8> {
+    if let Some(first) = broken.first() {
+        anyhow::bail!("{} invariants broke, the first: {first}", broken.len());
+    }
+    if interrupted {
+        return Ok(INTERRUPTED);
+    }
+    match missing {
+        Some(what) => anyhow::bail!("the story did not end as it should: {what}"),
+        None => Ok(0),
+    }
+}
+
 impl Demo {
     /// Runs the story. An error when something that must always hold did not, or the story did not
     /// end as it should. [`INTERRUPTED`] when its user ended it before.
@@ -58,17 +73,14 @@ impl Demo {
         let plain = self.plain || !std::io::stdout().is_terminal();
         let mut out = std::io::stdout();
         let mut laptop = Laptop::start(usize::from(self.nodes)).await?;
-        writeln!(
-            out,
-            "A cluster of {} nodes with 8 fake H100s each runs in this process. Look at it with:",
-            self.nodes
-        )?;
-        writeln!(
-            out,
-            "  export KUBECONFIG={}\n  kubectl get gangs\n  curl -s {}/debug/dump | muster-scheduler plan --dump -\n",
+        let how = format!(
+            "A cluster of {} nodes with 8 fake H100s each, and 2 without GPUs, runs in this process. Look at it with:\n  \
+             export KUBECONFIG={}\n  kubectl get gangs\n  muster-scheduler dump --from {} | muster-scheduler plan --dump -\n\n",
+            self.nodes,
             laptop.kubeconfig.display(),
             laptop.pages
-        )?;
+        );
+        out.write_all(how.as_bytes())?;
         let started = Instant::now();
         let mut look = Look::new(started);
         let mut story = Story::new();
@@ -82,7 +94,7 @@ impl Demo {
             if plain {
                 look.print_changes(&mut out)?;
             } else {
-                screen::draw(&mut out, &look, started.elapsed())?;
+                screen::draw(&mut out, &look, started.elapsed(), &how)?;
             }
             if story.is_over(started.elapsed()) {
                 break;
@@ -106,21 +118,15 @@ impl Demo {
         // What broke while it was held counts as well.
         let broken = look.broken(&laptop);
         laptop.stop().await;
-        if let Some(first) = broken.first() {
-            anyhow::bail!("{} invariants broke, the first: {first}", broken.len());
-        }
-        if interrupted {
+        let code = outcome(&broken, interrupted, ended)?;
+        if code == INTERRUPTED {
             let after = started.elapsed().as_secs();
             writeln!(
                 out,
                 "Ended by Ctrl-C after {after} s, before the end of the story."
             )?;
-            return Ok(ExitCode::from(INTERRUPTED));
         }
-        if let Some(what) = ended {
-            anyhow::bail!("the story did not end as it should: {what}");
-        }
-        Ok(ExitCode::SUCCESS)
+        Ok(ExitCode::from(code))
     }
 
     /// Keeps the cluster up and prints what changes, until Ctrl-C.
@@ -137,8 +143,9 @@ impl Demo {
         )?;
         writeln!(
             out,
-            "  export KUBECONFIG={}\n  kubectl apply -f my-pytorchjob.yaml\n  kubectl get gangs -w\n",
-            laptop.kubeconfig.display()
+            "  export KUBECONFIG={}\n  kubectl apply -f my-pytorchjob.yaml\n  kubectl get gangs -w\n  muster-scheduler dump --from {} | muster-scheduler plan --dump -\n",
+            laptop.kubeconfig.display(),
+            laptop.pages
         )?;
         loop {
             tokio::select! {
@@ -149,6 +156,49 @@ impl Demo {
             }
             look.take(laptop);
             look.print_changes(out)?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_demo_in_which_something_broke_or_did_not_come_out_fails() {
+        let broke = vec!["DEV-1: one".to_owned(), "GANG-1: another".to_owned()];
+        let missing = Some("gang train should be Running".to_owned());
+        let cases = [
+            (&[][..], false, None, Ok(0)),
+            (&[], true, None, Ok(INTERRUPTED)),
+            // Nobody can say how it would have ended.
+            (&[], true, missing.clone(), Ok(INTERRUPTED)),
+            (
+                &[],
+                false,
+                missing.clone(),
+                Err("the story did not end as it should: gang train should be Running"),
+            ),
+            (
+                &broke,
+                false,
+                None,
+                Err("2 invariants broke, the first: DEV-1: one"),
+            ),
+            (
+                &broke,
+                true,
+                missing,
+                Err("2 invariants broke, the first: DEV-1: one"),
+            ),
+        ];
+        for (broken, interrupted, missing, wanted) in cases {
+            let found = outcome(broken, interrupted, missing).map_err(|error| error.to_string());
+            assert_eq!(
+                found,
+                wanted.map_err(str::to_owned),
+                "{broken:?} {interrupted}"
+            );
         }
     }
 }

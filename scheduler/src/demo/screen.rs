@@ -23,11 +23,13 @@ const NEWS: usize = 8;
 /// Widest message.
 const MESSAGE_MAX: usize = 100;
 
-/// Draws the picture over the one before.
-pub fn draw(out: &mut impl Write, look: &Look, elapsed: Duration) -> io::Result<()> {
+/// Draws the picture over the one before, and below it what is to be read all the time.
+pub fn draw(out: &mut impl Write, look: &Look, elapsed: Duration, below: &str) -> io::Result<()> {
     let picture = picture(look, elapsed);
     out.write_all(CLEAR.as_bytes())?;
     out.write_all(picture.as_bytes())?;
+    out.write_all(b"\n")?;
+    out.write_all(below.as_bytes())?;
     out.flush()
 }
 

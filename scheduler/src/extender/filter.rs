@@ -31,21 +31,27 @@ pub(super) async fn filter(State(extender): Door, request: Request) -> Response 
 impl Extender {
     fn filter(&self, args: &ExtenderArgs<'_>) -> (&'static str, Response) {
         let Some(pod) = &args.pod else {
-            return ("Error", super::answer(&FilterResult::failed(NO_POD)));
+            return (
+                "Error",
+                super::written(FilterResult::failed(NO_POD).to_json()),
+            );
         };
         let pod = translate::pod(pod, &self.rules.load());
         let view = self.view.load();
         match view.filter(&pod.uid, pod.membership.as_ref()) {
-            FilterAnswer::Later(text) => ("Later", super::answer(&FilterResult::failed(text))),
+            FilterAnswer::Later(text) => (
+                "Later",
+                super::written(FilterResult::failed(text).to_json()),
+            ),
             FilterAnswer::Nowhere(text) => (
                 "Nowhere",
-                super::answer(&FilterResult::nowhere(args, &text)),
+                super::written(FilterResult::nowhere(args, &text).to_json()),
             ),
             FilterAnswer::WhereRoom => {
                 let requests = &pod.shape.requests;
                 let result =
                     FilterResult::divide(args, NO_ROOM, |node| view.has_room(node, requests));
-                ("WhereRoom", super::answer(&result))
+                ("WhereRoom", super::written(result.to_json()))
             }
             FilterAnswer::Only(node) => {
                 let mut result = FilterResult::only(args, node.as_str(), NOT_OFFERED);
@@ -56,13 +62,13 @@ impl Extender {
                         plan: view.plan_of(membership).cloned(),
                     };
                     self.tell_not_offered(&pod.uid, &node, of);
-                    ("NotOffered", super::answer(&result))
+                    ("NotOffered", super::written(result.to_json()))
                 } else {
                     self.tell_offered(&pod.uid, &node);
                     // kube-scheduler takes the node and reads no refusals: naming thousands of
                     // other nodes would only cost both sides time.
                     result.refused.clear();
-                    ("Only", super::answer(&result))
+                    ("Only", super::written(result.to_json()))
                 }
             }
         }

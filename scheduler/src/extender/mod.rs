@@ -189,7 +189,11 @@ fn refuse(code: StatusCode, text: &str) -> Response {
 
 /// An answer that kube-scheduler reads.
 fn answer(value: &impl Serialize) -> Response {
-    match serde_json::to_vec(value) {
+    written(serde_json::to_vec(value))
+}
+
+fn written(json: serde_json::Result<Vec<u8>>) -> Response {
+    match json {
         Ok(bytes) => ([(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
         Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }

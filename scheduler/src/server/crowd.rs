@@ -5,7 +5,8 @@
 //!                  │ first to go         │ never goes               │ goes when nobody of the first is left
 //! ```
 //! Who opens connections and asks nothing, however many, so keeps nobody out for longer than
-//! [`GRACE`], and ends no connection that has asked something while there is one that has not.
+//! [`GRACE`], and ends no connection that has asked something while there is one that has not. Who asks once on each
+//! and comes again takes part in the queue like everybody else: places come free a few times a second.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;

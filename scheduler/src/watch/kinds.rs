@@ -148,7 +148,15 @@ impl Reading for Gangs {
                 Some((Identity::Record(key), Some(Event::RecordApplied(record))))
             }
             Err(error) => {
-                tracing::warn!(gang = %object.name_any(), %error, "a Gang object is not understood");
+                let gang = format!(
+                    "{}/{}",
+                    object.namespace().unwrap_or_default(),
+                    object.name_any()
+                );
+                let status = object.status.as_ref();
+                let plan = status.and_then(|status| status.plan_id.as_deref());
+                let plan = plan.unwrap_or_default();
+                tracing::warn!(gang, plan, %error, "a Gang object is not understood");
                 None
             }
         }

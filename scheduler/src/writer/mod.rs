@@ -14,15 +14,15 @@ mod bind;
 mod job;
 mod pod;
 mod record;
+mod remembered;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use muster_core::action::{Write, WriteKind};
 use muster_core::event::{Event, WriteOutcome};
-use muster_kubernetes::gang::GangStatus;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -36,11 +36,10 @@ use crate::hold::Hold;
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 
+pub use self::remembered::Remembered;
+
 /// Of so many writes one is no binding, where one waits.
 const OTHERS_EVERY: u32 = 8;
-
-/// Statuses that are remembered for the times of their conditions; beyond that they are read again.
-const REMEMBERED_MAX: usize = 50_000;
 
 /// Name of an object: its kind's path segment, its namespace and its name.
 type Target = (&'static str, String, String);
@@ -64,8 +63,8 @@ pub struct Writer {
     pub metrics: Arc<Metrics>,
     /// Holds the tasks of single writes too.
     pub hold: Hold,
-    /// Conditions as last written, by namespace and Gang object.
-    remembered: Mutex<BTreeMap<(String, String), GangStatus>>,
+    /// Statuses as last written.
+    pub remembered: Arc<Remembered>,
 }
 
 impl Writer {
@@ -77,6 +76,7 @@ impl Writer {
         wall: Wall,
         settings: &crate::config::Writes,
         metrics: Arc<Metrics>,
+        remembered: Arc<Remembered>,
         hold: Hold,
     ) -> Self {
         Self {
@@ -88,7 +88,7 @@ impl Writer {
             deadline: settings.deadline.0,
             metrics,
             hold,
-            remembered: Mutex::default(),
+            remembered,
         }
     }
 
@@ -226,7 +226,7 @@ impl Line {
     fn next(&mut self) -> Option<(Target, Write)> {
         self.turn = self.turn.wrapping_add(1);
         // A gang that is to be released has 30 s, however many are bound meanwhile.
-        let next = if self.turn % OTHERS_EVERY == 0 {
+        let next = if self.turn.is_multiple_of(OTHERS_EVERY) {
             self.others
                 .pop_front()
                 .or_else(|| self.bindings.pop_front())

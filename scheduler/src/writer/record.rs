@@ -7,15 +7,14 @@ use muster_core::event::WriteOutcome;
 use muster_core::ids::ResourceVersion;
 use muster_core::record::{self, GangRecord};
 use muster_core::workload::WorkloadKind;
-use muster_kubernetes::gang::{Gang, GangStatus};
+use muster_kubernetes::gang::Gang;
 use muster_kubernetes::{translate, write};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::Writer;
 use super::step::{Attempts, Request, Tried, text};
-use super::{REMEMBERED_MAX, Writer};
 use crate::api::Content;
-use crate::locked;
 
 fn path(namespace: &str, object: &str) -> String {
     format!("/apis/muster.dev/v1alpha1/namespaces/{namespace}/gangs/{object}")
@@ -71,7 +70,7 @@ impl Writer {
                 Tried::Done(value) => {
                     return match parse(value) {
                         Ok((gang, record)) => {
-                            self.remember(namespace, &object, gang.status);
+                            self.remembered.keep_made(&write.gang, &object, gang.status);
                             WriteOutcome::Done(Some(record))
                         }
                         Err(outcome) => outcome,
@@ -87,7 +86,7 @@ impl Writer {
                 Ok(None) => {}
                 Ok(Some(value)) => match parse(value) {
                     Ok((gang, record)) if record.key == write.gang => {
-                        self.remember(namespace, &object, gang.status);
+                        self.remembered.keep_made(&write.gang, &object, gang.status);
                         return WriteOutcome::Done(Some(record));
                     }
                     // The name is taken by another gang's object, or by something unreadable.
@@ -137,7 +136,7 @@ impl Writer {
         let mut attempts = self.attempts(write, deadline);
         let namespace = write.gang.namespace.as_str();
         let path = path(namespace, object);
-        let previous = match self.recall(namespace, object) {
+        let previous = match self.remembered.recall(&write.gang, object) {
             Some(previous) => Some(previous),
             None => match attempts.read(&path).await {
                 Ok(Some(value)) => match parse(value) {
@@ -166,9 +165,9 @@ impl Writer {
         };
         loop {
             let doubt = match attempts.send(&request).await {
-                Tried::Done(value) => return self.stored(namespace, object, value),
+                Tried::Done(value) => return self.stored(write, object, value),
                 Tried::NotFound => {
-                    self.forget(namespace, object);
+                    self.remembered.forget(&write.gang);
                     return WriteOutcome::Gone;
                 }
                 Tried::Over(outcome) => return outcome,
@@ -181,7 +180,7 @@ impl Writer {
             let value = match attempts.read(&path).await {
                 Ok(Some(value)) => value,
                 Ok(None) => {
-                    self.forget(namespace, object);
+                    self.remembered.forget(&write.gang);
                     return WriteOutcome::Conflict(None);
                 }
                 Err(outcome) => return outcome,
@@ -199,7 +198,7 @@ impl Writer {
             };
             // Our own write whose answer was lost says exactly what was wanted.
             let ours = gang.status.as_ref() == Some(&wanted);
-            self.remember(namespace, object, gang.status);
+            self.remembered.keep(&write.gang, object, gang.status);
             return if ours {
                 WriteOutcome::Done(Some(record))
             } else {
@@ -223,11 +222,11 @@ impl Writer {
         loop {
             match attempts.send(&request).await {
                 Tried::Done(_) => {
-                    self.forget(namespace, object);
+                    self.remembered.forget(&write.gang);
                     return WriteOutcome::Done(None);
                 }
                 Tried::NotFound => {
-                    self.forget(namespace, object);
+                    self.remembered.forget(&write.gang);
                     return WriteOutcome::Gone;
                 }
                 Tried::Over(outcome) => return outcome,
@@ -244,34 +243,14 @@ impl Writer {
         }
     }
 
-    fn stored(&self, namespace: &str, object: &str, value: Value) -> WriteOutcome {
+    fn stored(&self, write: &Write, object: &str, value: Value) -> WriteOutcome {
         match parse(value) {
             Ok((gang, record)) => {
-                self.remember(namespace, object, gang.status);
+                self.remembered.keep(&write.gang, object, gang.status);
                 WriteOutcome::Done(Some(record))
             }
             Err(outcome) => outcome,
         }
-    }
-
-    /// Keeps what the next status needs of this one: its conditions and its epoch.
-    fn remember(&self, namespace: &str, object: &str, status: Option<GangStatus>) {
-        let mut remembered = locked(&self.remembered);
-        if remembered.len() >= REMEMBERED_MAX {
-            remembered.clear();
-        }
-        let mut status = status.unwrap_or_default();
-        status.members = Vec::new();
-        remembered.insert((namespace.to_owned(), object.to_owned()), status);
-    }
-
-    fn recall(&self, namespace: &str, object: &str) -> Option<GangStatus> {
-        let key = (namespace.to_owned(), object.to_owned());
-        locked(&self.remembered).get(&key).cloned()
-    }
-
-    fn forget(&self, namespace: &str, object: &str) {
-        locked(&self.remembered).remove(&(namespace.to_owned(), object.to_owned()));
     }
 }
 

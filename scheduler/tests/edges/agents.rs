@@ -87,6 +87,11 @@ fn door(standin: &Standin, config: &Config) -> (Agents, Outbox) {
     (agents, outbox)
 }
 
+/// The door, as it is put on a socket.
+pub fn reviewed_router() -> axum::Router {
+    door(&reviewer(), &Config::default()).0.router()
+}
+
 struct Agent {
     say: mpsc::Sender<AgentMessage>,
     hear: Streaming<ServerMessage>,

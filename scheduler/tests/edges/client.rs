@@ -7,7 +7,7 @@ use axum::Router;
 use axum::routing::any;
 use muster_scheduler::client::clients;
 use muster_scheduler::server::Door;
-use muster_scheduler::tls::Certificates;
+use muster_scheduler::tls::{Callers, Certificates};
 use tokio::sync::Barrier;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +24,7 @@ async fn writes_of_a_burst_share_a_few_connections_from_the_first_on() {
     let door = Door::open(
         "test",
         "127.0.0.1:0".parse().unwrap(),
-        Some(Certificates::read(directory.path(), false).unwrap()),
+        Some(Certificates::read(directory.path(), Callers::Anybody).unwrap()),
         4,
     )
     .unwrap();

@@ -48,6 +48,7 @@ pub fn view() -> View {
     View {
         leading: true,
         synced: true,
+        frozen: false,
         epoch: Epoch(1),
         gangs: [(GangKey::labelled("ns", "g"), Arc::new(gang))]
             .into_iter()
@@ -282,6 +283,31 @@ async fn t08_preempt_answers_by_uid_and_vetoes_for_gangs() {
         answer["NodeNameToMetaVictims"]["a"]["Pods"],
         json!([{"UID": "x"}])
     );
+}
+
+/// Its victims would be gone, and nothing bound in their place.
+#[tokio::test]
+async fn nobody_is_preempted_while_all_is_frozen_and_a_pod_of_no_gang_is_told_to_come_again() {
+    let bench = bench();
+    let meta = json!({"a": {"Pods": [{"UID": "x"}]}});
+    let asked = json!({"Pod": plain("q"), "NodeNameToMetaVictims": meta});
+    let filter = json!({"Pod": plain("q"), "NodeNames": ["n1"]});
+    let path = "/v1/short/preempt";
+    let answer = ask(&bench.router, path, asked.clone()).await;
+    assert_eq!(
+        answer["NodeNameToMetaVictims"]["a"]["Pods"],
+        meta["a"]["Pods"]
+    );
+    let offered = ask(&bench.router, "/v1/short/filter", filter.clone()).await;
+    assert_eq!(offered["Error"], "");
+    bench.view.store(Arc::new(View {
+        frozen: true,
+        ..view()
+    }));
+    let veto = json!({"NodeNameToMetaVictims": {}});
+    assert_eq!(ask(&bench.router, path, asked).await, veto);
+    let refused = ask(&bench.router, "/v1/short/filter", filter).await;
+    assert_eq!(refused["Error"], "muster: frozen, nothing is bound for now");
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use muster_scheduler::scheduler::{Clients, Ended, Options, Scheduler};
 use muster_scheduler::server::Peer;
 use serde_json::{Value, json};
 use tower::ServiceExt;
+use tracing_subscriber::EnvFilter;
 
 use crate::standin::{Call, Reply, Standin, ok, status};
 
@@ -145,20 +146,29 @@ async fn f41_node_that_vanished_while_the_watch_was_cut_is_gone_from_the_view() 
 
 #[tokio::test(start_paused = true)]
 async fn f42_nothing_leads_before_every_kind_is_listed() {
-    let served = Arc::new(Mutex::new(false));
-    let open = Arc::clone(&served);
-    let standin = cluster(move |call| {
-        (call.path.ends_with("/gangs") && !*open.lock().unwrap()).then(|| status(404, "NotFound"))
-    });
-    let mut scheduler = start(&standin);
-    tokio::time::sleep(Duration::from_secs(30)).await;
-    assert!(!scheduler.leads());
-    let (code, text) = page(&scheduler, "/readyz").await;
-    assert_eq!(code, 503);
-    assert!(text.contains("Gang"), "{text}");
-    *served.lock().unwrap() = true;
-    until(|| scheduler.leads()).await;
-    scheduler.stop().await;
+    let kinds = [
+        ("/gangs", "Gang", 404),
+        ("/nodes", "Node", 500),
+        ("/pods", "Pod", 500),
+        ("/pytorchjobs", "PyTorchJob", 500),
+        ("/priorityclasses", "PriorityClass", 500),
+    ];
+    for (path, kind, code) in kinds {
+        let served = Arc::new(Mutex::new(false));
+        let open = Arc::clone(&served);
+        let standin = cluster(move |call| {
+            (call.path.ends_with(path) && !*open.lock().unwrap()).then(|| status(code, "Away"))
+        });
+        let mut scheduler = start(&standin);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(!scheduler.leads(), "{kind}");
+        let (code, text) = page(&scheduler, "/readyz").await;
+        assert_eq!(code, 503, "{kind}");
+        assert!(text.contains(kind), "{text}");
+        *served.lock().unwrap() = true;
+        until(|| scheduler.leads()).await;
+        scheduler.stop().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -225,5 +235,54 @@ async fn what_the_planner_sees_is_given_on_loopback_only() {
             said.contains(why) && said.starts_with("a dump is given on loopback only"),
             "{said}"
         );
+    }
+}
+
+/// It named the gang alone.
+#[tokio::test(start_paused = true)]
+async fn a_gang_that_is_not_understood_is_logged_with_its_plan() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let filter = EnvFilter::new("muster_scheduler=info");
+    let logged = muster_scheduler::logs::lines(filter, move || writer.clone());
+    let _guard = tracing::subscriber::set_default(logged);
+    let standin = cluster(|call| {
+        let odd = json!([{
+            "metadata": {"name": "odd", "namespace": "team", "uid": "u", "resourceVersion": "1"},
+            "spec": {"workload": {"kind": "Other", "name": "w", "uid": "wu"}},
+            "status": {"recordVersion": 1, "planId": "e3-14"},
+        }]);
+        let is_list = call.path.ends_with("/gangs") && !call.is_watch();
+        is_list.then(|| list(odd))
+    });
+    let mut scheduler = start(&standin);
+    until(|| scheduler.leads()).await;
+    scheduler.stop().await;
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let said: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|line: &Value| line["message"] == "a Gang object is not understood")
+        .collect();
+    assert!(!said.is_empty(), "{text}");
+    for line in said {
+        assert_eq!(
+            (&line["gang"], &line["plan"]),
+            (&json!("team/odd"), &json!("e3-14"))
+        );
+    }
+}
+
+/// What is logged.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }

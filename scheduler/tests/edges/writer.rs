@@ -75,6 +75,7 @@ async fn outcome_of(
         Wall::default(),
         &settings,
         Arc::default(),
+        Arc::default(),
         Hold::default(),
     );
     let (writes, queue) = mpsc::channel(4);
@@ -186,7 +187,7 @@ async fn t21_bind_that_nobody_waits_for_any_more_is_not_sent_nor_sent_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn t24_bind_conflicts_by_cause() {
+async fn t24_f25_bind_conflicts_by_cause() {
     let after_conflict = |metadata: Value, spec: Value| {
         scripted(move |line, _, _| match line.starts_with("POST") {
             true => status(409, "Conflict"),
@@ -314,7 +315,7 @@ fn create() -> WriteKind {
 }
 
 #[tokio::test(start_paused = true)]
-async fn record_that_exists_is_found_and_a_taken_name_is_avoided() {
+async fn f16_s10_record_that_exists_is_found_and_a_taken_name_is_avoided() {
     let standin = scripted(|line, _, _| match line.starts_with("POST") {
         true => status(409, "AlreadyExists"),
         false => ok(gang("job-uid", "3")),
@@ -377,7 +378,7 @@ async fn status_conflict_says_what_the_object_says_now() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn t23_pod_recreated_under_its_name_is_left_alone() {
+async fn t23_f21_s8_pod_recreated_under_its_name_is_left_alone() {
     for what in [
         WriteKind::ReleasePod {
             pod: target(),
