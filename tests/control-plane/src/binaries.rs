@@ -3,7 +3,7 @@
 //! ```text
 //!   MUSTER_CONTROL_PLANE_BIN=<folder of ready binaries>            used as it is
 //!   otherwise <target>/control-plane/<hash of go.mod, go.sum, go version>/
-//!        etcd kube-apiserver kube-controller-manager kube-scheduler kubectl kwok training-operator.v1
+//!        etcd etcdctl etcdutl kube-apiserver kube-controller-manager kube-scheduler kubectl kwok training-operator.v1
 //!        manifests/  the CRDs and roles that come with the modules
 //! ```
 //! The versions are those of the two Go modules beside this crate (`tools/go.mod`, `training-operator/go.mod`). A cold build takes
@@ -61,6 +61,7 @@ pub struct Binaries {
     /// Kubeflow's training operator (v1 jobs).
     pub training_operator: PathBuf,
     manifests: PathBuf,
+    folder: PathBuf,
 }
 
 impl Binaries {
@@ -76,16 +77,7 @@ impl Binaries {
     fn in_folder(folder: &Path) -> Result<Binaries> {
         let folder = std::path::absolute(folder)
             .map_err(Error::io(format!("folder {}", folder.display())))?;
-        let find = |names: &[&str]| -> Result<PathBuf> {
-            names
-                .iter()
-                .map(|name| folder.join(name))
-                .find(|path| path.is_file())
-                .ok_or_else(|| Error::MissingProgram {
-                    program: names.first().copied().unwrap_or_default().to_owned(),
-                    folder: folder.clone(),
-                })
-        };
+        let find = |names: &[&str]| find(&folder, names);
         let mut binaries = Binaries {
             // etcd's command is called `server` in its module.
             etcd: find(&["etcd", "server"])?,
@@ -96,6 +88,7 @@ impl Binaries {
             kwok: find(&["kwok"])?,
             training_operator: find(&["training-operator.v1", "training-operator"])?,
             manifests: folder.join("manifests"),
+            folder: folder.clone(),
         };
         if MANIFESTS
             .iter()
@@ -120,6 +113,22 @@ impl Binaries {
         Binaries::in_folder(&folder)
     }
 
+    /// The client that takes snapshots of etcd. Only a restore needs it: a folder of ready binaries does without, else.
+    ///
+    /// # Errors
+    /// The folder has none.
+    pub fn etcdctl(&self) -> Result<PathBuf> {
+        find(&self.folder, &["etcdctl"])
+    }
+
+    /// The program that makes a store of a snapshot of etcd; the same holds.
+    ///
+    /// # Errors
+    /// The folder has none.
+    pub fn etcdutl(&self) -> Result<PathBuf> {
+        find(&self.folder, &["etcdutl"])
+    }
+
     /// The CustomResourceDefinition of `kubeflow.org/v1` PyTorchJob (644 KB: apply it server-side).
     pub fn pytorchjobs_crd(&self) -> PathBuf {
         self.manifests.join(PYTORCHJOBS_CRD)
@@ -134,6 +143,16 @@ impl Binaries {
     pub fn training_operator_role(&self) -> PathBuf {
         self.manifests.join(TRAINING_OPERATOR_ROLE)
     }
+}
+
+/// The first of these names that is a file in the folder.
+fn find(folder: &Path, names: &[&str]) -> Result<PathBuf> {
+    let mut paths = names.iter().map(|name| folder.join(name));
+    let found = paths.find(|path| path.is_file());
+    found.ok_or_else(|| Error::MissingProgram {
+        program: names.first().copied().unwrap_or_default().to_owned(),
+        folder: folder.to_owned(),
+    })
 }
 
 /// The module of the control plane's own programs.

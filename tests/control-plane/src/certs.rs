@@ -81,10 +81,12 @@ impl Authority {
         self.issue(name, params)
     }
 
-    /// A client certificate for this user and these groups (Kubernetes reads the common name and the organizations), in the files
-    /// `<file>.crt` and `<file>.key`.
+    /// A client certificate for this user and these groups (Kubernetes reads the common name and the organizations; Muster a DNS
+    /// name, which a user without colons is as well), in the files `<file>.crt` and `<file>.key`.
     pub fn client(&self, file: &str, user: &str, groups: &[&str]) -> Result<CertFiles> {
-        let mut params = params(user, &[]).map_err(certificate(user))?;
+        let named = [user];
+        let names = if user.contains(':') { &[][..] } else { &named };
+        let mut params = params(user, names).map_err(certificate(user))?;
         for group in groups {
             params
                 .distinguished_name

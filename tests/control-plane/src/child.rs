@@ -36,13 +36,13 @@ impl Child {
         self.running.pid()
     }
 
-    /// What it costs.
+    /// What it costs, with the processes that it has started.
     ///
     /// # Errors
     /// It has ended.
     pub fn usage(&mut self) -> Result<Usage> {
         self.check_running()?;
-        Usage::of(self.pid()).ok_or_else(|| self.exited("no status"))
+        Usage::with_children(self.pid()).ok_or_else(|| self.exited("no status"))
     }
 
     /// An error with the end of its log when it has ended.

@@ -23,6 +23,7 @@
 //! | a program with its own RBAC | [`Cluster::service_account_kubeconfig`], [`Cluster::service_account_token`] |
 //! | mTLS for an extender | [`Cluster::authority`] (serving certificates, the CA file), [`Cluster::kube_scheduler_cert`] |
 //! | faults | [`Cluster::kill`], [`Cluster::stop`], [`Cluster::start`], [`Cluster::pause`], [`Cluster::stop_api_server_for`] |
+//! | backup and restore | [`Cluster::save_snapshot`], [`Cluster::restore_snapshot`] |
 //! | a program without a cluster | [`Child`] |
 //! | a program of one's own | [`Cluster::spawn`], then the same faults on [`Program::Other`] |
 //! | programs of another Go module | [`build_tools`] |

@@ -24,6 +24,48 @@ impl Usage {
             rss_peak_bytes: status_bytes(&status, "VmHWM:"),
         })
     }
+
+    /// The usage of a process and the processes that it has started, added up, or nothing when it is gone. Of a child's
+    /// memory what it shares with others is left out: that is the program itself, which the parent has as well. The peak
+    /// adds each one's own peak, which is what they took at one moment at most.
+    pub fn with_children(pid: u32) -> Option<Usage> {
+        let mut sum = Usage::of(pid)?;
+        for child in children(pid) {
+            let usage = Usage::of(child).unwrap_or_default();
+            let shared = shared_bytes(child);
+            let own = usage.rss_bytes.saturating_sub(shared);
+            let own_peak = usage.rss_peak_bytes.saturating_sub(shared);
+            sum.cpu = sum.cpu.saturating_add(usage.cpu);
+            sum.rss_bytes = sum.rss_bytes.saturating_add(own);
+            sum.rss_peak_bytes = sum.rss_peak_bytes.saturating_add(own_peak);
+        }
+        Some(sum)
+    }
+}
+
+/// Resident memory of a process that another one has mapped, too; none when it is gone or may not be read.
+fn shared_bytes(pid: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let kinds = ["Shared_Clean:", "Shared_Dirty:"];
+    let shared = kinds.map(|kind| status_bytes(&rollup, kind));
+    shared.into_iter().fold(0, u64::saturating_add)
+}
+
+/// Processes whose parent it is.
+fn children(pid: u32) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_child = |child: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        parent(&stat) == Some(pid)
+    };
+    pids.filter(is_child).collect()
+}
+
+/// The parent is field 4.
+fn parent(stat: &str) -> Option<u32> {
+    let after_name = stat.rsplit_once(')')?.1;
+    after_name.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// utime and stime are fields 14 and 15, counted from 1; the program's name (field 2) may hold spaces and parentheses.
@@ -64,5 +106,22 @@ mod tests {
         assert!(usage.rss_bytes > 100_000);
         assert!(usage.rss_peak_bytes >= usage.rss_bytes);
         assert_eq!(Usage::of(u32::MAX), None);
+    }
+
+    #[test]
+    fn children_are_part_of_what_a_program_costs() {
+        let own = Usage::with_children(std::process::id()).unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        assert!(children(std::process::id()).contains(&child.id()));
+        let both = Usage::with_children(std::process::id()).unwrap();
+        assert!(both.rss_peak_bytes > own.rss_peak_bytes);
+        let usage = Usage::of(child.id()).unwrap();
+        assert!((1..usage.rss_bytes).contains(&shared_bytes(child.id())));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(parent("42 (a) b (c)) S 7 1"), Some(7));
     }
 }

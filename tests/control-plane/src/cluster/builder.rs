@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use kube::Client;
 use tempfile::TempDir;
 
@@ -123,10 +124,15 @@ impl ClusterBuilder {
     }
 
     /// Starts the programs and waits until they are ready; a few seconds once the programs are built, minutes before that.
+    /// Boxed, so that it is compiled here and not once more with each program that starts a cluster.
     ///
     /// # Errors
     /// A program that can't be built, or that ends or is not ready in time: the error holds the last 30 lines of its log.
-    pub async fn start(self) -> Result<Cluster> {
+    pub fn start(self) -> BoxFuture<'static, Result<Cluster>> {
+        Box::pin(self.start_with_retries())
+    }
+
+    async fn start_with_retries(self) -> Result<Cluster> {
         // Fails only when a provider is installed already, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let binaries = tokio::task::spawn_blocking(Binaries::locate_or_build)
@@ -185,6 +191,8 @@ impl ClusterBuilder {
         let cluster = Cluster {
             programs: Mutex::new(slots),
             outages: Mutex::new(Vec::new()),
+            etcd_port,
+            etcd_peer_port,
             api_port,
             binaries: binaries.clone(),
             authority,

@@ -44,16 +44,38 @@ impl Layout<'_> {
         }
     }
 
-    pub(super) fn etcd(&self) -> Vec<String> {
-        let client = format!("http://127.0.0.1:{}", self.etcd_port);
+    /// Where etcd serves its clients.
+    pub(super) fn etcd_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.etcd_port)
+    }
+
+    /// Where etcd keeps its data.
+    pub(super) fn etcd_data(&self) -> PathBuf {
+        self.folder.join("etcd")
+    }
+
+    /// What etcd and a restore of its data have to agree about: who the one member is.
+    pub(super) fn etcd_member(&self) -> [String; 2] {
         let peer = format!("http://127.0.0.1:{}", self.etcd_peer_port);
-        vec![
-            format!("--data-dir={}", self.folder.join("etcd").display()),
-            format!("--listen-client-urls={client}"),
-            format!("--advertise-client-urls={client}"),
-            format!("--listen-peer-urls={peer}"),
+        [
             format!("--initial-advertise-peer-urls={peer}"),
             format!("--initial-cluster=default={peer}"),
+        ]
+    }
+
+    pub(super) fn etcd(&self) -> Vec<String> {
+        let client = self.etcd_url();
+        let [advertised, members] = self.etcd_member();
+        vec![
+            format!("--data-dir={}", self.etcd_data().display()),
+            format!("--listen-client-urls={client}"),
+            format!("--advertise-client-urls={client}"),
+            format!(
+                "--listen-peer-urls=http://127.0.0.1:{}",
+                self.etcd_peer_port
+            ),
+            advertised,
+            members,
             // The data goes with the cluster; waiting for a disk would measure the disk.
             "--unsafe-no-fsync".into(),
             "--quota-backend-bytes=8589934592".into(),
@@ -69,7 +91,7 @@ impl Layout<'_> {
         extra: &[String],
     ) -> Vec<String> {
         let mut args = vec![
-            format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port),
+            format!("--etcd-servers={}", self.etcd_url()),
             "--bind-address=127.0.0.1".into(),
             "--advertise-address=127.0.0.1".into(),
             // With the usual reconcilers: "cannot use public IP 127.0.0.1 with endpoint reconciler".

@@ -331,13 +331,12 @@ impl Cluster {
         }
     }
 
-    /// The layout for programs started after etcd and the API server, which don't look at etcd's ports.
-    fn layout(&self) -> Layout<'_> {
+    pub(super) fn layout(&self) -> Layout<'_> {
         Layout {
             folder: self.folder.path(),
             feature_gates: &self.feature_gates,
-            etcd_port: 0,
-            etcd_peer_port: 0,
+            etcd_port: self.etcd_port,
+            etcd_peer_port: self.etcd_peer_port,
             api_port: self.api_port,
         }
     }

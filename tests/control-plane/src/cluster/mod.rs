@@ -4,6 +4,7 @@ mod access;
 mod builder;
 mod flags;
 mod lifecycle;
+mod store;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -66,6 +67,8 @@ pub struct Cluster {
     /// Declared first, so that the programs are dead before their folder goes.
     programs: Mutex<BTreeMap<Program, Slot>>,
     outages: Mutex<Vec<Outage>>,
+    etcd_port: u16,
+    etcd_peer_port: u16,
     api_port: u16,
     binaries: Binaries,
     authority: Authority,

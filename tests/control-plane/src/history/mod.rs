@@ -57,8 +57,8 @@ pub struct History {
     pub(crate) events: Vec<Event>,
     /// The moment up to which it reaches: something that is still so then has lasted until then.
     pub(crate) until: Option<Timestamp>,
-    /// Times at which a watch had to start afresh because the server no longer had the events after its last one, and found objects
-    /// changed: what happened to them in between is known by its result only.
+    /// Times at which a watch had to start afresh because the server no longer had the events after its last one, found objects
+    /// changed, and could not ask for what had been so in between: what happened to them is known by its result only.
     pub gaps: Vec<Timestamp>,
 }
 

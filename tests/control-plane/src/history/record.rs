@@ -1,6 +1,6 @@
 //! The recorder: three watches that never lose their place without saying so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{
-    Api, ApiResource, DynamicObject, GroupVersionKind, ListParams, WatchEvent, WatchParams,
+    Api, ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectList, VersionMatch,
+    WatchEvent, WatchParams,
 };
 use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -23,6 +24,9 @@ use super::{Change, Event, History, World};
 
 /// Pause before a watch that broke is opened again (the API server may be down).
 const RETRY_EVERY: Duration = Duration::from_millis(100);
+/// Most versions that are asked for one by one after a gap. What a server had not told before it died are a few; what others
+/// wrote before it was asked again are tens.
+const WALK_MAX: u64 = 1_000;
 /// Most events kept; later ones are dropped and counted as a gap. At about 2 KB each this is 4 GB.
 const EVENTS_MAX: usize = 2_000_000;
 
@@ -141,7 +145,7 @@ impl Recorder {
         });
         let mut watches = JoinSet::new();
         let nodes: Api<Node> = Api::all(client.clone());
-        let (version, _) = shared
+        let version = shared
             .list(&nodes)
             .await
             .map_err(Error::api("list nodes to record"))?;
@@ -149,14 +153,14 @@ impl Recorder {
         let kind = GroupVersionKind::gvk("kubeflow.org", "v1", "PyTorchJob");
         let jobs: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
         match shared.list(&jobs).await {
-            Ok((version, _)) => {
+            Ok(version) => {
                 watches.spawn(shared.clone().follow(jobs, version));
             }
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => return Err(Error::api("list pytorchjobs to record")(error)),
         }
         let pods: Api<Pod> = Api::all(client.clone());
-        let (version, _) = shared
+        let version = shared
             .list(&pods)
             .await
             .map_err(Error::api("list pods to record"))?;
@@ -314,37 +318,44 @@ impl Shared {
         self.count.send_replace(count);
     }
 
-    /// Lists everything and records what differs from what is known; objects that went away are recorded as gone. Returns the list's
-    /// version, and whether anything differed that is judged: a heartbeat of a node or a pod's condition hides nothing.
-    async fn list<K: Recorded>(
-        &self,
-        api: &Api<K>,
-    ) -> std::result::Result<(String, bool), kube::Error> {
+    /// Lists everything and records it. Returns the list's version.
+    async fn list<K: Recorded>(&self, api: &Api<K>) -> kube::Result<String> {
         let list = api.list(&ListParams::default()).await?;
-        let version = list.metadata.resource_version.clone().unwrap_or_default();
-        let listed: std::collections::BTreeSet<String> =
-            list.items.iter().filter_map(ResourceExt::uid).collect();
-        let known: BTreeMap<String, Change> = K::all_gone(&self.log().world).into_iter().collect();
-        let mut differs = false;
-        for (_, change) in known.iter().filter(|(uid, _)| !listed.contains(*uid)) {
-            differs = true;
-            self.push(number(Some(&version)), change.clone());
+        self.take(&list);
+        Ok(list.metadata.resource_version.unwrap_or_default())
+    }
+
+    /// Records what of a list differs from what is known; objects that are not in it are recorded as gone.
+    fn take<K: Recorded>(&self, list: &ObjectList<K>) {
+        let version = number(list.metadata.resource_version.as_deref());
+        let listed: BTreeSet<String> = list.items.iter().filter_map(ResourceExt::uid).collect();
+        let known = K::all_gone(&self.log().world);
+        for (_, change) in known.into_iter().filter(|(uid, _)| !listed.contains(uid)) {
+            self.push(version, change);
         }
         for object in &list.items {
             let own = number(object.resource_version().as_deref());
             let uid = object.uid().unwrap_or_default();
             if self.log().versions.get(&uid) != Some(&own) {
-                let before = known.get(&uid).cloned().map(judged);
-                differs |= before != Some(judged(object.gone()));
                 self.push(own, object.set());
             }
         }
-        Ok((version, differs))
     }
 
-    /// Watches for ever, from a version on. A server that was restarted refuses versions from before; when a list then shows every
+    /// Whether anything in a list differs that is judged from what is known: a heartbeat of a node or a pod's condition hides
+    /// nothing.
+    fn differs<K: Recorded>(&self, list: &ObjectList<K>) -> bool {
+        let known: BTreeMap<String, Change> = K::all_gone(&self.log().world).into_iter().collect();
+        let changed = |object: &K| {
+            let before = known.get(&object.uid().unwrap_or_default());
+            before.cloned().map(judged) != Some(judged(object.gone()))
+        };
+        known.len() != list.items.len() || list.items.iter().any(changed)
+    }
+
+    /// Watches for ever, from a version on. A server that was restarted refuses versions from before. When a list then shows every
     /// object as it was last seen, nothing was missed (but for objects that were made and removed in between, and nodes that changed
-    /// and changed back: what is judged of a pod never goes back).
+    /// and changed back: what is judged of a pod never goes back). Otherwise what was missed is asked for, version by version.
     async fn follow<K: Recorded>(self: Arc<Self>, api: Api<K>, mut version: String) {
         loop {
             let expired = match api.watch(&WatchParams::default(), &version).await {
@@ -352,15 +363,40 @@ impl Shared {
                 Err(kube::Error::Api(status)) => status.code == 410,
                 Err(_) => false,
             };
-            if expired && let Ok((listed, differs)) = self.list(&api).await {
-                version = listed;
-                if differs {
+            if expired && let Ok(list) = api.list(&ListParams::default()).await {
+                let listed = list.metadata.resource_version.clone().unwrap_or_default();
+                let (seen, now) = (number(Some(&version)), number(Some(&listed)));
+                if self.differs(&list) && !self.walk(&api, seen, now).await {
                     let at = (self.now)();
                     self.log().gaps.push(at);
                 }
+                self.take(&list);
+                version = listed;
             }
             tokio::time::sleep(RETRY_EVERY).await;
         }
+    }
+
+    /// Records what was so at each version between two: the store keeps them for minutes, also when the server's memory of events is
+    /// lost. Returns whether it could be had.
+    async fn walk<K: Recorded>(&self, api: &Api<K>, seen: u64, now: u64) -> bool {
+        if now.saturating_sub(seen) > WALK_MAX {
+            return false;
+        }
+        for version in seen.saturating_add(1)..now {
+            let exactly = ListParams {
+                resource_version: Some(version.to_string()),
+                version_match: Some(VersionMatch::Exact),
+                ..ListParams::default()
+            };
+            match api.list(&exactly).await {
+                Ok(list) if number(list.metadata.resource_version.as_deref()) == version => {
+                    self.take(&list);
+                }
+                _ => return false,
+            }
+        }
+        true
     }
 
     /// Takes in events until the watch ends; returns whether its version has expired.
@@ -389,7 +425,6 @@ impl Shared {
     }
 }
 
-/// Resource versions of the API server are decimal numbers out of one sequence (comparable as such since Kubernetes 1.35).
 /// What is judged of a change: annotations are not.
 pub(super) fn judged(mut change: Change) -> Change {
     if let Change::PodGone(pod) | Change::Pod(pod) = &mut change {
@@ -398,6 +433,7 @@ pub(super) fn judged(mut change: Change) -> Change {
     change
 }
 
+/// Resource versions of the API server are decimal numbers out of one sequence (comparable as such since Kubernetes 1.35).
 fn number(version: Option<&str>) -> u64 {
     version
         .and_then(|version| version.parse().ok())

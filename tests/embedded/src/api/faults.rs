@@ -1,12 +1,16 @@
 //! The seam where faults come in: around every request, and at every event of every watch.
 //!
 //! ```text
-//! request ─► before ─► (refuse | delay | go on | later) ─► applied ─► after ─► (deliver | delay | lose | replace)
+//! request ─► before ─► (refuse | delay | go on | later | parked) ─► applied ─► after ─► (deliver | delay | lose | replace)
 //! list ─► page_max                              watch ─► bookmarks
 //! watch event ─► watch_event ─► (deliver | lag | twice | cut | expire)
+//! an event goes out, or the last page of a list ─► shown
 //! ```
 
 use std::time::Duration;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
 
 use super::error::ApiError;
 use super::store::Change;
@@ -34,10 +38,12 @@ pub struct RequestInfo {
     pub continued: bool,
     /// A list or watch that is content with an older state (`resourceVersion=0`).
     pub any_version: bool,
+    /// The body.
+    pub body: Bytes,
 }
 
 /// What to do before a request is applied.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum Before {
     /// Apply it.
     Proceed,
@@ -47,6 +53,8 @@ pub enum Before {
     Slow(Duration),
     /// Break the connection now, and apply it after this time all the same.
     Late(Duration),
+    /// The same, at the moment that somebody says, or with the end of the time after which a request is given up.
+    Parked(CancellationToken),
     /// Answer this; nothing is applied.
     Refuse(ApiError),
     /// Break the connection; nothing is applied.
@@ -107,6 +115,9 @@ pub trait Faults: Send + Sync {
     fn watch_event(&self, _request: &RequestInfo, _change: &Change) -> OnEvent {
         OnEvent::Deliver
     }
+
+    /// Whoever sent `request`, a list or a watch, is being shown its resource up to this version.
+    fn shown(&self, _request: &RequestInfo, _version: u64) {}
 }
 
 /// No faults at all.

@@ -4,11 +4,13 @@
 //! deleted, else the reference that dangles is taken out. An owner that waits for its dependents (foreground deletion)
 //! is released when none is left.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::error::ApiError;
 use super::server::{ApiServer, Caller, DeleteOptions, Target};
-use super::store::Dependent;
+use super::store::{Dependent, Stored};
 use crate::value;
 
 const CLIENT: &str = "garbage-collector";
@@ -39,10 +41,10 @@ impl ApiServer {
         }
     }
 
-    fn place(&self, place: &Dependent) -> Option<(Target, Value)> {
+    fn place(&self, place: &Dependent) -> Option<(Target, Arc<Stored>)> {
         let store = self.store();
         let ty = store.tables.get(place.0)?.ty.clone();
-        let object = store.get(place.0, &place.1)?.value.clone();
+        let object = Arc::clone(store.get(place.0, &place.1)?);
         let target = Target {
             table: place.0,
             version: ty.version().to_owned(),
@@ -64,7 +66,7 @@ impl ApiServer {
             .and_then(|place| self.place(&place))
             .filter(|(_, object)| {
                 let name = Value::from("foregroundDeletion");
-                value::items(object, &["metadata", "finalizers"]).contains(&name)
+                value::items(&object.value, &["metadata", "finalizers"]).contains(&name)
             });
         let exists = self.store().live(uid).is_some();
         if exists && waiting.is_none() {
@@ -74,7 +76,7 @@ impl ApiServer {
         for place in &dependents {
             if let Some((target, object)) = self.place(place) {
                 // A failure means that the dependent changed or went meanwhile, which queues it again.
-                let _ = self.drop_dependent(&caller, &target, &object, uid);
+                let _ = self.drop_dependent(&caller, &target, &object.value, uid);
             }
         }
         let left = !self.store().dependents(uid).is_empty();

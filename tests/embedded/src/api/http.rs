@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::Value;
@@ -35,6 +35,8 @@ pub struct Disconnected;
 pub enum Answer {
     /// A document.
     Document(u16, Bytes),
+    /// A list; the last page of it tells its version.
+    List(Option<u64>, Bytes),
     /// A document with a content type of its own.
     Typed(&'static str, Bytes),
     /// A stream of lines.
@@ -126,7 +128,7 @@ impl ApiService {
                 _ => return Ok(refusal(&error)),
             },
         };
-        let info = self.info(&call, headers, &query);
+        let info = self.info(&call, headers, &query, body);
         let request = Arrived {
             server: self.server.clone(),
             call,
@@ -134,7 +136,6 @@ impl ApiService {
             query,
             accept: accept.to_owned(),
             content_type: header(header::CONTENT_TYPE).to_owned(),
-            body: body.clone(),
         };
         let faults = self.server.faults();
         let answer = match faults.before(&info) {
@@ -143,9 +144,14 @@ impl ApiService {
                 tokio::time::sleep(time).await;
                 request.apply()
             }
-            Before::Slow(time) => request.apply_after(time).await?,
+            Before::Slow(time) => request.apply_after(tokio::time::sleep(time)).await?,
             Before::Late(time) => {
-                drop(request.apply_after(time));
+                drop(request.apply_after(tokio::time::sleep(time)));
+                return Err(Disconnected.into());
+            }
+            Before::Parked(until) => {
+                let told = tokio::time::timeout(REQUEST_TIMEOUT, until.cancelled_owned());
+                drop(request.apply_after(told.map(|_| ())));
                 return Err(Disconnected.into());
             }
             Before::Refuse(error) => return Ok(refusal(&error)),
@@ -164,13 +170,19 @@ impl ApiService {
         }
         match answer {
             Ok(Answer::Document(code, text)) => respond(code, "application/json", Body::from(text)),
+            Ok(Answer::List(version, text)) => {
+                if let Some(version) = version {
+                    faults.shown(&info, version);
+                }
+                respond(200, "application/json", Body::from(text))
+            }
             Ok(Answer::Typed(kind, text)) => respond(200, kind, Body::from(text)),
             Ok(Answer::Stream(body)) => respond(200, "application/json", body),
             Err(error) => Ok(refusal(&error)),
         }
     }
 
-    fn info(&self, call: &Call, headers: &HeaderMap, query: &Query) -> RequestInfo {
+    fn info(&self, call: &Call, headers: &HeaderMap, query: &Query, body: &Bytes) -> RequestInfo {
         let text = |name| {
             headers
                 .get(name)
@@ -199,6 +211,7 @@ impl ApiService {
             name,
             continued: !query.get("continue").is_empty(),
             any_version: query.get("resourceVersion") == "0",
+            body: body.clone(),
         }
     }
 }
@@ -211,7 +224,6 @@ struct Arrived {
     query: Query,
     accept: String,
     content_type: String,
-    body: Bytes,
 }
 
 impl Arrived {
@@ -224,17 +236,17 @@ impl Arrived {
             query: &self.query,
             accept: &self.accept,
             content_type: &self.content_type,
-            body: &self.body,
+            body: &info.body,
             page_max: faults.page_max(info),
             bookmarks: faults.bookmarks(info),
         };
         routes::run(&self.server, self.call, &context)
     }
 
-    /// Is applied after a time, whether anybody waits for the answer or not.
+    /// Is applied after a while, whether anybody waits for the answer or not.
     fn apply_after(
         self,
-        time: Duration,
+        wait: impl Future<Output = ()> + Send + 'static,
     ) -> impl Future<Output = Result<Result<Answer, ApiError>, Disconnected>> {
         let (tell, told) = oneshot::channel();
         let server = self.server.clone();
@@ -243,7 +255,7 @@ impl Arrived {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
-                () = tokio::time::sleep(time) => {
+                () = wait => {
                     // Whoever asked may have left.
                     let _ = tell.send(self.apply());
                 }
@@ -286,6 +298,9 @@ pub(crate) fn stream_body(stream: impl futures::Stream<Item = Bytes> + Send + 's
         stream.map(Ok::<_, std::convert::Infallible>),
     ))
 }
+
+/// An API server gives up a request after this time.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The longest time that a watch stays open when the caller names none.
 pub(crate) const WATCH_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1800);

@@ -288,6 +288,11 @@ fn check_match_fields(pod: &Value, errors: &mut Vec<FieldError>) {
 
 const SPEC_FORBIDDEN: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
+fn spec_alone(pod: &Value) -> Value {
+    let spec = pod.get("spec").cloned().unwrap_or_default();
+    Value::Object(serde_json::Map::from_iter([("spec".to_owned(), spec)]))
+}
+
 /// Checks what an update changes in a pod's spec.
 ///
 /// # Errors
@@ -312,7 +317,7 @@ pub fn check_update(ty: &ResourceType, new: &Value, old: &Value) -> Result<(), A
             "existing toleration can not be modified except its tolerationSeconds",
         ));
     }
-    let (mut a, mut b) = (old.clone(), new.clone());
+    let (mut a, mut b) = (spec_alone(old), spec_alone(new));
     for pod in [&mut a, &mut b] {
         for key in [
             "schedulingGates",

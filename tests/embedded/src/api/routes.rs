@@ -382,7 +382,9 @@ fn list(
     }
     let found: Vec<_> = found.into_iter().map(|(_, o)| o.clone()).collect();
     drop(store);
-    Ok(Answer::Document(200, render.list(target, &found, &meta)))
+    let is_last = meta.get("continue").is_none();
+    let text = render.list(target, &found, &meta);
+    Ok(Answer::List(is_last.then_some(version), text))
 }
 
 fn open_watch(

@@ -418,7 +418,7 @@ impl ApiServer {
         }
         self.modify(caller, target, "update", |old| {
             strategy::check_update_metadata(target, old, &body)?;
-            Ok(body.clone())
+            Ok(body)
         })
     }
 

@@ -177,7 +177,8 @@ pub struct Store {
     pub version: u64,
     /// Tables; an index stays valid for ever.
     pub tables: Vec<Table>,
-    names: BTreeMap<(String, String), usize>,
+    /// By group, then by plural.
+    names: BTreeMap<String, BTreeMap<String, usize>>,
     owners: BTreeMap<String, BTreeSet<Dependent>>,
     live: BTreeMap<String, Dependent>,
     /// The log.
@@ -211,8 +212,8 @@ impl Store {
 
     /// Adds a resource, or replaces the type of one that is there. Returns its index.
     pub fn define(&mut self, ty: ResourceType) -> usize {
-        let name = (ty.group.clone(), ty.plural.clone());
-        if let Some(index) = self.names.get(&name).copied() {
+        let (group, plural) = (ty.group.clone(), ty.plural.clone());
+        if let Some(index) = self.index_of(&group, &plural) {
             if let Some(table) = self.tables.get_mut(index) {
                 table.ty = Arc::new(ty);
                 table.served = true;
@@ -228,14 +229,18 @@ impl Store {
             compacted: self.version,
             signal: Signal::default(),
         });
-        self.names.insert(name, index);
+        self.names.entry(group).or_default().insert(plural, index);
         index
+    }
+
+    fn index_of(&self, group: &str, plural: &str) -> Option<usize> {
+        self.names.get(group)?.get(plural).copied()
     }
 
     /// The index of a served resource.
     #[must_use]
     pub fn find(&self, group: &str, plural: &str) -> Option<usize> {
-        let index = *self.names.get(&(group.to_owned(), plural.to_owned()))?;
+        let index = self.index_of(group, plural)?;
         self.tables.get(index).filter(|t| t.served).map(|_| index)
     }
 
@@ -403,8 +408,8 @@ impl Store {
 
     /// Stops serving a resource and drops its objects' table entries (the objects must have been deleted before).
     pub fn undefine(&mut self, group: &str, plural: &str) {
-        let found = self.names.get(&(group.to_owned(), plural.to_owned()));
-        if let Some(table) = found.and_then(|i| self.tables.get_mut(*i)) {
+        let found = self.index_of(group, plural);
+        if let Some(table) = found.and_then(|index| self.tables.get_mut(index)) {
             table.served = false;
             table.signal.send();
         }

@@ -389,15 +389,10 @@ pub fn keep_metadata(new: &mut Value, old: &Value, target: &Target) {
         "generateName",
         "selfLink",
     ] {
-        match value::at(old, &["metadata", key]) {
-            Some(v) => value::set(new, &["metadata", key], v.clone()),
-            None => {
-                value::remove(new, &["metadata", key]);
-            }
-        }
+        restore(new, &["metadata", key], value::at(old, &["metadata", key]));
     }
     for key in ["apiVersion", "kind"] {
-        value::set(new, &[key], old.get(key).cloned().unwrap_or_default());
+        restore(new, &[key], Some(old.get(key).unwrap_or(&Value::Null)));
     }
     if value::at(new, &["metadata", "managedFields"]).is_none()
         && let Some(fields) = value::at(old, &["metadata", "managedFields"])
@@ -412,27 +407,43 @@ pub fn keep_metadata(new: &mut Value, old: &Value, target: &Target) {
 /// The status endpoint writes only the status, the main endpoint only the rest.
 fn keep_other_half(new: &mut Value, old: &Value, target: &Target) {
     if target.subresource == "status" {
-        let status = value::remove(new, &["status"]);
-        let metadata = new.get("metadata").cloned().unwrap_or_default();
-        *new = old.clone();
-        if let Some(status) = status {
-            value::set(new, &["status"], status);
-        } else {
-            value::remove(new, &["status"]);
-        }
-        for key in ["labels", "annotations", "managedFields"] {
-            let built_in = !target.ty.custom || key == "managedFields";
-            match value::at(&metadata, &[key]) {
-                Some(v) if built_in => value::set(new, &["metadata", key], v.clone()),
-                _ => {}
-            }
-        }
+        let mut metadata = value::remove(new, &["metadata"]).unwrap_or_default();
+        let before = old.get("metadata").unwrap_or(&Value::Null);
+        restore_all(&mut metadata, before, |key, is_there| {
+            let written = match key {
+                "labels" | "annotations" => !target.ty.custom,
+                _ => key == "managedFields",
+            };
+            written && is_there
+        });
+        restore_all(new, old, |key, _| matches!(key, "metadata" | "status"));
+        value::set(new, &["metadata"], metadata);
     } else if target.subresource.is_empty() || target.subresource == "scale" {
-        match old.get("status") {
-            Some(status) => value::set(new, &["status"], status.clone()),
-            None => {
-                value::remove(new, &["status"]);
-            }
+        restore(new, &["status"], old.get("status"));
+    }
+}
+
+/// Makes the value at `path` what it was. Most are as they were, and to look is much cheaper than to copy.
+fn restore(new: &mut Value, path: &[&str], was: Option<&Value>) {
+    match was {
+        Some(was) if value::at(new, path) == Some(was) => {}
+        Some(was) => value::set(new, path, was.clone()),
+        None => {
+            value::remove(new, path);
+        }
+    }
+}
+
+/// Makes every key of an object what it was, but for those that may be other ones: by name, and whether they are there.
+fn restore_all(new: &mut Value, old: &Value, may_differ: impl Fn(&str, bool) -> bool) {
+    let none = serde_json::Map::new();
+    let old = old.as_object().unwrap_or(&none);
+    let map = value::object(new, &[]);
+    map.retain(|key, _| old.contains_key(key) || may_differ(key, true));
+    for (key, was) in old {
+        let is = map.get(key);
+        if is != Some(was) && !may_differ(key, is.is_some()) {
+            map.insert(key.clone(), was.clone());
         }
     }
 }

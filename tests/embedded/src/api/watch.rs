@@ -111,8 +111,13 @@ pub fn open(
 impl Cursor {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if !self.pending.is_empty() {
-                let all: Vec<Bytes> = self.pending.drain(..).collect();
+            if let Some(first) = self.pending.pop_front() {
+                if self.pending.is_empty() {
+                    return Some(first);
+                }
+                let all: Vec<Bytes> = std::iter::once(first)
+                    .chain(self.pending.drain(..))
+                    .collect();
                 return Some(all.concat().into());
             }
             if self.over {
@@ -179,8 +184,14 @@ impl Cursor {
                 };
                 self.passed = false;
                 match decided {
-                    OnEvent::Deliver => self.pending.push_back(text),
-                    OnEvent::Duplicate => self.pending.extend([text.clone(), text]),
+                    OnEvent::Deliver => {
+                        faults.shown(&self.info, change.version);
+                        self.pending.push_back(text);
+                    }
+                    OnEvent::Duplicate => {
+                        faults.shown(&self.info, change.version);
+                        self.pending.extend([text.clone(), text]);
+                    }
                     OnEvent::Lag(time) => {
                         self.hold_until = Some(Instant::now() + time);
                         self.passed = true;

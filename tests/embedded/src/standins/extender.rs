@@ -14,6 +14,7 @@ use http::{Request, Response, header};
 use http_body_util::Full;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::value;
@@ -74,6 +75,21 @@ impl ExtenderConfig {
         bind.http_timeout = bind_timeout;
         vec![filter, bind]
     }
+}
+
+/// Muster's two entries, as `muster-scheduler print kube-scheduler-config` prints them: a short one that filters and
+/// is asked about preemption, and a long one that binds.
+#[must_use]
+pub fn of_muster(url: &str, transport: &Transport) -> Vec<Extender> {
+    let mut filter = ExtenderConfig::new(&format!("{url}/v1/short"));
+    filter.filter_verb = "filter".into();
+    filter.preempt_verb = "preempt".into();
+    let mut bind = ExtenderConfig::new(&format!("{url}/v1/bind"));
+    bind.bind_verb = "bind".into();
+    bind.http_timeout = Duration::from_secs(300);
+    [filter, bind]
+        .map(|config| Extender::new(config, Arc::clone(transport)))
+        .into()
 }
 
 /// Sends a request, and gives status and body or the text of a failure.
@@ -148,6 +164,21 @@ impl std::fmt::Debug for Extender {
     }
 }
 
+/// What Filter and Prioritize are asked, as it is sent: the pod is not copied for it.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Args<'a> {
+    pod: &'a Value,
+    nodes: Option<Nodes<'a>>,
+    node_names: Option<&'a [String]>,
+}
+
+#[derive(Serialize)]
+struct Nodes<'a> {
+    metadata: Map<String, Value>,
+    items: &'a [&'a Value],
+}
+
 /// What a Filter call left.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filtered {
@@ -201,11 +232,11 @@ impl Extender {
                 .any(|c| uses(c, "requests") || uses(c, "limits"))
     }
 
-    async fn send(&self, verb: &str, body: &Value) -> Result<Value, String> {
+    async fn send(&self, verb: &str, body: Vec<u8>) -> Result<Value, String> {
         let url = format!("{}/{verb}", self.config.url_prefix.trim_end_matches('/'));
         let request = Request::post(&url)
             .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body.to_string())))
+            .body(Full::new(Bytes::from(body)))
             .map_err(|e| e.to_string())?;
         let timeout = self.config.http_timeout;
         let answer = tokio::time::timeout(timeout, (self.transport)(request)).await;
@@ -235,8 +266,8 @@ impl Extender {
         names: &[String],
         nodes: &[&Value],
     ) -> Result<Filtered, String> {
-        let args = self.args(pod, names, nodes);
-        let answer = self.send(&self.config.filter_verb, &args).await?;
+        let args = self.args(pod, names, nodes)?;
+        let answer = self.send(&self.config.filter_verb, args).await?;
         let empty = Map::new();
         let map = answer.as_object().unwrap_or(&empty);
         let error = any_case(map, "Error").as_str().unwrap_or_default();
@@ -264,12 +295,17 @@ impl Extender {
         })
     }
 
-    fn args(&self, pod: &Value, names: &[String], nodes: &[&Value]) -> Value {
-        if self.config.node_cache_capable {
-            json!({"Pod": pod, "Nodes": null, "NodeNames": names})
-        } else {
-            json!({"Pod": pod, "Nodes": {"metadata": {}, "items": nodes}, "NodeNames": null})
-        }
+    fn args(&self, pod: &Value, names: &[String], nodes: &[&Value]) -> Result<Vec<u8>, String> {
+        let by_name = self.config.node_cache_capable;
+        let args = Args {
+            pod,
+            nodes: (!by_name).then(|| Nodes {
+                metadata: Map::new(),
+                items: nodes,
+            }),
+            node_names: by_name.then_some(names),
+        };
+        serde_json::to_vec(&args).map_err(|e| e.to_string())
     }
 
     /// Asks for scores; already multiplied by weight and brought to kube-scheduler's range.
@@ -283,7 +319,7 @@ impl Extender {
         nodes: &[&Value],
     ) -> Result<BTreeMap<String, i64>, String> {
         let answer = self
-            .send(&self.config.prioritize_verb, &self.args(pod, names, nodes))
+            .send(&self.config.prioritize_verb, self.args(pod, names, nodes)?)
             .await?;
         let mut scores: BTreeMap<String, i64> = BTreeMap::new();
         for item in answer.as_array().into_iter().flatten() {
@@ -324,7 +360,8 @@ impl Extender {
         } else {
             json!({"Pod": pod, "NodeNameToVictims": full, "NodeNameToMetaVictims": null})
         };
-        let answer = self.send(&self.config.preempt_verb, &args).await?;
+        let args = args.to_string().into_bytes();
+        let answer = self.send(&self.config.preempt_verb, args).await?;
         let empty = Map::new();
         let map = answer.as_object().unwrap_or(&empty);
         let mut left = BTreeMap::new();
@@ -361,7 +398,8 @@ impl Extender {
     /// The text of a failed call, or of an `Error` in the answer.
     pub async fn bind(&self, pod: &Value, node: &str) -> Result<(), String> {
         let args = json!({"PodName": value::name(pod), "PodNamespace": value::namespace(pod), "PodUID": value::uid(pod), "Node": node});
-        let answer = self.send(&self.config.bind_verb, &args).await?;
+        let args = args.to_string().into_bytes();
+        let answer = self.send(&self.config.bind_verb, args).await?;
         let empty = Map::new();
         let error = any_case(answer.as_object().unwrap_or(&empty), "Error")
             .as_str()

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::fit;
 use super::kinds::{NODES, PODS};
 use crate::api::informer::{Batch, Informer, Local};
-use crate::api::store::ChangeKind;
+use crate::api::store::{ChangeKind, Stored};
 use crate::api::{ApiError, ApiServer, DeleteOptions};
 use crate::{quantity, value};
 
@@ -194,7 +194,7 @@ pub struct Kubelet {
     nodes_informer: Informer,
     nodes: BTreeMap<String, NodeState>,
     /// Bound pods by uid, with their node.
-    known: BTreeMap<String, (String, Value)>,
+    known: BTreeMap<String, (String, Arc<Stored>)>,
     steps: BTreeSet<(Instant, String, Step)>,
 }
 
@@ -295,14 +295,14 @@ impl Kubelet {
                     .cloned()
                     .collect();
                 gone.iter().for_each(|uid| self.forget(uid));
-                all.iter().for_each(|p| self.see_pod(&p.value));
+                all.iter().for_each(|p| self.see_pod(p));
             }
             Some(Batch::Changes(changes)) => {
                 for change in changes {
                     if change.kind == ChangeKind::Deleted {
                         self.forget(value::uid(&change.object.value));
                     } else {
-                        self.see_pod(&change.object.value);
+                        self.see_pod(&change.object);
                     }
                 }
             }
@@ -319,7 +319,7 @@ impl Kubelet {
 
     /// Looks again at the bound pods of a node that could not be served before.
     fn retry(&mut self, node: &str) {
-        let waiting: Vec<Value> = self
+        let waiting: Vec<Arc<Stored>> = self
             .known
             .values()
             .filter(|(n, _)| n == node)
@@ -337,13 +337,15 @@ impl Kubelet {
             .contains(node)
     }
 
-    fn see_pod(&mut self, pod: &Value) {
+    fn see_pod(&mut self, stored: &Arc<Stored>) {
+        let pod = &stored.value;
         let node = value::text(pod, &["spec", "nodeName"]).to_owned();
         if node.is_empty() {
             return;
         }
         let uid = value::uid(pod).to_owned();
-        self.known.insert(uid.clone(), (node.clone(), pod.clone()));
+        self.known
+            .insert(uid.clone(), (node.clone(), Arc::clone(stored)));
         if !self.nodes.contains_key(&node) || self.is_silent(&node) {
             return;
         }
@@ -594,9 +596,10 @@ impl Kubelet {
     }
 
     fn step(&mut self, uid: &str, step: Step) {
-        let Some((node, pod)) = self.known.get(uid).cloned() else {
+        let Some((node, stored)) = self.known.get(uid).cloned() else {
             return;
         };
+        let pod = &stored.value;
         if self.is_silent(&node) {
             // What was due while it stood still is done once it goes on.
             return self.plan(uid, step, SILENT_AGAIN);
@@ -604,14 +607,14 @@ impl Kubelet {
         let now = self.api.server().clock().stamp();
         match step {
             Step::Start => {
-                self.write_status(&pod, |p| set_running(p, &now));
-                self.plan_finish(&pod);
+                self.write_status(pod, |p| set_running(p, &now));
+                self.plan_finish(pod);
             }
             Step::Finish => {
-                let code = value::text(&pod, &["metadata", "annotations", EXIT_CODE])
+                let code = value::text(pod, &["metadata", "annotations", EXIT_CODE])
                     .parse()
                     .unwrap_or(0);
-                self.write_status(&pod, |p| set_finished(p, code, &now));
+                self.write_status(pod, |p| set_finished(p, code, &now));
                 self.release(uid, &node);
             }
             Step::Remove => {
@@ -623,9 +626,9 @@ impl Kubelet {
                 };
                 if let Err(error) =
                     self.api
-                        .delete(PODS, value::namespace(&pod), value::name(&pod), &options)
+                        .delete(PODS, value::namespace(pod), value::name(pod), &options)
                 {
-                    tracing::debug!(%error, pod = value::name(&pod), "pod not removed");
+                    tracing::debug!(%error, pod = value::name(pod), "pod not removed");
                 }
             }
         }

@@ -7,6 +7,7 @@
 //! One worker, as in the default install: a job of 256 pods keeps the others waiting for some 25 s.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::kinds::{JOBS, PODGROUPS, PODS, SERVICES};
 use super::operator_status::{self as status, Counts};
 use crate::api::informer::{Batch, Informer, Local};
+use crate::api::store::Stored;
 use crate::api::{ApiError, ApiServer, DeleteOptions};
 use crate::value;
 
@@ -212,12 +214,12 @@ impl Operator {
                 );
             }
             value::set_default(&mut job, &["status", "startTime"], now.clone());
-            self.run_job(&mut job, &pods).await?;
+            self.run_job(&mut job, &stored.value, &pods).await?;
         }
         self.write_status(&stored.value, &job)
     }
 
-    fn pods_of_job(&self, job: &Value) -> Vec<Value> {
+    fn pods_of_job(&self, job: &Value) -> Vec<Arc<Stored>> {
         let names = self
             .pods_of
             .get(value::uid(job))
@@ -231,12 +233,16 @@ impl Operator {
                 value::controller(&p.value)
                     .is_some_and(|o| value::text(o, &["uid"]) == value::uid(job))
             })
-            .map(|p| p.value.clone())
             .collect()
     }
 
-    /// Creates what is missing, deletes what is too much, and judges the phases.
-    async fn run_job(&mut self, job: &mut Value, pods: &[Value]) -> Result<(), ApiError> {
+    /// Creates what is missing, deletes what is too much, and judges the phases. `stored`: the job as it was read.
+    async fn run_job(
+        &mut self,
+        job: &mut Value,
+        stored: &Value,
+        pods: &[Arc<Stored>],
+    ) -> Result<(), ApiError> {
         let now = self.api.server().clock().stamp();
         if self.is_past_deadline(job) {
             let text = format!(
@@ -248,29 +254,26 @@ impl Operator {
             return self.clean_up(job, pods);
         }
         self.ensure_podgroup(job)?;
-        let specs = value::at(job, &["spec", "pytorchReplicaSpecs"])
-            .and_then(Value::as_object)
-            .cloned()
-            .unwrap_or_default();
-        let mut roles: Vec<(String, Value)> = specs.into_iter().collect();
+        let specs = value::at(stored, &["spec", "pytorchReplicaSpecs"]).and_then(Value::as_object);
+        let mut roles: Vec<(&String, &Value)> = specs.into_iter().flatten().collect();
         if roles.len() > 1 && self.api.server().chance().below(2) == 1 {
             roles.reverse();
         }
-        for (role, spec) in &roles {
+        for (role, spec) in roles {
             let wanted = replicas(spec);
             let mut counts = Counts::default();
             let mut restarted = false;
             for index in 0..wanted {
-                let found = pods.iter().find(|p| is_member(p, role, index));
+                let found = pods.iter().find(|p| is_member(&p.value, role, index));
                 match found {
                     Some(pod) => {
-                        restarted |= self.judge(job, role, spec, pod, &mut counts, &now)?
+                        restarted |= self.judge(job, role, spec, &pod.value, &mut counts, &now)?
                     }
                     None => self.create_pod(job, role, spec, index).await?,
                 }
             }
-            for pod in pods.iter().filter(|p| is_beyond(p, role, wanted)) {
-                self.delete_pod(pod)?;
+            for pod in pods.iter().filter(|p| is_beyond(&p.value, role, wanted)) {
+                self.delete_pod(&pod.value)?;
             }
             if self.config.services {
                 self.ensure_services(job, role, wanted)?;
@@ -497,9 +500,9 @@ impl Operator {
             .map(|_| ())
     }
 
-    fn suspend(&self, job: &mut Value, pods: &[Value], now: &str) -> Result<(), ApiError> {
+    fn suspend(&self, job: &mut Value, pods: &[Arc<Stored>], now: &str) -> Result<(), ApiError> {
         for pod in pods {
-            self.delete_pod(pod)?;
+            self.delete_pod(&pod.value)?;
         }
         self.delete_services(job)?;
         self.delete_podgroup(job)?;
@@ -528,15 +531,15 @@ impl Operator {
         )
     }
 
-    fn clean_up(&mut self, job: &Value, pods: &[Value]) -> Result<(), ApiError> {
+    fn clean_up(&mut self, job: &Value, pods: &[Arc<Stored>]) -> Result<(), ApiError> {
         let policy = value::text(job, &["spec", "runPolicy", "cleanPodPolicy"]);
         for pod in pods {
             let running = matches!(
-                value::text(pod, &["status", "phase"]),
+                value::text(&pod.value, &["status", "phase"]),
                 "Running" | "Pending"
             );
             if policy == "All" || (policy == "Running" && running) {
-                self.delete_pod(pod)?;
+                self.delete_pod(&pod.value)?;
             }
         }
         self.delete_podgroup(job)?;
@@ -620,6 +623,6 @@ fn is_beyond(pod: &Value, role: &str, wanted: i64) -> bool {
 fn exit_code(pod: &Value) -> i64 {
     let statuses = value::items(pod, &["status", "containerStatuses"]).iter();
     let main = statuses.filter(|s| value::text(s, &["name"]) == "pytorch");
-    let codes = main.filter_map(|s| value::int(s, &["state", "terminated", "exitCode"]));
-    codes.last().unwrap_or(-1)
+    let mut codes = main.filter_map(|s| value::int(s, &["state", "terminated", "exitCode"]));
+    codes.next_back().unwrap_or(-1)
 }

@@ -273,7 +273,7 @@ fn equal_seeds_give_equal_logs_in_three_processes() {
         let output = std::process::Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                "equal_seeds_give_equal_logs_in_three_processes",
+                "faults::equal_seeds_give_equal_logs_in_three_processes",
                 "--nocapture",
             ])
             .env(CHILD, "1")

@@ -11,6 +11,25 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, ListParams};
 use muster_control_plane::{Cluster, Error, Identity, NodeTemplate, Program};
 
+#[test]
+fn without_go_and_without_ready_programs_it_says_what_is_missing() {
+    let nowhere = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_bare-cluster"))
+        .env("PATH", nowhere.path())
+        .env_remove(muster_control_plane::BIN_ENV)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in [
+        "bare-cluster: no Go toolchain: `go` is not in PATH",
+        "install Go 1.26 or newer",
+        "set MUSTER_CONTROL_PLANE_BIN to a folder of ready binaries",
+    ] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_starts_serves_survives_a_killed_api_server_and_leaves_nothing() {
     let cluster = Cluster::builder()
