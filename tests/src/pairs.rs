@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use futures::future::LocalBoxFuture;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, DeleteParams, DynamicObject};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -17,8 +18,8 @@ use muster_scheduler::gate;
 use crate::acts::PATIENCE;
 use crate::fleet::{self, Fleet};
 use crate::jobs::Job;
-use crate::link::Link;
 use crate::programs;
+use crate::proxy::Proxy;
 use crate::replicas::binding_of_an_earlier_leader;
 use crate::stack::{self, PARTIAL_MAX};
 
@@ -26,6 +27,9 @@ use crate::stack::{self, PARTIAL_MAX};
 const SCHEDULER_RIGHTS: &str = include_str!("../../deploy/kustomize/base/scheduler-rights.yaml");
 /// Muster's Lease.
 const LEASE: &str = "muster-scheduler";
+/// How soon a program that has ended is started again. The kubelet takes longer the more often it has ended; then nothing
+/// would be killed.
+const RESTART_AFTER: Duration = Duration::from_millis(300);
 /// How often the cluster is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -66,7 +70,9 @@ impl Fault {
 struct Pair {
     name: &'static str,
     http: String,
-    link: Link,
+    link: Proxy,
+    /// Between the agents and their door.
+    agents: Proxy,
 }
 
 impl Pair {
@@ -109,6 +115,30 @@ impl Pairs {
     /// Starts everything and waits until one pair leads and the other follows. `config` are lines of Muster's
     /// configuration.
     pub async fn start(nodes: u32, config: &str, failover_max: Duration) -> anyhow::Result<Self> {
+        let operator = TrainingOperatorOptions::default();
+        Self::start_of(&["a", "b"], nodes, config, failover_max, &operator).await
+    }
+
+    /// The same with pairs of these names.
+    ///
+    /// Boxed, so that it is compiled here and not once more with each test program.
+    pub fn start_of<'a>(
+        names: &'a [&'static str],
+        nodes: u32,
+        config: &'a str,
+        failover_max: Duration,
+        operator: &'a TrainingOperatorOptions,
+    ) -> LocalBoxFuture<'a, anyhow::Result<Self>> {
+        Box::pin(Self::bring_up(names, nodes, config, failover_max, operator))
+    }
+
+    async fn bring_up(
+        names: &[&'static str],
+        nodes: u32,
+        config: &str,
+        failover_max: Duration,
+        operator: &TrainingOperatorOptions,
+    ) -> anyhow::Result<Self> {
         let pools = [NodeTemplate::gpu_pool("gpu", nodes)];
         let mut builder = Cluster::builder();
         for pool in &pools {
@@ -126,12 +156,11 @@ impl Pairs {
             pairs: Vec::new(),
             failover_max,
         };
-        for name in ["a", "b"] {
+        for name in names.iter().copied() {
             pairs.add(name, config, &pools).await?;
         }
         pairs.settled().await?;
-        let operator = TrainingOperatorOptions::default();
-        pairs.cluster.start_training_operator(&operator).await?;
+        pairs.cluster.start_training_operator(operator).await?;
         Ok(pairs)
     }
 
@@ -145,7 +174,7 @@ impl Pairs {
         let cluster = &self.cluster;
         let address = cluster.api_url();
         let target = address.trim_start_matches("https://");
-        let link = Link::to(target).await?;
+        let link = Proxy::to(target).await?;
         let folder = cluster.folder().join(format!("pair-{name}"));
         std::fs::create_dir_all(&folder)?;
         let account = cluster
@@ -183,7 +212,14 @@ impl Pairs {
             .arg("--tls-dir")
             .arg(&tls)
             .env("RUST_LOG", "info");
-        let pair = Pair { name, http, link };
+        let through = Proxy::to(&agents).await?;
+        let address = through.address.to_string();
+        let pair = Pair {
+            name,
+            http,
+            link,
+            agents: through,
+        };
         cluster.spawn(&pair.muster().to_string(), &command).await?;
         self.pairs.push(pair);
         self.start_kube_scheduler(name, &folder, &extender, &client_tls, &kubeconfig)
@@ -192,7 +228,52 @@ impl Pairs {
             name: format!("muster-fleet-{name}"),
             ..Fleet::of(pools)
         };
-        fleet::start_fleet(&self.cluster, &agents, &fleet).await
+        fleet::start_fleet(&self.cluster, &address, &fleet).await
+    }
+
+    /// Records what the API server says from now on: after its store was restored, an earlier record waits for what comes
+    /// again only later.
+    pub async fn record_afresh(&mut self) -> anyhow::Result<()> {
+        self.recorder = stack::record(&self.cluster).await?;
+        Ok(())
+    }
+
+    /// What is between a pair and the API server.
+    pub fn to_api(&self, name: &str) -> anyhow::Result<&Proxy> {
+        Ok(&self.pair(name)?.link)
+    }
+
+    /// What is between the agents and a pair.
+    pub fn from_agents(&self, name: &str) -> anyhow::Result<&Proxy> {
+        Ok(&self.pair(name)?.agents)
+    }
+
+    /// Muster and kube-scheduler of a pair.
+    pub fn programs(&self, name: &str) -> anyhow::Result<[Program; 2]> {
+        let pair = self.pair(name)?;
+        Ok([pair.muster(), pair.kube_scheduler()])
+    }
+
+    /// A page that a pair's Muster serves, with its head.
+    pub async fn page(&self, name: &str, path: &str) -> anyhow::Result<String> {
+        Ok(stack::http_get(&self.pair(name)?.http, path).await?)
+    }
+
+    /// Starts the programs of a pair again whenever they have ended, as a kubelet does; for ever.
+    pub async fn keep_running(&self, name: &str) -> anyhow::Result<()> {
+        let [muster, kube_scheduler] = self.programs(name)?;
+        tokio::try_join!(self.keep(&muster), self.keep(&kube_scheduler))?;
+        Ok(())
+    }
+
+    async fn keep(&self, program: &Program) -> anyhow::Result<()> {
+        loop {
+            if !self.cluster.is_running(program) {
+                // One that ends while it is waited for is started once more.
+                let _ = self.cluster.start(program).await;
+            }
+            tokio::time::sleep(RESTART_AFTER).await;
+        }
     }
 
     /// With the printed configuration, and the Lease of the pair by a flag, as in the Deployment.
@@ -372,7 +453,8 @@ impl Pairs {
         Ok(kube_scheduler?)
     }
 
-    fn jobs(&self) -> Api<DynamicObject> {
+    /// PyTorchJobs of namespace `default`.
+    pub fn jobs(&self) -> Api<DynamicObject> {
         let kind = ApiResource::from_gvk_with_plural(
             &GroupVersionKind::gvk("kubeflow.org", "v1", "PyTorchJob"),
             "pytorchjobs",

@@ -31,6 +31,9 @@ fn build() -> anyhow::Result<PathBuf> {
             "muster-scheduler",
             "--bin",
             "muster-agent",
+            // Without a test, cargo leaves out what tests alone depend on, and the features that they ask for with it.
+            "--test",
+            "faults",
         ]);
     if folder.ends_with("release") {
         command.arg("--release");

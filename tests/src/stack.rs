@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use futures::future::LocalBoxFuture;
 use kube::api::{Api, DynamicObject};
 use kube::core::{ApiResource, GroupVersionKind};
 use muster_control_plane::history::{GangRule, History, Minimum, PodState, Recorder, World};
@@ -96,7 +97,13 @@ pub(crate) fn free_address() -> anyhow::Result<String> {
 
 impl Stack {
     /// Starts everything and waits until Muster leads and is ready.
-    pub async fn start(options: StackOptions) -> anyhow::Result<Self> {
+    ///
+    /// Boxed, so that it is compiled here and not once more with each test program.
+    pub fn start(options: StackOptions) -> LocalBoxFuture<'static, anyhow::Result<Self>> {
+        Box::pin(Self::bring_up(options))
+    }
+
+    async fn bring_up(options: StackOptions) -> anyhow::Result<Self> {
         let say = options.progress;
         say("starting etcd, kube-apiserver, kube-controller-manager, KWOK and the nodes");
         let mut builder = Cluster::builder();
@@ -374,18 +381,16 @@ impl Stack {
         Ok(())
     }
 
-    /// Starts Muster after it was killed. Its Lease is taken away, as an administrator would who does
-    /// not want to wait until it expires.
+    /// Starts Muster after it was killed. Nobody holds the Lease then, as if an administrator did not want to wait until it
+    /// expires. (Where it is deleted the next leader begins frozen, and looks for half a minute whether the cluster was restored.)
     pub async fn start_muster_again(&self) -> anyhow::Result<()> {
-        let delete = [
-            "delete",
-            "lease",
-            "muster-scheduler",
-            "-n",
-            "muster-system",
-            "--ignore-not-found",
+        let lease = ["-n", "muster-system", "patch", "lease", "muster-scheduler"];
+        let unheld = [
+            "--type=merge",
+            "-p",
+            r#"{"spec": {"holderIdentity": null}}"#,
         ];
-        self.cluster.kubectl(&delete).await?;
+        self.kubectl(&[&lease[..], &unheld[..]].concat()).await?;
         self.cluster.start(&muster()).await?;
         Ok(())
     }
@@ -508,7 +513,9 @@ pub(crate) fn certificates(cluster: &Cluster, folder: &Path) -> anyhow::Result<(
         .server("muster-scheduler", &["localhost", "127.0.0.1"])?;
     std::fs::copy(&server.cert, tls.join("tls.crt"))?;
     std::fs::copy(&server.key, tls.join("tls.key"))?;
-    let client = cluster.kube_scheduler_cert();
+    let client = cluster
+        .authority()
+        .client("extender-client", "muster-kube-scheduler", &[])?;
     std::fs::copy(&client.cert, client_tls.join("tls.crt"))?;
     std::fs::copy(&client.key, client_tls.join("tls.key"))?;
     for (dir, name) in [

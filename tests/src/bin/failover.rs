@@ -4,6 +4,7 @@
 //! cargo run --release -p muster-tests --bin failover -- --runs 52
 //! ```
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,11 @@ async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let pairs = Pairs::start(arguments.nodes, "", FLOOR).await?;
     pairs.until_jobs_are_held().await?;
+    // It runs through all of it.
+    let kept = Job::new("kept", vec![Role::new("Worker", 4, 1)]);
+    pairs.run(&kept, RUN_MAX).await?;
+    let members = || bound(&pairs, &kept);
+    let before = members();
     let mut times: Vec<(Fault, Duration)> = Vec::new();
     for run in 0..arguments.runs {
         let kinds = u32::try_from(Fault::ALL.len())?;
@@ -54,6 +60,11 @@ async fn main() -> anyhow::Result<ExitCode> {
         times.push((fault, took));
     }
     pairs.judge().await?;
+    let after = members();
+    anyhow::ensure!(
+        before.len() == kept.pods() && after == before,
+        "pods of the job that ran before all faults: {before:?}, and after them {after:?}"
+    );
     println!();
     println!("{:<40} runs    p50    p99    max  (s)", "fault");
     for fault in Fault::ALL {
@@ -69,12 +80,22 @@ async fn main() -> anyhow::Result<ExitCode> {
         FLOOR.as_secs()
     );
     println!(
-        "no pod lost, nothing over-committed, nothing bound by an earlier leader after a later one"
+        "the job from before all faults still runs, nothing over-committed, nothing bound by an earlier leader after a later one"
     );
     Ok(if arguments.strict && !met {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
+    })
+}
+
+/// UIDs of a job's bound pods.
+fn bound(pairs: &Pairs, job: &Job) -> BTreeSet<String> {
+    pairs.recorder.look(|world| {
+        let live = world
+            .pods_of(&job.name)
+            .filter(|pod| pod.is_bound_and_live());
+        live.map(|pod| pod.uid.clone()).collect()
     })
 }
 

@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 use muster_agent::podresources::{FakeKubelet, FakeKubeletState};
-use muster_embedded::standins::extender::{Extender, ExtenderConfig, tcp};
+use muster_control_plane::Usage;
+use muster_embedded::standins::extender::{of_muster, tcp};
 use muster_embedded::standins::kubelet::{Holder, KubeletConfig};
 use muster_embedded::standins::scheduler::SchedulerConfig;
 use muster_embedded::{EmbeddedCluster, NodePool};
@@ -218,7 +219,10 @@ impl Node {
         scheduler.serve(extender, verbs);
         scheduler.serve(agents, reports);
         scheduler.serve(pages, all);
-        cluster.start_scheduler(SchedulerConfig::new("muster", extenders(&extender_url)))?;
+        cluster.start_scheduler(SchedulerConfig::new(
+            "muster",
+            of_muster(&extender_url, &tcp()),
+        ))?;
         let token = folder.join("token");
         std::fs::write(&token, cluster.mint_node_token(NODE))?;
         let log = std::fs::File::create(&arguments.log)
@@ -302,15 +306,16 @@ impl Node {
 
     /// What the agent costs while nothing happens.
     async fn idle(&self, time: Duration) -> anyhow::Result<()> {
-        let (before, _) = usage(self.agent.id())?;
+        let usage = || Usage::with_children(self.agent.id()).context("the agent has ended");
+        let before = usage()?;
         tokio::time::sleep(time).await;
-        let (after, resident) = usage(self.agent.id())?;
-        let used = after.saturating_sub(before);
+        let after = usage()?;
+        let used = after.cpu.saturating_sub(before.cpu);
         println!(
             "the agent, idle for {} s: {:.1} milli-cores, {:.1} MiB resident",
             time.as_secs(),
             1000.0 * used.as_secs_f64() / time.as_secs_f64().max(0.001),
-            resident as f64 / f64::from(1 << 20),
+            after.rss_bytes as f64 / f64::from(1 << 20),
         );
         Ok(())
     }
@@ -472,40 +477,4 @@ fn held(holders: &[Holder]) -> ListPodResourcesResponse {
     ListPodResourcesResponse {
         pod_resources: pods.into_values().collect(),
     }
-}
-
-/// The two entries that `print kube-scheduler-config` prints.
-fn extenders(url: &str) -> Vec<Extender> {
-    let mut filter = ExtenderConfig::new(&format!("{url}/v1/short"));
-    filter.filter_verb = "filter".into();
-    filter.preempt_verb = "preempt".into();
-    let mut bind = ExtenderConfig::new(&format!("{url}/v1/bind"));
-    bind.bind_verb = "bind".into();
-    bind.http_timeout = Duration::from_secs(300);
-    let transport = tcp();
-    vec![
-        Extender::new(filter, Arc::clone(&transport)),
-        Extender::new(bind, transport),
-    ]
-}
-
-/// Processor time that a process has used, and bytes that are resident. From `/proc`, see proc_pid_stat(5).
-fn usage(pid: u32) -> anyhow::Result<(Duration, u64)> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .with_context(|| format!("the agent (process {pid}) has ended"))?;
-    let fields: Vec<&str> = stat
-        .rsplit_once(") ")
-        .map_or(Vec::new(), |(_, rest)| rest.split(' ').collect());
-    let field = |at: usize| -> anyhow::Result<u64> {
-        let text = fields.get(at).copied().unwrap_or_default();
-        text.parse()
-            .with_context(|| format!("field {} of {stat:?}", at.saturating_add(3)))
-    };
-    let ticks = field(11)?.saturating_add(field(12)?);
-    let per_second = rustix::param::clock_ticks_per_second().max(1);
-    let page = u64::try_from(rustix::param::page_size())?;
-    Ok((
-        Duration::from_secs_f64(ticks as f64 / per_second as f64),
-        field(21)?.saturating_mul(page),
-    ))
 }

@@ -15,6 +15,8 @@ use muster_scheduler::scheduler::Scheduler;
 use tokio::io::DuplexStream;
 use tokio_util::sync::CancellationToken;
 
+use super::steps::Steps;
+
 /// Bytes that a pipe holds.
 const PIPE_BYTES: usize = 64 * 1024;
 
@@ -22,6 +24,8 @@ const PIPE_BYTES: usize = 64 * 1024;
 #[derive(Default)]
 pub(crate) struct Doors {
     open: Mutex<BTreeMap<String, Open>>,
+    /// Counts kube-scheduler's calls.
+    steps: Arc<Steps>,
 }
 
 #[derive(Clone)]
@@ -34,6 +38,14 @@ struct Open {
 }
 
 impl Doors {
+    /// Doors at which calls are counted.
+    pub(crate) fn counting(steps: Arc<Steps>) -> Self {
+        Self {
+            open: Mutex::default(),
+            steps,
+        }
+    }
+
     /// Lets calls through to a scheduler, under the name that the agents know.
     pub(crate) fn open(&self, name: &str, scheduler: &Scheduler, hold: Hold) {
         let open = Open {
@@ -72,6 +84,7 @@ impl Doors {
     pub(crate) fn transport(self: &Arc<Self>) -> Transport {
         let doors = Arc::clone(self);
         Arc::new(move |request| {
+            doors.steps.take();
             let open = doors.leader();
             Box::pin(async move {
                 let Some(open) = open else {

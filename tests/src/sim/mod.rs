@@ -10,7 +10,10 @@
 //! Nothing here uses a socket, a file, a thread or the wall clock: equal seeds give equal event logs.
 
 pub(crate) mod doors;
+#[cfg(debug_assertions)]
+pub mod planting;
 mod script;
+pub mod steps;
 pub mod storm;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,13 +21,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use muster_agent::connector::{IoConnector, Replica};
+use axum::Router;
+use muster_agent::connector::{Connector, IoConnector, Replica};
 use muster_agent::profile::Profile;
 use muster_agent::scenario::FaultEvent;
 use muster_control_plane::history::{GangRule, History, Minimum, Recorder};
 use muster_embedded::cluster::Running;
 use muster_embedded::standins::agents::{Agents, AgentsConfig};
-use muster_embedded::standins::extender::{Extender, ExtenderConfig};
+use muster_embedded::standins::extender::of_muster;
 use muster_embedded::standins::kubelet::{Holder, KubeletConfig};
 use muster_embedded::standins::operator::OperatorConfig;
 use muster_embedded::standins::scheduler::SchedulerConfig;
@@ -49,6 +53,8 @@ pub const NODES: (&str, &str) = ("", "nodes");
 pub const JOBS: (&str, &str) = ("kubeflow.org", "pytorchjobs");
 /// Group and plural of Gangs.
 pub const GANGS: (&str, &str) = ("muster.dev", "gangs");
+/// Group and plural of Leases.
+pub const LEASES: (&str, &str) = ("coordination.k8s.io", "leases");
 /// Long enough for anything that should happen; costs nothing on the paused clock.
 pub const SOON: Duration = Duration::from_secs(120);
 /// Time for another replica to take the Lease of one that was killed, and to list everything.
@@ -285,6 +291,12 @@ impl Sim {
         .await
     }
 
+    /// The scheduler's pages, to be asked while it ends.
+    pub fn pages(&self) -> anyhow::Result<Router> {
+        let scheduler = self.scheduler.as_ref();
+        Ok(scheduler.context("no scheduler runs")?.pages())
+    }
+
     /// Waits until the scheduler ends by itself, and starts another, as the kubelet does.
     pub async fn restart_when_ended(&mut self) -> anyhow::Result<()> {
         let ended = match &mut self.scheduler {
@@ -390,6 +402,23 @@ impl Sim {
             }
         }
         Ok(history)
+    }
+
+    /// The extender of the running scheduler, to be called as kube-scheduler calls it; `None` while none runs.
+    pub fn extender(&self) -> Option<axum::Router> {
+        self.scheduler.as_ref().map(Scheduler::extender)
+    }
+
+    /// What the running scheduler serves at `/metrics`.
+    pub fn metrics(&self) -> String {
+        let text = |scheduler: &Scheduler| scheduler.metrics().text();
+        self.scheduler.as_ref().map(text).unwrap_or_default()
+    }
+
+    /// Gangs of which the running scheduler remembers what it wrote last.
+    pub fn remembered(&self) -> usize {
+        let scheduler = self.scheduler.as_ref();
+        scheduler.map_or(0, |scheduler| scheduler.remembered().len())
     }
 
     /// Filter calls that the running scheduler has answered.
@@ -535,20 +564,8 @@ pub(crate) fn printed_percentage() -> anyhow::Result<u32> {
 
 /// The two entries that `print kube-scheduler-config` prints, in process.
 pub(crate) fn kube_scheduler(doors: &Arc<Doors>, percentage_of_nodes: u32) -> SchedulerConfig {
-    let mut filter = ExtenderConfig::new("http://muster/v1/short");
-    filter.filter_verb = "filter".into();
-    filter.preempt_verb = "preempt".into();
-    let mut bind = ExtenderConfig::new("http://muster/v1/bind");
-    bind.bind_verb = "bind".into();
-    bind.http_timeout = Duration::from_secs(300);
-    let transport = doors.transport();
-    let mut config = SchedulerConfig::new(
-        "muster",
-        vec![
-            Extender::new(filter, Arc::clone(&transport)),
-            Extender::new(bind, transport),
-        ],
-    );
+    let entries = of_muster("http://muster", &doors.transport());
+    let mut config = SchedulerConfig::new("muster", entries);
     config.percentage_of_nodes = percentage_of_nodes;
     config
 }
@@ -559,17 +576,22 @@ fn start_agents(
     names: &[&str],
     seed: u64,
 ) -> anyhow::Result<Agents> {
+    let config = AgentsConfig {
+        connector: connector(doors, names),
+        profile: Arc::new(Profile::load("h100-8")?),
+        start_spread: Duration::from_millis(500),
+        seed,
+    };
+    Ok(Agents::start(cluster, config)?)
+}
+
+/// How agents reach the schedulers of these doors.
+pub(crate) fn connector(doors: &Arc<Doors>, names: &[&str]) -> Arc<dyn Connector> {
     let doors = Arc::clone(doors);
     let open = move |replica: Replica| {
         let pipe = doors.connect(&replica.0);
         async move { pipe }
     };
     let names = names.iter().map(|name| (*name).to_owned());
-    let config = AgentsConfig {
-        connector: Arc::new(IoConnector::new(names, open)),
-        profile: Arc::new(Profile::load("h100-8")?),
-        start_spread: Duration::from_millis(500),
-        seed,
-    };
-    Ok(Agents::start(cluster, config)?)
+    Arc::new(IoConnector::new(names, open))
 }

@@ -11,15 +11,24 @@ use serde_json::{Value, json};
 /// Longest wait for a policy to act after it has come.
 const PATIENCE: Duration = Duration::from_secs(60);
 const ACCOUNT: &str = "system:serviceaccount:muster-system:muster-scheduler";
-const PODS: &str = "/api/v1/namespaces/default/pods";
-const JOBS: &str = "/apis/kubeflow.org/v1/namespaces/default/pytorchjobs";
+pub const PODS: &str = "/api/v1/namespaces/default/pods";
+pub const JOBS: &str = "/apis/kubeflow.org/v1/namespaces/default/pytorchjobs";
 
-/// A write, and what must be in the refusal; `None` for one that is let through.
+/// A write, and what must be in the refusal; `None` for one that is let through. `kept` is what an answer must hold then: a field that
+/// the API server drops says nothing.
 struct Case {
     method: Method,
     path: String,
     body: Value,
     refusal: Option<&'static str>,
+    kept: Option<&'static str>,
+}
+
+impl Case {
+    fn keeping(mut self, pointer: &'static str) -> Self {
+        self.kept = Some(pointer);
+        self
+    }
 }
 
 /// A merge patch of an object, or of its subresource.
@@ -29,6 +38,7 @@ fn patch(path: &str, change: &Value, refusal: Option<&'static str>) -> Case {
         path: path.to_owned(),
         body: change.clone(),
         refusal,
+        kept: None,
     }
 }
 
@@ -46,6 +56,7 @@ fn delete(pod: &str, refusal: Option<&'static str>) -> Case {
         path: format!("{PODS}/{pod}"),
         body: json!({}),
         refusal,
+        kept: None,
     }
 }
 
@@ -58,6 +69,15 @@ fn bind(mut metadata: Value, refusal: Option<&'static str>) -> Case {
         body: json!({"apiVersion": "v1", "kind": "Binding", "metadata": metadata,
             "target": {"apiVersion": "v1", "kind": "Node", "name": "n1"}}),
         refusal,
+        kept: None,
+    }
+}
+
+/// The same by the resource `bindings`, which goes by the name in the Binding.
+fn anew(case: Case) -> Case {
+    Case {
+        path: "/api/v1/namespaces/default/bindings".into(),
+        ..case
     }
 }
 
@@ -67,6 +87,15 @@ fn pod(name: &str, scheduler: &str, gates: Value, class: Option<&str>) -> Value 
         "spec": {"schedulerName": scheduler, "schedulingGates": gates, "priorityClassName": class,
             "automountServiceAccountToken": false,
             "containers": [{"name": "c", "image": "one", "env": [{"name": "A", "value": "b"}]}]}})
+}
+
+/// A pod with a claim of its own, and an extended resource for which kube-scheduler may make one.
+fn claiming(name: &str, scheduler: &str) -> Value {
+    let mut pod = pod(name, scheduler, Value::Null, None);
+    pod["spec"]["resourceClaims"] = json!([{"name": "nic", "resourceClaimTemplateName": "nic"}]);
+    pod["spec"]["containers"][0]["resources"] =
+        json!({"limits": {"example.org/gpu": 1}, "claims": [{"name": "nic"}]});
+    pod
 }
 
 fn job(name: &str, scheduler: Option<&str>, mark: Option<&str>) -> Value {
@@ -98,6 +127,8 @@ fn objects() -> Vec<Value> {
             Value::Null,
             Some("system-cluster-critical"),
         ),
+        claiming("ours-claiming", "muster"),
+        claiming("theirs-claiming", "other"),
         job("ours", Some("muster"), None),
         job("nameless", None, None),
         job("theirs", Some("other"), None),
@@ -120,6 +151,11 @@ fn pods() -> Vec<Case> {
     let condition = json!({"status": {"nominatedNodeName": "n1",
         "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]}});
     let address = json!({"status": {"podIP": "10.0.0.9", "podIPs": [{"ip": "10.0.0.9"}]}});
+    // kube-scheduler makes a claim for an extended resource, and says so; the claims that a pod names are made by another controller.
+    let claimed = json!({"status": {"extendedResourceClaimStatus": {"resourceClaimName": "made",
+        "requestMappings": [{"containerName": "c", "resourceName": "example.org/gpu",
+            "requestName": "container-0-request-0"}]}}});
+    let claims = json!({"status": {"resourceClaimStatuses": [{"name": "nic", "resourceClaimName": "other"}]}});
     let own = "Muster patches pods of its own schedulerName only";
     let notes = "of a pod's annotations Muster changes those under muster.dev/ only";
     let spec = "of a pod's spec Muster changes gates and affinity only";
@@ -139,6 +175,11 @@ fn pods() -> Vec<Case> {
         patch_pod("theirs/status", &condition, None),
         patch_pod("critical/status", &condition, Some(critical)),
         patch_pod("ours-free/status", &address, Some(conditions)),
+        patch_pod("ours-claiming/status", &claimed, None)
+            .keeping("/status/extendedResourceClaimStatus/requestMappings/0"),
+        patch_pod("theirs-claiming/status", &claimed, None)
+            .keeping("/status/extendedResourceClaimStatus/requestMappings/0"),
+        patch_pod("ours-claiming/status", &claims, Some(conditions)),
         delete("ours", None),
         delete("theirs", None),
         delete("critical", Some(critical)),
@@ -162,6 +203,9 @@ fn bindings(uid: &str, version: &str) -> Vec<Case> {
         ),
         bind(json!({"uid": uid, "annotations": record}), Some(exact)),
         bind(json!({"resourceVersion": version}), Some(exact)),
+        // The other way to bind, which nobody of ours uses: the API server drops the version there.
+        anew(bind(json!({}), Some(exact))),
+        anew(bind(with(&record, Value::Null), Some(exact))),
         bind(with(&json!({"a": "c"}), Value::Null), Some(brings)),
         bind(with(&record, json!({"app": "b"})), Some(brings)),
     ]
@@ -209,8 +253,8 @@ fn jobs() -> Vec<Case> {
     ]
 }
 
-/// Tries a write as Muster; `Err` is what the API server says to it.
-async fn tried(cluster: &Cluster, case: &Case) -> Result<(), String> {
+/// Tries a write as Muster; the answer, or as `Err` what the API server says to it.
+async fn tried(cluster: &Cluster, case: &Case) -> Result<Value, String> {
     let kind = match case.method {
         Method::PATCH => "application/merge-patch+json",
         _ => "application/json",
@@ -223,12 +267,12 @@ async fn tried(cluster: &Cluster, case: &Case) -> Result<(), String> {
         .body(case.body.to_string().into_bytes())
         .unwrap();
     let answer = cluster.admin().request::<Value>(request).await;
-    answer.map(drop).map_err(|error| error.to_string())
+    answer.map_err(|error| error.to_string())
 }
 
-fn as_wanted(case: &Case, answer: &Result<(), String>) -> bool {
+fn as_wanted(case: &Case, answer: &Result<Value, String>) -> bool {
     match (case.refusal, answer) {
-        (None, Ok(())) => true,
+        (None, Ok(object)) => case.kept.is_none_or(|kept| object.pointer(kept).is_some()),
         (Some(text), Err(said)) => said.contains(text),
         _ => false,
     }

@@ -14,6 +14,7 @@
 // A test that cannot go on stops with the place and the value.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+mod absent;
 mod account;
 mod certs;
 mod examples;

@@ -159,6 +159,67 @@ fn no_right_has_a_wildcard_and_none_reads_secrets() {
     assert!(rules > 10, "only {rules} rules");
 }
 
+/// While a webhook for all pods was down, no pod of the cluster could be made, and the webhook's own neither; one on
+/// `pods/binding` kept everything from being scheduled after a reboot.
+#[test]
+fn f49_f50_nothing_of_ours_that_can_be_down_is_asked_about_anybodys_objects() {
+    for object in installations() {
+        let kind = text(&object, "/kind");
+        assert!(!kind.ends_with("WebhookConfiguration"), "{}", id(&object));
+        assert_ne!(kind, "APIService", "{}", id(&object));
+        if !kind.ends_with("AdmissionPolicy") {
+            continue;
+        }
+        // The API server evaluates it by itself, and has nothing to look up for it.
+        assert!(
+            object.pointer("/spec/paramKind").is_none(),
+            "{}",
+            id(&object)
+        );
+        let conditions: Vec<&str> = items(&object, "/spec/matchConditions")
+            .map(|condition| text(condition, "/expression"))
+            .collect();
+        let ours = ["schedulerName", "request.userInfo.username"];
+        let is_ours = |condition: &&str| ours.iter().any(|word| condition.contains(word));
+        let never_refuses = text(&object, "/spec/failurePolicy") == "Ignore";
+        assert!(
+            conditions.iter().any(is_ours) || never_refuses,
+            "{} concerns objects that are not ours: {conditions:?}",
+            id(&object)
+        );
+    }
+}
+
+/// A scheduler that was down kept its own pods from starting. Those of Muster are for the cluster's own scheduler, ask
+/// for nothing that Muster plans, and its kube-scheduler looks after nobody who does not name it.
+#[test]
+fn f51_l6_pods_of_muster_and_of_those_who_do_not_name_it_start_without_it() {
+    let objects = installations();
+    for (id, spec) in pod_specs(&objects) {
+        assert!(spec.get("schedulerName").is_none(), "{id}");
+        for container in items(spec, "/initContainers").chain(items(spec, "/containers")) {
+            let resources = container["resources"].to_string();
+            assert!(!resources.contains("nvidia.com"), "{id}: {resources}");
+        }
+    }
+    let configs = objects
+        .iter()
+        .flat_map(|object| object.get("data").and_then(Value::as_object))
+        .flatten()
+        .filter_map(|(_, text)| text.as_str())
+        .filter(|text| text.contains("KubeSchedulerConfiguration"));
+    let mut seen = 0;
+    for config in configs {
+        seen += 1;
+        let config: Value = serde_saphyr::from_str(config).expect("a YAML document");
+        let profiles: Vec<&str> = items(&config, "/profiles")
+            .map(|profile| text(profile, "/schedulerName"))
+            .collect();
+        assert_eq!(profiles, ["muster"]);
+    }
+    assert_eq!(seen, 2, "one of each way to install");
+}
+
 #[test]
 fn every_name_that_a_pod_refers_to_is_there() {
     let objects = kustomize("kustomize/base");

@@ -12,7 +12,7 @@ use muster_tests::pods::{By, PodGang};
 use muster_tests::sim::{GANGS, PODS, SOON, Sim, SimOptions, bound, gang_field, phase_of};
 use serde_json::{Value, json};
 
-use super::{MINUTE, paused, train};
+use super::{MINUTE, gathering, paused, train};
 
 const THIEF: &str = "thief";
 const EVENTS: (&str, &str) = ("", "events");
@@ -47,22 +47,11 @@ fn namespace(sim: &Sim) -> anyhow::Result<()> {
 
 /// The reservation of a gang that gathers is for its own pods by UID.
 #[test]
-fn abuse_labels_owner_and_annotations_of_another_namespace_win_no_reservation() -> anyhow::Result<()>
-{
+fn abuse_s13_labels_owner_and_annotations_of_another_namespace_win_no_reservation()
+-> anyhow::Result<()> {
     paused(async {
-        let options = SimOptions {
-            operator: super::slow_operator(),
-            ..SimOptions::nodes(2)
-        };
-        let sim = Sim::start(options).await?;
+        let sim = gathering().await?;
         namespace(&sim)?;
-        // All that there is: what the gang has not taken yet is reserved for it.
-        let roles = vec![Role::new("Master", 1, 4), Role::new("Worker", 3, 4)];
-        sim.apply(&Job::new("train", roles).yaml())?;
-        sim.until("some members wait at the barrier", SOON, |c| {
-            phase_of(c, "train") == "Starting" && c.list(PODS).len() == 2
-        })
-        .await?;
         let plan = gang_field(&sim.cluster, "train", "planId");
         let member = sim.cluster.list(PODS).first().cloned().context("a pod")?;
         sim.cluster.create(copied(&member, "copy", None))?;

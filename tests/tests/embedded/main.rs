@@ -4,8 +4,13 @@
 //!   places.rs     gangs of every kind are placed whole, wait with a reason, follow each other
 //!   troubles.rs   GPUs fail, nodes are cordoned, pods are replaced, jobs suspended and deleted
 //!   outages.rs    the API server is away in the middle of binding
+//!   frozen.rs     an operator freezes the scheduler and lets it go on
 //!   crashes.rs    the scheduler dies, or the API server fails, at every single write
 //!   abuse.rs      tenants who copy, overstate and bypass
+//!   hostile.rs    callers and tenants who flood, evict and write whatever they like
+//!   flows.rs      every flow once: rights and logs
+//!   dump.rs       a dump of the running scheduler, with and without names, planned again
+//!   liars.rs      agents that report what is not so
 //!   replicas.rs   two pairs of Muster and kube-scheduler: the leader dies, is cut off, is replaced
 //!   same_seed.rs  equal seeds give equal event logs
 //!   demo.rs       `muster-scheduler demo`, on real time
@@ -15,7 +20,12 @@
 mod abuse;
 mod crashes;
 mod demo;
+mod dump;
+mod flows;
+mod frozen;
 mod gpu_node;
+mod hostile;
+mod liars;
 mod outages;
 mod places;
 mod replicas;
@@ -28,7 +38,7 @@ use muster_embedded::cluster::run_paused;
 use muster_embedded::standins::operator::OperatorConfig;
 use muster_embedded::{EmbeddedCluster, value};
 use muster_tests::jobs::{Job, Role};
-use muster_tests::sim::JOBS;
+use muster_tests::sim::{JOBS, PODS, SOON, Sim, SimOptions, phase_of};
 
 /// Runs a scenario in one thread on the paused clock.
 fn paused(scenario: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
@@ -41,6 +51,23 @@ fn train(name: &str) -> Job {
         name,
         vec![Role::new("Master", 1, 1), Role::new("Worker", 4, 1)],
     )
+}
+
+/// A gang that gathers slowly and has all that there is: two of its four members wait at the barrier, and what it has not taken yet is
+/// reserved for it.
+async fn gathering() -> anyhow::Result<Sim> {
+    let options = SimOptions {
+        operator: slow_operator(),
+        ..SimOptions::nodes(2)
+    };
+    let sim = Sim::start(options).await?;
+    let roles = vec![Role::new("Master", 1, 4), Role::new("Worker", 3, 4)];
+    sim.apply(&Job::new("train", roles).yaml())?;
+    sim.until("some members wait at the barrier", SOON, |c| {
+        phase_of(c, "train") == "Starting" && c.list(PODS).len() == 2
+    })
+    .await?;
+    Ok(sim)
 }
 
 /// One master and four workers with eight GPUs each: a node for every member.

@@ -3,9 +3,14 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
 use muster_scheduler::config::Config;
 use muster_scheduler::span::Span;
 use muster_tests::sim::{SOON, Sim, SimOptions, Trap, bound};
+use tokio::time::sleep;
+use tower::ServiceExt as _;
 
 use super::{MINUTE, paused, train};
 
@@ -80,12 +85,49 @@ fn the_next_leader_finishes_the_gang_when_the_outage_has_cost_the_lease() -> any
         bound_in_part(&sim).await?;
         let before = members(&sim);
         sim.restart_when_ended().await?;
-        anyhow::ensure!(
-            sim.script.is_away(),
-            "the Lease was lost before it came back"
-        );
+        anyhow::ensure!(!sim.script.is_away(), "it ends when the Lease was read");
         sim.wait_ready().await?;
         ends_whole(&sim, &before).await?;
+        sim.stop().await;
+        Ok(())
+    })
+}
+
+/// The status and the text of a page.
+async fn page(pages: &Router, path: &str) -> anyhow::Result<(u16, String)> {
+    let request = Request::get(path).body(Body::empty())?;
+    let answer = pages.clone().oneshot(request).await?;
+    let status = answer.status().as_u16();
+    let text = axum::body::to_bytes(answer.into_body(), 4096).await?;
+    Ok((status, String::from_utf8(text.to_vec())?))
+}
+
+/// The kubelet ends what does not answer. What it started in its place would not know that the store was restored.
+#[test]
+fn a_leader_that_has_lost_its_lease_lives_without_leading_until_it_could_read_it()
+-> anyhow::Result<()> {
+    paused(async {
+        let mut sim = Sim::start(options(Config::default())).await?;
+        sim.script.set(Trap::AwayAt(1, 600));
+        sim.apply(&train("gang").yaml())?;
+        anyhow::ensure!(sim.sprung(MINUTE).await, "it is not away");
+        let pages = sim.pages()?;
+        let lives = async {
+            sleep(MINUTE).await;
+            for _ in 0..50 {
+                let healthy = page(&pages, "/healthz").await?;
+                anyhow::ensure!(healthy.0 == 200, "{healthy:?}");
+                let (status, text) = page(&pages, "/readyz").await?;
+                anyhow::ensure!(status == 503, "{text}");
+                anyhow::ensure!(text.contains("the leadership is lost"), "{text}");
+                sleep(Duration::from_secs(10)).await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::try_join!(lives, sim.restart_when_ended())?;
+        sim.wait_ready().await?;
+        sim.until("the gang is whole", SOON, |c| bound(c, "gang-").len() == 5)
+            .await?;
         sim.stop().await;
         Ok(())
     })

@@ -142,7 +142,7 @@ fn without_admission_policies_members_wait_at_filter_and_bind_together() -> anyh
 }
 
 #[test]
-fn of_two_gangs_of_sixty_percent_one_runs_and_the_other_holds_nothing() -> anyhow::Result<()> {
+fn f19_of_two_gangs_of_sixty_percent_one_runs_and_the_other_holds_nothing() -> anyhow::Result<()> {
     paused(async {
         let sim = Sim::start(SimOptions::nodes(10)).await?;
         let job = |name: &str| Job::new(name, vec![Role::new("Worker", 6, 8)]).running_for(60);
@@ -169,8 +169,51 @@ fn of_two_gangs_of_sixty_percent_one_runs_and_the_other_holds_nothing() -> anyho
 }
 
 #[test]
-fn of_thirty_gangs_at_one_and_a_half_pools_twenty_run_whole_and_none_in_part() -> anyhow::Result<()>
+fn que_1_large_gang_is_kept_nodes_after_ten_minutes_of_small_ones_and_starts() -> anyhow::Result<()>
 {
+    paused(async {
+        let sim = Sim::start(SimOptions::nodes(3)).await?;
+        let often = Duration::from_secs(100);
+        let small = async |number: u32| {
+            let roles = vec![Role::new("Worker", 1, 8)];
+            let job = Job::new(&format!("small-{number}"), roles).running_for(300);
+            sim.apply(&job.yaml())?;
+            sim.pass(often).await;
+            anyhow::Ok(())
+        };
+        for number in 0..3 {
+            small(number).await?;
+        }
+        let large = Job::new("large", vec![Role::new("Worker", 3, 8)]).running_for(60);
+        sim.apply(&large.yaml())?;
+        // Each takes the node that has just become free.
+        for number in 3..9 {
+            small(number).await?;
+            assert_eq!(phase_of(&sim.cluster, "large"), "Waiting");
+        }
+        sim.apply(&Job::new("late", vec![Role::new("Worker", 1, 8)]).yaml())?;
+        sim.until("nodes are kept", SOON, |c| {
+            gang_field(c, "large", "reason") == "NodesKept"
+        })
+        .await?;
+        assert_eq!(sim.counted("muster_nodes_kept"), 3);
+        sim.until("held back", 3 * often, |c| {
+            gang_field(c, "late", "reason") == "NodesKeptForAnother"
+        })
+        .await?;
+        sim.pass(3 * often).await;
+        assert_eq!(phase_of(&sim.cluster, "large"), "Succeeded");
+        sim.until_phase("late", "Running").await?;
+        assert_eq!(sim.counted("muster_nodes_kept"), 0);
+        sim.judge().await?;
+        sim.stop().await;
+        Ok(())
+    })
+}
+
+#[test]
+fn f02_of_thirty_gangs_at_one_and_a_half_pools_twenty_run_whole_and_none_in_part()
+-> anyhow::Result<()> {
     paused(async {
         let sim = Sim::start(SimOptions::nodes(10)).await?;
         for at in 0..30 {

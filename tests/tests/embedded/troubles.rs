@@ -134,7 +134,7 @@ fn a_job_suspended_by_its_user_rests_and_runs_again_when_resumed() -> anyhow::Re
 }
 
 #[test]
-fn a_job_deleted_at_the_barrier_gives_all_its_room_back() -> anyhow::Result<()> {
+fn f22_a_job_deleted_at_the_barrier_gives_all_its_room_back() -> anyhow::Result<()> {
     paused(async {
         let options = SimOptions {
             operator: slow_operator(),

@@ -191,6 +191,16 @@ async fn without_policies_and_agents_bad_input_is_named_and_disturbs_nobody() ->
     named(options).await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_policies_bad_input_is_named_and_disturbs_nobody_beside_agents()
+-> anyhow::Result<()> {
+    let options = StackOptions {
+        policies: false,
+        ..StackOptions::default()
+    };
+    named(options).await
+}
+
 async fn named(options: StackOptions) -> anyhow::Result<()> {
     let stack = Stack::start(StackOptions {
         pools: vec![NodeTemplate::gpu_pool("gpu", 2)],

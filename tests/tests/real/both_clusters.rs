@@ -245,13 +245,14 @@ impl Place<'_> {
         })
     }
 
-    /// The outcome, once it is the same for a second.
+    /// The outcome, once it is the same for a second. A job's own status may come later than all else, on a busy machine by seconds.
     async fn settled(&self) -> anyhow::Result<Outcome> {
         let mut before = self.look().await?;
-        for _ in 0..60 {
+        for second in 0..60 {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let now = self.look().await?;
-            if now == before {
+            let mut jobs = now.jobs.values();
+            if now == before && (second >= 10 || !jobs.any(|job| job.ends_with("state "))) {
                 break;
             }
             before = now;

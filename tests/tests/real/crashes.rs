@@ -54,19 +54,11 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(at: Before) -> Self {
-        // Some of the pods are a PodGroup's, the others say by a label that they belong together.
-        let by = match at {
-            Before::Released | Before::LastBound => By::PodGroup,
-            _ => By::Label,
-        };
-        Self::named(&format!("{at:?}").to_lowercase(), by)
-    }
-
-    fn named(name: &str, by: By) -> Self {
+    fn new(at: Before, by: By) -> Self {
+        let name = format!("{at:?}").to_lowercase();
         let workers = u32::try_from(SIZE).unwrap_or(0);
         Self {
-            job: Job::new(name, vec![Role::new("Worker", workers, 8)]),
+            job: Job::new(&name, vec![Role::new("Worker", workers, 8)]),
             pods: PodGang::new(&format!("p-{name}"), by, workers, 8),
         }
     }
@@ -264,21 +256,26 @@ async fn give_back(stack: &Stack, at: Before) -> anyhow::Result<()> {
 /// What becomes of the Lease of a Muster that was killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lease {
-    /// An administrator takes it away.
-    Deleted,
+    /// An administrator takes it from the holder that is gone.
+    Released,
     /// It expires.
     Expires,
 }
 
-async fn crash(stack: &Stack, at: Before, lease: Lease) -> anyhow::Result<()> {
-    let pair = Pair::new(at);
+/// All places, and what makes the pods without a job a gang there: by turns a PodGroup and a label, the first of them at the first place.
+fn places(first: By, second: By) -> impl Iterator<Item = (Before, By)> {
+    ALL.iter().copied().zip([first, second].into_iter().cycle())
+}
+
+async fn crash(stack: &Stack, (at, by): (Before, By), lease: Lease) -> anyhow::Result<()> {
+    let pair = Pair::new(at, by);
     withhold(stack, at, &pair).await?;
     pair.submit(stack, at).await?;
     wait_for_place(stack, at, &pair).await?;
     stack.cluster.kill(&muster())?;
     give_back(stack, at).await?;
     match lease {
-        Lease::Deleted => stack.start_muster_again().await?,
+        Lease::Released => stack.start_muster_again().await?,
         Lease::Expires => stack.cluster.start(&muster()).await?,
     }
     pair.complete(stack, at).await?;
@@ -308,12 +305,13 @@ fn options() -> StackOptions {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn held_jobs_and_gated_pods_start_whole_wherever_muster_dies() -> anyhow::Result<()> {
     let stack = Stack::start(options()).await?;
-    for at in ALL {
-        let name = format!("Muster dies before {at:?}");
-        let crash = crash(&stack, *at, Lease::Deleted);
+    for (at, by) in places(By::Label, By::PodGroup) {
+        let name = format!("Muster dies before {at:?}, {by:?}");
+        let crash = crash(&stack, (at, by), Lease::Released);
         stack.step(&name, crash).await?;
     }
     others_die(&stack).await?;
+    leadership_lapses(&stack).await?;
     stack.judge().await?;
     Ok(())
 }
@@ -325,11 +323,12 @@ async fn without_agents_gangs_start_whole_wherever_muster_dies() -> anyhow::Resu
         ..options()
     })
     .await?;
-    for at in ALL {
-        let name = format!("without agents, Muster dies before {at:?}");
-        let crash = crash(&stack, *at, Lease::Deleted);
+    for (at, by) in places(By::PodGroup, By::Label) {
+        let name = format!("without agents, Muster dies before {at:?}, {by:?}");
+        let crash = crash(&stack, (at, by), Lease::Released);
         stack.step(&name, crash).await?;
     }
+    others_die(&stack).await?;
     stack.judge().await?;
     Ok(())
 }
@@ -342,21 +341,18 @@ async fn ungated_pods_start_whole_wherever_muster_dies() -> anyhow::Result<()> {
     })
     .await?;
     others_die(&stack).await?;
-    stack.set_lease(SHORT_LEASE)?;
-    stack.cluster.kill(&muster())?;
-    stack.start_muster_again().await?;
-    stack.wait_ready(PATIENCE).await?;
-    for at in ALL {
+    shorten_lease(&stack).await?;
+    for (at, by) in places(By::PodGroup, By::Label) {
         if matches!(at, Before::Released | Before::LastReleased) {
             // Nothing is held and there are no gates: nobody writes anything to release.
             continue;
         }
-        let name = format!("without policies, Muster dies before {at:?}");
+        let name = format!("without policies, Muster dies before {at:?}, {by:?}");
         let lease = match at {
             Before::Committed | Before::Accepted | Before::LastBound => Lease::Expires,
-            _ => Lease::Deleted,
+            _ => Lease::Released,
         };
-        let crash = crash(&stack, *at, lease);
+        let crash = crash(&stack, (at, by), lease);
         stack.step(&name, crash).await?;
     }
     let halted = stands_still(&stack);
@@ -366,10 +362,7 @@ async fn ungated_pods_start_whole_wherever_muster_dies() -> anyhow::Result<()> {
             halted,
         )
         .await?;
-    let lapsed = at_barrier(&stack, "lapsed", async || lease_lapses(&stack).await);
-    stack
-        .step("the API server is away for longer than the Lease", lapsed)
-        .await?;
+    away_for_longer(&stack).await?;
     stack.judge().await?;
     Ok(())
 }
@@ -378,6 +371,27 @@ async fn ungated_pods_start_whole_wherever_muster_dies() -> anyhow::Result<()> {
 const SHORT_LEASE: &str = "lease: {duration: 10s, renewDeadline: 7s, retryPeriod: 1s}\n";
 /// Longer than that Lease.
 const STANDSTILL: Duration = Duration::from_secs(13);
+
+/// Gives the Lease such times.
+async fn shorten_lease(stack: &Stack) -> anyhow::Result<()> {
+    stack.set_lease(SHORT_LEASE)?;
+    stack.cluster.kill(&muster())?;
+    stack.start_muster_again().await?;
+    stack.wait_ready(PATIENCE).await
+}
+
+/// While members stand at the barrier the leadership is lost, and gained anew.
+async fn leadership_lapses(stack: &Stack) -> anyhow::Result<()> {
+    shorten_lease(stack).await?;
+    away_for_longer(stack).await
+}
+
+async fn away_for_longer(stack: &Stack) -> anyhow::Result<()> {
+    let lapsed = at_barrier(stack, "lapsed", async || lease_lapses(stack).await);
+    stack
+        .step("the API server is away for longer than the Lease", lapsed)
+        .await
+}
 
 /// Muster is halted while it holds the Binds of all members but the last, which comes meanwhile. When
 /// it goes on, its Lease has expired: it ends itself, as it must, and is started again.

@@ -56,6 +56,19 @@ async fn without_policies_and_agents_jobs_and_pods_are_followed_too() -> anyhow:
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_policies_jobs_and_pods_are_followed_beside_agents() -> anyhow::Result<()> {
+    let stack = Stack::start(StackOptions {
+        policies: false,
+        ..options()
+    })
+    .await?;
+    gangs_live(&stack).await?;
+    jobs_live(&stack, Held::No).await?;
+    stack.judge().await?;
+    Ok(())
+}
+
 /// Whether jobs are suspended while they wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Held {

@@ -13,6 +13,10 @@ const EFA: &str = "vpc.amazonaws.com/efa";
 const INSTANCE: &str = "node.kubernetes.io/instance-type";
 const HEALTH: &str = "sagemaker.amazonaws.com/node-health-status";
 const ZONE: &str = "topology.kubernetes.io/zone";
+const RACK: &str = "example.com/rack";
+const LEVELS: &str = "topology: {levels: [{name: zone, label: topology.kubernetes.io/zone}, {name: rack, label: example.com/rack}]}\n";
+/// The shape that asks for segments.
+const SEGMENTED: u32 = 17;
 const QUEUE: &str = "kueue.x-k8s.io/queue-name";
 const PRIORITY: &str = "apiVersion: scheduling.k8s.io/v1\nkind: PriorityClass\nmetadata: {name: training}\nvalue: 1000\n";
 
@@ -76,14 +80,6 @@ fn workers(count: u32, gpus: u32) -> Role {
 /// Both roles, changed in the same way.
 fn both(roles: [Role; 2], change: impl Fn(Role) -> Role) -> Vec<Role> {
     roles.into_iter().map(change).collect()
-}
-
-/// Pod affinity in all of a job's pods: together in one zone.
-fn in_one_zone(number: u32) -> String {
-    format!(
-        "affinity: {{podAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: [{{topologyKey: {ZONE}, \
-         labelSelector: {{matchLabels: {{training.kubeflow.org/job-name: shape-{number}}}}}}}]}}}}"
-    )
 }
 
 /// Node affinity: required health, and a preference for nodes that passed the deep check.
@@ -224,17 +220,12 @@ fn shapes_two() -> Vec<Shape> {
     ]
 }
 
-/// A job in one zone, its members by fours in one rack each. The zone is kept by pod affinity; the
-/// segments are stated only, and kept by nobody before there are topology levels.
+/// A job in one zone, its workers by fours in one rack each. They take all of the racks of `p5`.
 fn in_segments() -> Shape {
-    let number = 17;
-    let roles = both([master(0), workers(16, 0)], |role| {
-        role.with(&in_one_zone(number))
-    });
-    let mut shape = shape(number, roles, ANY)
-        .of(|job| job.annotation("kai.scheduler/topology-required-placement", "zone"))
-        .of(|job| job.annotation("kai.scheduler/segment-size", "4"))
-        .of(|job| job.annotation("kai.scheduler/segment-topology-required-placement", "rack"));
+    let mut shape = shape(SEGMENTED, vec![master(0), workers(16, 4)], &["p5", "trn"])
+        .of(|job| job.annotation("muster.dev/required-topology", "zone"))
+        .of(|job| job.annotation("muster.dev/segment-size", "4"))
+        .of(|job| job.annotation("muster.dev/segment-topology", "rack"));
     shape.one_zone = true;
     shape
 }
@@ -252,6 +243,9 @@ fn of_arena() -> Vec<Role> {
             .with("priorityClassName: training")
     })
 }
+
+/// Nodes of a rack of `p5`, of which there are two.
+const PER_RACK: u32 = 4;
 
 fn zone_of(pool: &str) -> &'static str {
     match pool {
@@ -272,21 +266,30 @@ fn pools() -> Vec<NodeTemplate> {
         pool.extra_resources.extend(owned(extra));
         pool
     };
-    let p5 = NodeTemplate {
-        cpu: "256".into(),
-        memory: "2Ti".into(),
-        ..NodeTemplate::gpu_pool("p5", 8)
-    };
-    vec![
+    let p5 = |rack: &str, first: u32| {
+        let pool = NodeTemplate {
+            first,
+            cpu: "256".into(),
+            memory: "2Ti".into(),
+            ..NodeTemplate::gpu_pool("p5", PER_RACK)
+        };
         finish(
-            p5,
-            &[(INSTANCE, "p5.48xlarge"), (HEALTH, "Schedulable")],
+            pool,
+            &[
+                (INSTANCE, "p5.48xlarge"),
+                (HEALTH, "Schedulable"),
+                (RACK, rack),
+            ],
             &[
                 (EFA, "32"),
                 ("rdma/hca", "1"),
                 ("rdma/hca_shared_devices_a", "64"),
             ],
-        ),
+        )
+    };
+    vec![
+        p5("rack-1", 0),
+        p5("rack-2", PER_RACK),
         finish(
             NodeTemplate::gpu_pool("g5", 1),
             &[(INSTANCE, "ml.g5.8xlarge"), (HEALTH, "Schedulable")],
@@ -348,11 +351,54 @@ fn check(
     Ok(())
 }
 
+/// Each segment of the one that has some stands in one rack.
+fn check_segments(history: &History) -> Result<(), String> {
+    let start = format!("shape-{SEGMENTED}-worker-");
+    let mut racks: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+    for (_, pod) in history.binds() {
+        let Some(index) = pod.name.strip_prefix(&start) else {
+            continue;
+        };
+        let node = pod
+            .node
+            .as_deref()
+            .and_then(|node| node.strip_prefix("p5-"));
+        let number = |text: &str| {
+            text.parse::<u32>()
+                .map_err(|error| format!("{text}: {error}"))
+        };
+        let node = node.ok_or_else(|| format!("{} on {:?}", pod.name, pod.node))?;
+        let rack = number(node)? / PER_RACK;
+        racks.entry(number(index)? / 4).or_default().insert(rack);
+    }
+    let in_one = racks.values().all(|racks| racks.len() == 1);
+    let both: BTreeSet<&u32> = racks.values().flatten().collect();
+    if racks.len() != 4 || !in_one || both.len() != 2 {
+        return Err(format!("racks of the segments: {racks:?}"));
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_published_shape_runs_whole_where_it_may() -> anyhow::Result<()> {
+    each_runs_whole(StackOptions::default()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_policies_and_agents_each_published_shape_runs_whole_too() -> anyhow::Result<()> {
+    each_runs_whole(StackOptions {
+        policies: false,
+        agents: false,
+        ..StackOptions::default()
+    })
+    .await
+}
+
+async fn each_runs_whole(options: StackOptions) -> anyhow::Result<()> {
     let options = StackOptions {
         pools: pools(),
-        ..StackOptions::default()
+        config: LEVELS.into(),
+        ..options
     };
     let stack = Stack::start(options).await?;
     let shapes: Vec<Shape> = shapes_one().into_iter().chain(shapes_two()).collect();
@@ -387,5 +433,5 @@ async fn each_published_shape_runs_whole_where_it_may() -> anyhow::Result<()> {
     for shape in &shapes {
         check(shape, &gangs, &nodes).map_err(anyhow::Error::msg)?;
     }
-    Ok(())
+    check_segments(&history).map_err(anyhow::Error::msg)
 }

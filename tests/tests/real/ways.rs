@@ -6,6 +6,7 @@ use std::time::Duration;
 use muster_control_plane::history::World;
 use muster_control_plane::{NodeTemplate, TrainingOperatorOptions};
 use muster_tests::acts::PATIENCE;
+use muster_tests::crowd::operator;
 use muster_tests::gangs::Gang;
 use muster_tests::jobs::{Job, Role};
 use muster_tests::pods::{By, PodGang};
@@ -349,16 +350,31 @@ async fn job_sets(stack: &Stack) -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_agents_gated_pods_start_whole() -> anyhow::Result<()> {
+    let stack = Stack::start(StackOptions {
+        agents: false,
+        ..options()
+    })
+    .await?;
+    crowds(&stack).await?;
+    stack.judge().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_policies_pods_start_whole_beside_agents() -> anyhow::Result<()> {
     let stack = Stack::start(StackOptions {
         policies: false,
-        operator: Some(TrainingOperatorOptions::default()),
+        operator: Some(operator()),
         ..options()
     })
     .await?;
     crowds(&stack).await?;
     stack
         .step("jobs that are not held", free_jobs(&stack))
+        .await?;
+    stack
+        .step("30 jobs that are not held", free_crowd(&stack))
         .await?;
     stack.judge().await?;
     Ok(())
@@ -369,7 +385,7 @@ async fn without_policies_and_without_agents_pods_start_whole() -> anyhow::Resul
     let options = StackOptions {
         policies: false,
         agents: false,
-        operator: Some(TrainingOperatorOptions::default()),
+        operator: Some(operator()),
         ..options()
     };
     let stack = Stack::start(options).await?;
@@ -377,6 +393,9 @@ async fn without_policies_and_without_agents_pods_start_whole() -> anyhow::Resul
     crowds(&stack).await?;
     stack
         .step("jobs that are not held", free_jobs(&stack))
+        .await?;
+    stack
+        .step("30 jobs that are not held", free_crowd(&stack))
         .await?;
     stack.step("batch Jobs", batch_jobs(&stack)).await?;
     stack.step("Jobs of JobSets", job_sets(&stack)).await?;
@@ -414,4 +433,44 @@ async fn free_jobs(stack: &Stack) -> anyhow::Result<()> {
     stack.end_job(first).await?;
     stack.wait_running(second, all).await?;
     stack.end_job(second).await
+}
+
+/// 30 jobs at one and a half of the pool, whose pods all exist from the start: as many whole ones as fit,
+/// none of the others' pods is bound before there is room for all of its gang.
+async fn free_crowd(stack: &Stack) -> anyhow::Result<()> {
+    const WORKERS: u32 = 2;
+    let names: Vec<String> = (0..CROWD)
+        .map(|index| format!("crowd-{index:02}"))
+        .collect();
+    let gpus = GPUS * 3 / 2 / CROWD / WORKERS;
+    let all: Vec<String> = names
+        .iter()
+        .map(|name| Job::new(name, vec![Role::new("Worker", WORKERS, gpus)]).yaml())
+        .collect();
+    stack.cluster.apply_yaml(&all.join("---\n")).await?;
+    let whole = usize::try_from(WORKERS)?;
+    let bound = |name: &String| stack.recorder.look(|world| world.bound_of(name));
+    let fits = usize::try_from(CROWD * 2 / 3)?;
+    let pods = usize::try_from(CROWD * WORKERS)?;
+    stack
+        .wait_until(PATIENCE, "all pods, and 20 of 30 jobs whole", async || {
+            let made = |world: &World| names.iter().map(|name| world.pods_of(name).count()).sum();
+            let made: usize = stack.recorder.look(made);
+            made == pods && names.iter().filter(|name| bound(name) == whole).count() == fits
+        })
+        .await?;
+    let (running, waiting): (Vec<_>, Vec<_>) = names.iter().partition(|name| bound(name) == whole);
+    for name in &waiting {
+        assert_eq!(stack.ever_bound(name), 0, "{name} waits");
+    }
+    let held = stack.recorder.look(|world| world.held("nvidia.com/gpu"));
+    assert_eq!(held, i128::from(GPUS), "all GPUs are in use");
+    for name in running {
+        stack.end_job(name).await?;
+    }
+    for name in waiting {
+        stack.wait_running(name, whole).await?;
+        stack.end_job(name).await?;
+    }
+    Ok(())
 }

@@ -5,9 +5,12 @@
 //!   SIM_TRACE=1     and with all of its story
 //!   SIM_FIRST=1000  where a range begins
 //!   SIM_SEEDS=500   how many seeds it has
+//!   SIM_STORY=Stale only stories whose names begin so, after the storms
+//!   SIM_THREADS=1   on how many processors; all of them otherwise
 //! ```
 //! `SIM_SEED=7 cargo test -p muster-tests --test simulation storms -- --nocapture`
 
+#[cfg(debug_assertions)]
 mod planted;
 mod range;
 mod same_seed;

@@ -1,7 +1,7 @@
 //! A range of seeds, on all processors.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,13 @@ use muster_tests::sim::storm::{Outcome, Telling, run};
 use super::{replay, setting};
 
 /// Seeds that CI runs.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 500;
+/// Seeds beyond those that have failed once, each with what for.
+const ONCE_FAILED: [u64; 1] = [
+    // A plan that had been given back arrived after a repair to the same node, which keeps its plan's old number: held
+    // against the planner by mistake.
+    1322,
+];
 /// A run with fewer gangs that ran to their end was idle.
 const COMPLETED_MIN: u64 = 4;
 /// A run with fewer faults was no storm.
@@ -48,8 +54,11 @@ struct Sums {
     bindings: u64,
     faults: u64,
     writes: u64,
+    steps_most: u64,
     time: Duration,
     settled_longest: Duration,
+    /// Of all stories together, in any order.
+    digest: u64,
     by_fault: BTreeMap<Fault, u64>,
     complaints: BTreeMap<u64, String>,
 }
@@ -61,7 +70,9 @@ impl Sums {
         self.bindings += outcome.bindings;
         self.faults += outcome.faults;
         self.writes += outcome.writes;
+        self.steps_most = self.steps_most.max(outcome.steps);
         self.time += outcome.time;
+        self.digest = self.digest.wrapping_add(outcome.digest);
         self.settled_longest = self.settled_longest.max(outcome.settled);
         for (fault, count) in &outcome.by_fault {
             *self.by_fault.entry(*fault).or_default() += count;
@@ -73,8 +84,8 @@ impl Sums {
 
     fn line(&self, took: Duration) -> String {
         format!(
-            "{} seeds in {:.1?} ({:.1} a second): {} gangs to their end, {} Bindings, {} faults, {} writes, {} h in the \
-             clusters, all ended {} s into the calm at the latest\n{:?}",
+            "{} seeds in {:.1?} ({:.1} a second): {} gangs to their end, {} Bindings, {} faults, {} writes, at most {} steps, \
+             {} h in the clusters, all ended {} s into the calm at the latest, digest {:016x}\n{:?}",
             self.runs,
             took,
             self.runs as f64 / took.as_secs_f64(),
@@ -82,8 +93,10 @@ impl Sums {
             self.bindings,
             self.faults,
             self.writes,
+            self.steps_most,
             self.time.as_secs() / 3600,
             self.settled_longest.as_secs(),
+            self.digest,
             self.by_fault
         )
     }
@@ -99,11 +112,12 @@ fn one(seed: u64) -> anyhow::Result<()> {
         println!("{}", outcome.story.join("\n"));
     }
     println!(
-        "seed {seed}: {} gangs to their end, {} Bindings, {} faults, {} writes, {} s, digest {:016x}",
+        "seed {seed}: {} gangs to their end, {} Bindings, {} faults, {} writes, {} steps, {} s, digest {:016x}",
         outcome.completed,
         outcome.bindings,
         outcome.faults,
         outcome.writes,
+        outcome.steps,
         outcome.time.as_secs(),
         outcome.digest
     );
@@ -113,20 +127,18 @@ fn one(seed: u64) -> anyhow::Result<()> {
     }
 }
 
-fn many(first: u64, seeds: u64) -> Sums {
-    let next = AtomicU64::new(first);
-    let last = first.saturating_add(seeds);
+fn many(seeds: &[u64]) -> Sums {
+    let next = AtomicUsize::new(0);
     let sums = Mutex::new(Sums::default());
-    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let threads = muster_tests::sim::storm::threads();
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= last {
+                    let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) else {
                         break;
-                    }
-                    let outcome = run(seed, Telling::Short);
+                    };
+                    let outcome = run(*seed, Telling::Short);
                     let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
                     sums.add(&outcome);
                 }
@@ -142,8 +154,11 @@ fn storms_leave_every_gang_whole_and_nothing_held() -> anyhow::Result<()> {
         return one(seed);
     }
     let started = Instant::now();
-    let seeds = setting("SIM_SEEDS").unwrap_or(SEEDS);
-    let sums = many(setting("SIM_FIRST").unwrap_or(1), seeds);
+    let first = setting("SIM_FIRST").unwrap_or(1);
+    let range = first..first.saturating_add(setting("SIM_SEEDS").unwrap_or(SEEDS));
+    let further = ONCE_FAILED.into_iter().filter(|seed| !range.contains(seed));
+    let all: Vec<u64> = range.clone().chain(further).collect();
+    let (seeds, sums) = (all.len(), many(&all));
     println!("{}", sums.line(started.elapsed()));
     let first = |complaint: &str| complaint.lines().next().unwrap_or_default().to_owned();
     let failed: Vec<String> = sums.complaints.values().map(|why| first(why)).collect();
@@ -161,7 +176,7 @@ fn storms_leave_every_gang_whole_and_nothing_held() -> anyhow::Result<()> {
         told.join("\n\n")
     );
     if seeds >= 100 {
-        for fault in ALL {
+        for fault in ALL.into_iter().chain([Fault::Forbidden]) {
             let count = sums.by_fault.get(&fault).copied().unwrap_or(0);
             anyhow::ensure!(count > 0, "{fault:?} has never happened");
         }

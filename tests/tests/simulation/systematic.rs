@@ -11,12 +11,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use muster_agent::scenario::FaultEvent;
+use muster_embedded::EmbeddedCluster;
 use muster_embedded::api::faults::{After, Before, Faults, OnEvent, RequestInfo};
-use muster_embedded::api::store::Change;
+use muster_embedded::api::store::{Change, Stored};
 use muster_embedded::cluster::run_paused;
 use muster_embedded::value;
 use muster_tests::jobs::{Job, Role};
-use muster_tests::sim::{CLIENT, GANGS, JOBS, PODS, Script, Sim, SimOptions, Trap};
+use muster_tests::pods::{By, PodGang};
+use muster_tests::sim::{CLIENT, GANGS, JOBS, PODS, Script, Sim, SimOptions, Trap, bound};
 use tokio::time::Instant;
 
 /// How long what is not seen is not listed either.
@@ -122,7 +125,50 @@ struct Run {
     events: u32,
 }
 
-fn submit(sim: &Sim) -> anyhow::Result<()> {
+/// What is submitted to two nodes of 8 GPUs, and what it comes to.
+#[derive(Clone, Copy)]
+struct Trace {
+    name: &'static str,
+    submit: fn(&Sim) -> anyhow::Result<()>,
+    /// A GPU falls off the bus when everything runs, and is as new some time later.
+    breaks: bool,
+    /// Pods, and objects with a phase.
+    pods: usize,
+    phases: usize,
+}
+
+/// Two jobs and a pair of bare pods, more than fit at once.
+const CROWD: Trace = Trace {
+    name: "crowd",
+    submit: submit_crowd,
+    breaks: false,
+    pods: 8,
+    phases: 5,
+};
+
+/// A PodGroup beside a job for which there is no room meanwhile.
+const GROUP: Trace = Trace {
+    name: "group",
+    submit: submit_group,
+    breaks: false,
+    pods: 5,
+    phases: 3,
+};
+
+/// A job one of whose GPUs breaks while it runs: the member comes back elsewhere.
+const BROKEN: Trace = Trace {
+    name: "broken",
+    submit: submit_broken,
+    breaks: true,
+    pods: 2,
+    phases: 2,
+};
+
+/// When the GPU breaks, and after that when it is as new.
+const BREAKS_AT: Duration = Duration::from_secs(12);
+const AS_NEW_AFTER: Duration = Duration::from_secs(30);
+
+fn submit_crowd(sim: &Sim) -> anyhow::Result<()> {
     let first = vec![Role::new("Master", 1, 1), Role::new("Worker", 3, 2)];
     sim.apply(&Job::new("first", first).running_for(40).yaml())?;
     let whole = vec![Role::new("Worker", 2, 8)];
@@ -138,13 +184,41 @@ fn submit(sim: &Sim) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn all_ended(sim: &muster_embedded::EmbeddedCluster) -> bool {
-    let pods = sim.list(PODS);
-    let done = |pod: &serde_json::Value| value::text(pod, &["status", "phase"]) == "Succeeded";
-    pods.len() == 8 && pods.iter().all(done)
+fn submit_group(sim: &Sim) -> anyhow::Result<()> {
+    let trio = PodGang::new("trio", By::PodGroup, 3, 4).running_for(30);
+    sim.apply(&trio.yaml())?;
+    let whole = vec![Role::new("Worker", 2, 8)];
+    sim.apply(&Job::new("whole", whole).running_for(20).yaml())
 }
 
-async fn play(disturbance: Disturbance) -> anyhow::Result<Run> {
+fn submit_broken(sim: &Sim) -> anyhow::Result<()> {
+    let roles = vec![Role::new("Worker", 2, 4)];
+    sim.apply(&Job::new("train", roles).running_for(40).yaml())
+}
+
+fn all_ended(sim: &EmbeddedCluster, pods: usize) -> bool {
+    let found = sim.look(PODS);
+    let done = |pod: &Arc<Stored>| value::text(&pod.value, &["status", "phase"]) == "Succeeded";
+    found.len() == pods && found.iter().all(done)
+}
+
+async fn start_anew(sim: &mut Sim) -> anyhow::Result<()> {
+    sim.kill_scheduler().await;
+    sim.start_scheduler();
+    sim.wait_ready().await
+}
+
+/// Waits until then. When the trap springs before, the process dies, and another one starts.
+async fn pass_until(sim: &mut Sim, until: Instant, dies: &mut bool) -> anyhow::Result<()> {
+    if *dies && sim.sprung(until - Instant::now()).await {
+        *dies = false;
+        start_anew(sim).await?;
+    }
+    tokio::time::sleep_until(until).await;
+    Ok(())
+}
+
+async fn play(trace: Trace, disturbance: Disturbance) -> anyhow::Result<Run> {
     let mut sim = Sim::start(SimOptions::nodes(2)).await?;
     let view = Arc::new(View {
         script: Arc::clone(&sim.script),
@@ -152,16 +226,28 @@ async fn play(disturbance: Disturbance) -> anyhow::Result<Run> {
         state: Mutex::default(),
     });
     sim.cluster.set_faults(Arc::clone(&view) as _);
+    let mut dies = false;
     if let Disturbance::Crash(at) = disturbance {
         sim.script.set(Trap::CrashAfter(at));
+        dies = true;
     }
-    submit(&sim)?;
-    if matches!(disturbance, Disturbance::Crash(_)) && sim.sprung(ENDED_MAX).await {
-        sim.kill_scheduler().await;
-        sim.start_scheduler();
-        sim.wait_ready().await?;
+    let begun = Instant::now();
+    (trace.submit)(&sim)?;
+    if trace.breaks {
+        pass_until(&mut sim, begun + BREAKS_AT, &mut dies).await?;
+        let node = bound(&sim.cluster, "train").into_values().next();
+        let node = node.unwrap_or_else(|| "gpu-000".to_owned());
+        for gpu in 0..4 {
+            sim.fail_gpu(&node, gpu)?;
+        }
+        pass_until(&mut sim, begun + BREAKS_AT + AS_NEW_AFTER, &mut dies).await?;
+        sim.agents.inject(&node, FaultEvent::Back { gpu: None })?;
     }
-    sim.until("all has ended", ENDED_MAX, all_ended).await?;
+    if dies && sim.sprung(ENDED_MAX).await {
+        start_anew(&mut sim).await?;
+    }
+    let ended = |cluster: &EmbeddedCluster| all_ended(cluster, trace.pods);
+    sim.until("all has ended", ENDED_MAX, ended).await?;
     sim.pass(Duration::from_secs(40)).await;
     sim.judge().await?;
     let mut phases = BTreeMap::new();
@@ -191,8 +277,9 @@ async fn play(disturbance: Disturbance) -> anyhow::Result<Run> {
     })
 }
 
-/// Disturbs at each of these places, on two threads; the end is that of the reference.
+/// Disturbs a trace at each of these places, on two threads; the end is that of the reference.
 fn at_each(
+    trace: Trace,
     places: u32,
     disturb: impl Fn(u32) -> Disturbance + Sync,
     end: &End,
@@ -206,7 +293,7 @@ fn at_each(
                 return;
             }
             let disturbance = disturb(at);
-            let why = match run_paused(play(disturbance)) {
+            let why = match run_paused(play(trace, disturbance)) {
                 Ok(Ok(run)) if run.end == *end => continue,
                 Ok(Ok(run)) => format!("it ends otherwise: {:?}", run.end),
                 Ok(Err(error)) => format!("{error:#}"),
@@ -226,7 +313,8 @@ fn at_each(
     let told: Vec<String> = failures.values().take(3).cloned().collect();
     anyhow::ensure!(
         failures.is_empty(),
-        "{} of {places} places: {:?}\n{}",
+        "{}: {} of {places} places: {:?}\n{}",
+        trace.name,
         failures.len(),
         failures.keys(),
         told.join("\n\n")
@@ -234,29 +322,57 @@ fn at_each(
     Ok(())
 }
 
-fn reference() -> anyhow::Result<Run> {
-    let run = run_paused(play(Disturbance::None))??;
-    anyhow::ensure!(run.end.phases.len() == 5, "{:?}", run.end);
-    println!("{} writes, {} events", run.writes, run.events);
+fn reference(trace: Trace) -> anyhow::Result<Run> {
+    let run = run_paused(play(trace, Disturbance::None))??;
+    anyhow::ensure!(run.end.phases.len() == trace.phases, "{:?}", run.end);
+    println!(
+        "{}: {} writes, {} events",
+        trace.name, run.writes, run.events
+    );
+    anyhow::ensure!(run.writes >= 8 && run.events >= 20, "{}", trace.name);
     Ok(run)
 }
 
+fn killed_after_each_write(trace: Trace) -> anyhow::Result<()> {
+    let run = reference(trace)?;
+    at_each(trace, run.writes, Disturbance::Crash, &run.end)
+}
+
+fn with_each_event_unseen(trace: Trace) -> anyhow::Result<()> {
+    let run = reference(trace)?;
+    at_each(trace, run.events, Disturbance::Unseen, &run.end)
+}
+
+fn with_a_stale_view_at_each_decision(trace: Trace) -> anyhow::Result<()> {
+    let run = reference(trace)?;
+    at_each(trace, run.writes, Disturbance::Stale, &run.end)
+}
+
 #[test]
-fn killed_after_each_write_all_ends_as_without() -> anyhow::Result<()> {
-    let run = reference()?;
-    anyhow::ensure!(run.writes >= 25, "{} writes", run.writes);
-    at_each(run.writes, Disturbance::Crash, &run.end)
+fn s16_killed_after_each_write_all_ends_as_without() -> anyhow::Result<()> {
+    killed_after_each_write(CROWD)
 }
 
 #[test]
 fn with_each_watch_event_unseen_all_ends_as_without() -> anyhow::Result<()> {
-    let run = reference()?;
-    anyhow::ensure!(run.events >= 60, "{} events", run.events);
-    at_each(run.events, Disturbance::Unseen, &run.end)
+    with_each_event_unseen(CROWD)
 }
 
 #[test]
 fn with_a_stale_view_at_each_decision_all_ends_as_without() -> anyhow::Result<()> {
-    let run = reference()?;
-    at_each(run.writes, Disturbance::Stale, &run.end)
+    with_a_stale_view_at_each_decision(CROWD)
+}
+
+#[test]
+fn a_podgroup_whose_scheduler_is_disturbed_at_any_place_ends_as_without() -> anyhow::Result<()> {
+    killed_after_each_write(GROUP)?;
+    with_each_event_unseen(GROUP)?;
+    with_a_stale_view_at_each_decision(GROUP)
+}
+
+#[test]
+fn a_job_whose_gpu_breaks_ends_as_without_whatever_disturbs_its_scheduler() -> anyhow::Result<()> {
+    killed_after_each_write(BROKEN)?;
+    with_each_event_unseen(BROKEN)?;
+    with_a_stale_view_at_each_decision(BROKEN)
 }

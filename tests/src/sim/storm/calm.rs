@@ -3,7 +3,8 @@
 //! | id | what |
 //! |---|---|
 //! | QUE-1 (L1) | every gang that fits runs, and ends |
-//! | RES-1 (S5, L4) | then a gang that needs every device of every node runs: nothing is held for nobody |
+//! | L5 | another leader is there in time |
+//! | L6 | pods of others are none of Muster's business: they run while it is away |
 //! | L3 | with everything ended the schedulers write nothing but their Lease |
 //! | S16 | a restart leaves a running gang as it is: its pods, its plan |
 
@@ -11,13 +12,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use muster_agent::scenario::FaultEvent;
+use muster_embedded::standins::scheduler::SchedulerConfig;
 use muster_embedded::value;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::workload::{self, GPUS};
+use super::workload;
 use super::{Storm, judge};
-use crate::sim::{CLIENT, GANGS, JOBS, NODES, PODS, phase_of};
+use crate::sim::{CLIENT, GANGS, NODES, PODS, phase_of};
 
 /// Longest time until every gang has run. A node that refused a member stays out for a minute, a plan
 /// that failed rests for up to 80 s, kube-scheduler looks after five minutes at what it could not place,
@@ -25,6 +27,10 @@ use crate::sim::{CLIENT, GANGS, JOBS, NODES, PODS, phase_of};
 const ENDED_MAX: Duration = Duration::from_secs(900);
 /// Longest time for a gang that has the cluster for itself.
 const ALONE_MAX: Duration = Duration::from_secs(180);
+/// Time for which all schedulers are away.
+const AWAY: Duration = Duration::from_secs(5);
+/// Longest time from their start until one of them leads: a Lease lasts for 15 s.
+const LEADS_MAX: Duration = Duration::from_secs(25);
 /// Time in which nothing may be written.
 const QUIET: Duration = Duration::from_secs(60);
 
@@ -63,7 +69,9 @@ impl Storm {
         self.take_back(true);
         self.script.refuse_bindings(None);
         for replica in &mut self.replicas {
-            replica.thaw();
+            if replica.thaw() {
+                judge::locked(&self.judge).wakes(replica.client);
+            }
         }
         for node in self.cluster.list(NODES) {
             let name = value::name(&node).to_owned();
@@ -82,8 +90,18 @@ impl Storm {
     }
 
     /// Passes time second by second until something holds; looks after the schedulers meanwhile.
-    async fn until(
+    pub(super) async fn until(
         &mut self,
+        limit: Duration,
+        holds: impl Fn(&mut Self) -> bool,
+    ) -> Result<bool, String> {
+        self.until_every(Duration::from_secs(1), limit, holds).await
+    }
+
+    /// The same at other steps.
+    pub(super) async fn until_every(
+        &mut self,
+        step: Duration,
         limit: Duration,
         holds: impl Fn(&mut Self) -> bool,
     ) -> Result<bool, String> {
@@ -96,11 +114,12 @@ impl Storm {
             if Instant::now() >= end {
                 return Ok(false);
             }
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::time::sleep(step.min(end - Instant::now())).await;
         }
     }
 
-    /// A set that has lost members nobody makes again never runs: its user gives it up.
+    /// A set that has lost members nobody makes again never runs, nor one that was released after a member of it had ended: its
+    /// user gives it up.
     fn give_up_broken_sets(&mut self) {
         let mut given_up = Vec::new();
         let judge = judge::locked(&self.judge);
@@ -113,7 +132,11 @@ impl Storm {
             let left: Vec<_> = pods
                 .filter(|pod| of_set(&pod.name) && pod.phase != "Failed")
                 .collect();
-            if left.len() < usize::try_from(set.count).unwrap_or(0) {
+            let is_short = left.len() < usize::try_from(set.count).unwrap_or(0);
+            let has_ended = left.iter().any(|pod| pod.has_ended());
+            let mut going = left.iter().filter(|pod| !pod.has_ended());
+            let is_released = has_ended && going.all(|pod| pod.node.is_empty());
+            if is_short || is_released {
                 let going = left
                     .iter()
                     .filter(|pod| !pod.has_ended() && !pod.terminating);
@@ -146,28 +169,6 @@ impl Storm {
         ))
     }
 
-    /// RES-1.
-    pub(super) async fn all_room_is_free(&mut self) -> Result<(), String> {
-        let roles = [("Worker", self.nodes, GPUS)];
-        self.cluster
-            .create(workload::job("probe", &roles, Some(20)))
-            .map_err(|error| error.to_string())?;
-        let ended = self
-            .until(ALONE_MAX, |storm| {
-                let job = storm.cluster.get(JOBS, "default", "probe");
-                job.is_some_and(|job| has_ended(&job))
-            })
-            .await?;
-        if ended {
-            return Ok(());
-        }
-        let limit = ALONE_MAX.as_secs();
-        Err(format!(
-            "RES-1: a gang on all devices has not run within {limit} s of having the cluster for itself:\n{}",
-            self.picture()
-        ))
-    }
-
     /// S16.
     pub(super) async fn restart_changes_nothing(&mut self) -> Result<(), String> {
         let roles = [("Master", 1, 0), ("Worker", 2, 4)];
@@ -183,12 +184,14 @@ impl Storm {
         for at in 0..self.replicas.len() {
             let around = super::around!(self);
             if let Some(replica) = self.replicas.get_mut(at) {
-                replica.kill(Duration::ZERO, &around).await?;
+                replica.kill(AWAY, &around).await?;
             }
         }
+        self.others_run_meanwhile().await?;
         let leads = |storm: &mut Self| storm.replicas.iter().any(super::replica::Replica::leads);
-        if !self.until(ALONE_MAX, leads).await? {
-            return Err("L5: nobody leads after a restart".into());
+        if !self.until(LEADS_MAX, leads).await? {
+            let limit = LEADS_MAX.as_secs();
+            return Err(format!("L5: nobody leads {limit} s after a restart"));
         }
         self.pass(Duration::from_secs(45)).await?;
         let after = self.kept();
@@ -199,6 +202,28 @@ impl Storm {
             ));
         }
         Ok(())
+    }
+
+    /// L6.
+    async fn others_run_meanwhile(&mut self) -> Result<(), String> {
+        let config = SchedulerConfig::new("default-scheduler", Vec::new());
+        let others = self.cluster.start_scheduler(config);
+        let others = others.map_err(|error| error.to_string())?;
+        self.create(workload::plain("plain"));
+        let runs = |storm: &mut Self| {
+            let pod = storm.cluster.get(PODS, "default", "plain");
+            pod.is_some_and(|pod| value::text(&pod, &["status", "phase"]) == "Running")
+        };
+        let ran = self.until(AWAY - Duration::from_secs(1), runs).await?;
+        let _ = self.cluster.delete(PODS, "default", "plain");
+        others.kill();
+        match ran {
+            true => Ok(()),
+            false => Err(format!(
+                "L6: a pod for another scheduler does not run while Muster is away:\n{}",
+                self.picture()
+            )),
+        }
     }
 
     /// What a restart must leave alone: pods by UID with their nodes, and the plan.

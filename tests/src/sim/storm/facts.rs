@@ -1,7 +1,7 @@
 //! Objects as the judge sees them.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
+use std::sync::Arc;
 
 use muster_embedded::standins::fit::{self, Resources};
 use muster_embedded::value;
@@ -9,15 +9,19 @@ use muster_kubernetes::names;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::sight::{Grounds, Since};
+
 /// A pod.
 #[derive(Clone, Debug)]
 pub struct PodFact {
+    /// UID.
+    pub uid: String,
     /// Name.
     pub name: String,
     /// Node that it is bound to, or nothing.
     pub node: String,
     /// What it asks for.
-    pub requests: Resources,
+    pub requests: Arc<Resources>,
     /// Key of its gang: namespace and UID of the workload.
     pub gang: String,
     /// Id of the plan that has bound it, by its annotation.
@@ -33,7 +37,7 @@ pub struct PodFact {
     /// Whether it names Muster as its scheduler.
     pub for_us: bool,
     /// When it was bound.
-    pub bound_at: Option<Instant>,
+    pub bound: Option<Since>,
 }
 
 impl PodFact {
@@ -41,11 +45,15 @@ impl PodFact {
     pub fn of(pod: &Value, before: Option<&Self>, now: Instant) -> Self {
         let annotation = |key: &str| value::text(pod, &["metadata", "annotations", key]);
         let node = value::text(pod, &["spec", "nodeName"]).to_owned();
-        let bound_at =
-            (!node.is_empty()).then(|| before.and_then(|before| before.bound_at).unwrap_or(now));
+        let bound = before.and_then(|before| before.bound);
+        let bound = (!node.is_empty()).then(|| bound.unwrap_or_else(|| since(pod, now)));
         // The containers of a pod never change.
-        let requests = before.map_or_else(|| fit::requests(pod), |b| b.requests.clone());
+        let requests = before.map_or_else(
+            || Arc::new(fit::requests(pod)),
+            |before| Arc::clone(&before.requests),
+        );
         Self {
+            uid: value::uid(pod).to_owned(),
             name: value::name(pod).to_owned(),
             requests,
             gang: gang_of(pod),
@@ -56,7 +64,7 @@ impl PodFact {
             for_us: value::text(pod, &["spec", "schedulerName"]) == names::SCHEDULER_NAME,
             stated: annotation(names::GANG_SIZE).parse().unwrap_or(0),
             node,
-            bound_at,
+            bound,
         }
     }
 
@@ -78,6 +86,15 @@ impl PodFact {
     /// Whether Muster has bound it.
     pub fn is_ours(&self) -> bool {
         !self.plan.is_empty()
+    }
+}
+
+/// This version of an object.
+pub fn since(object: &Value, at: Instant) -> Since {
+    let version = value::text(object, &["metadata", "resourceVersion"]);
+    Since {
+        at,
+        version: version.parse().unwrap_or(0),
     }
 }
 
@@ -114,10 +131,10 @@ pub fn minimum_of(job: &Value) -> u32 {
 /// A node.
 #[derive(Clone, Debug)]
 pub struct NodeFact {
-    /// What it offered in the last while, newest last, each with the time at which it began.
-    offers: VecDeque<(Instant, Resources)>,
+    /// What it offered in the last while, newest last, each with its beginning.
+    offers: VecDeque<(Since, Resources)>,
     /// Since when nothing new may be placed on it.
-    pub closed_since: Option<Instant>,
+    pub closed_since: Option<Since>,
     /// Why.
     pub closed: &'static str,
 }
@@ -133,7 +150,7 @@ impl NodeFact {
             closed_since = before.closed_since;
         }
         if offers.back().is_none_or(|(_, last)| *last != offer) {
-            offers.push_back((now, offer));
+            offers.push_back((since(node, now), offer));
         }
         let ready = value::condition(node, "Ready")
             .is_some_and(|ready| value::text(ready, &["status"]) == "True");
@@ -155,21 +172,21 @@ impl NodeFact {
         };
         Self {
             offers,
-            closed_since: (!closed.is_empty()).then(|| closed_since.unwrap_or(now)),
+            closed_since: (!closed.is_empty())
+                .then(|| closed_since.unwrap_or_else(|| since(node, now))),
             closed,
         }
     }
 
-    /// The most that it has offered of a resource within the last `span`.
-    pub fn offered(&self, resource: &str, now: Instant, span: Duration) -> i128 {
+    /// The most that it offers of a resource, or has offered as far as somebody knows.
+    pub fn offered(&self, resource: &str, grounds: &Grounds) -> i128 {
         let mut most = 0;
-        let mut until = now;
-        for (from, offer) in self.offers.iter().rev() {
-            if until + span < now {
+        for (since, offer) in self.offers.iter().rev() {
+            most = most.max(offer.get(resource).copied().unwrap_or(0));
+            if grounds.know_node(*since) {
+                // It is known that those before it are no more.
                 break;
             }
-            most = most.max(offer.get(resource).copied().unwrap_or(0));
-            until = *from;
         }
         most
     }
@@ -186,11 +203,33 @@ pub struct PlanFact {
     pub places: BTreeMap<(String, i64), Vec<Place>>,
 }
 
+impl PlanFact {
+    /// When a pod's seat was moved to this node. `None` when it has been there from the first.
+    pub fn moved(&self, pod_uid: &str, node: &str) -> Option<Instant> {
+        let is_its = |place: &Place| place.pod_uid == pod_uid && place.node == node;
+        let seat = self
+            .places
+            .values()
+            .find(|places| places.iter().any(is_its))?;
+        let from = seat.iter().rposition(|place| place.node != node)?;
+        seat.get(from.saturating_add(1)).map(|place| place.since)
+    }
+}
+
 /// A member's place in one version of a plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Place {
     /// Node.
     pub node: String,
     /// UID of the pod that has it, where it is known.
     pub pod_uid: String,
+    /// When it was first seen in the store.
+    pub since: Instant,
+}
+
+impl Place {
+    /// Whether it is the same place, whenever it was seen.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.node, &self.pod_uid) == (&other.node, &other.pod_uid)
+    }
 }

@@ -2,17 +2,18 @@
 //!
 //! | id | after which write | what |
 //! |---|---|---|
-//! | DEV-1 (S1) | Binding | what pods hold on the node is within what it offers |
+//! | DEV-1 (S1, S15) | Binding, plan | what pods hold on the node, and what is planned there, is within what it offers |
 //! | GANG-1 (S3) | any, and time | no gang is bound in part for longer than its deadline while the API is well |
 //! | GANG-2 (S3, S4) | first Binding | every member that is needed exists |
 //! | GANG-2 (S4, S8) | Binding | a durable plan of this very gang names the node |
 //! | GANG-2 (S4) | plan | it covers the minimum |
 //! | INV-1, S2 | plan | no node is in it that has been silent for long, no device that has been broken for long |
 //! | LEAD-1 (S9) | Binding, plan | its epoch is not older than that of any plan before |
+//! | LEAD-1 (S9) | any that is sent | nobody else holds the Lease |
 //! | PLACE-1 (S7) | Binding, plan | no node that has been closed or gone for long |
 //!
-//! For long: a scheduler's view lags behind by as much as the watches do. What a node was and offered,
-//! and which strangers stood on it, is held against a scheduler only after it had the time to see it.
+//! For long: a scheduler's view lags behind by as much as its watches do. What a node was and offered, and which strangers
+//! stood on it, is held against a scheduler that had been shown it when it made up its mind (`sight.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use muster_embedded::EmbeddedCluster;
 use muster_embedded::api::ApiError;
+use muster_embedded::api::faults::RequestInfo;
 use muster_embedded::api::informer::{Batch, Informer};
 use muster_embedded::api::store::{Change, ChangeKind};
 use muster_embedded::signal::Listener;
@@ -28,28 +30,27 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::facts::{NodeFact, Place, PlanFact, PodFact, minimum_of};
-use crate::sim::{GANGS, JOBS, NODES, PODS};
+use super::facts::{NodeFact, Place, PlanFact, PodFact, minimum_of, since};
+use super::sight::{Grounds, Sight, Since};
+use crate::sim::{CLIENT, GANGS, JOBS, LEASES, NODES, PODS};
 use crate::stack::PARTIAL_MAX;
 
 /// Time for another leader to come, and for its agents.
 const TAKEOVER: Duration = Duration::from_secs(28);
-/// How far a view may lag behind in a storm: some watches broken in a row, and the pauses between.
+/// How far a view of a gang's own pods and job may lag behind in a storm: some watches broken in a row, and the pauses between.
 const LAG_STORM: Duration = Duration::from_secs(60);
 /// How far a view may lag behind when it has been calm for [`CALM_AFTER`].
 const LAG_CALM: Duration = Duration::from_secs(10);
 /// Time after the last fault in which its effects end.
 const CALM_AFTER: Duration = Duration::from_secs(55);
-/// Silence of an agent after which nothing is planned on its node.
-const SILENT_MAX: Duration = Duration::from_secs(30);
-/// Time within which an agent tells that a device is broken.
-const SICK_MAX: Duration = Duration::from_secs(30);
 
 /// Something that must never be seen.
 #[derive(Clone, Debug)]
 pub struct Violation {
     /// When, milliseconds since the start.
     pub at_ms: u64,
+    /// Whether things went wrong on purpose then.
+    pub stormy: bool,
     /// Invariant and what is wrong.
     pub text: String,
     /// Names that it is about.
@@ -79,15 +80,25 @@ struct GangFact {
 /// The judge.
 pub struct Judge {
     start: Instant,
-    pods: BTreeMap<String, PodFact>,
+    pub(super) pods: BTreeMap<String, PodFact>,
     members: BTreeMap<String, BTreeSet<String>>,
-    nodes: BTreeMap<String, NodeFact>,
-    nodes_gone: BTreeMap<String, Instant>,
+    pub(super) nodes: BTreeMap<String, NodeFact>,
+    nodes_gone: BTreeMap<String, Since>,
     gangs: BTreeMap<String, GangFact>,
-    plans: BTreeMap<String, PlanFact>,
+    pub(super) plans: BTreeMap<String, PlanFact>,
     planned_epoch: u64,
+    /// Who holds the Lease, and since when.
+    leader: Option<(String, Instant)>,
     silent: BTreeMap<String, Instant>,
     sick: BTreeMap<String, Instant>,
+    /// Nodes whose agents are told nothing of their devices, and when those went on that were.
+    hung: BTreeSet<String>,
+    unhung: BTreeMap<String, Instant>,
+    /// How long an agent that is silent is believed: nothing is planned on older reports.
+    report_age_max: Duration,
+    /// Whether what an agent says of a device counts in any case.
+    believes_verdicts: bool,
+    sight: Sight,
     calm_since: Option<Instant>,
     completed: BTreeSet<String>,
     bindings: u64,
@@ -105,8 +116,14 @@ impl Default for Judge {
             gangs: BTreeMap::new(),
             plans: BTreeMap::new(),
             planned_epoch: 0,
+            leader: None,
             silent: BTreeMap::new(),
             sick: BTreeMap::new(),
+            hung: BTreeSet::new(),
+            unhung: BTreeMap::new(),
+            report_age_max: Duration::from_secs(30),
+            believes_verdicts: true,
+            sight: Sight::default(),
             calm_since: None,
             completed: BTreeSet::new(),
             bindings: 0,
@@ -125,7 +142,7 @@ pub fn locked(judge: &Shared) -> MutexGuard<'_, Judge> {
 
 /// The judge's eyes: what each write has changed, in order.
 pub struct Eyes {
-    informers: [(&'static str, Informer); 4],
+    informers: [(&'static str, Informer); 5],
     written: Listener,
 }
 
@@ -136,7 +153,7 @@ impl Eyes {
             Informer::new(cluster.api(), group, plural).map(|informer| (plural, informer))
         };
         Ok(Self {
-            informers: [of(NODES)?, of(JOBS)?, of(PODS)?, of(GANGS)?],
+            informers: [of(NODES)?, of(JOBS)?, of(PODS)?, of(GANGS)?, of(LEASES)?],
             written: cluster.api().subscribe(),
         })
     }
@@ -192,6 +209,7 @@ impl Judge {
                 self.nodes.insert(name, NodeFact::of(object, before, now));
             }
             "pytorchjobs" => self.see_job(object, now),
+            "leases" => self.see_lease(object, now),
             _ => self.see_gang(object, now),
         }
     }
@@ -216,7 +234,7 @@ impl Judge {
             "nodes" => {
                 let name = value::name(object);
                 self.nodes.remove(name);
-                self.nodes_gone.insert(name.to_owned(), now);
+                self.nodes_gone.insert(name.to_owned(), since(object, now));
             }
             "pytorchjobs" => {
                 let key = format!("{}/{}", value::namespace(object), value::uid(object));
@@ -248,6 +266,39 @@ impl Judge {
         self.judge_whole(&key, now);
     }
 
+    fn see_lease(&mut self, lease: &Value, now: Instant) {
+        let holder = value::text(lease, &["spec", "holderIdentity"]);
+        if value::name(lease) != CLIENT {
+            return;
+        }
+        if self
+            .leader
+            .as_ref()
+            .is_none_or(|(leader, _)| leader != holder)
+        {
+            self.leader = Some((holder.to_owned(), now));
+        }
+    }
+
+    /// LEAD-1: nobody sends a decision while somebody else holds the Lease.
+    pub fn judge_sender(&mut self, client: &str, what: &str) {
+        let Some((leader, since)) = &self.leader else {
+            return;
+        };
+        // Who has just taken it may write before the judge has seen it.
+        let is_new = *since >= Instant::now();
+        let of = leader.rsplit_once('-').map_or("", |(of, _)| of);
+        if !is_new && !of.is_empty() && of != client {
+            let text = format!("LEAD-1: {what} is sent while {leader} holds the Lease");
+            self.violated(text, &[client]);
+        }
+    }
+
+    /// Epoch of the newest plan.
+    pub fn planned_epoch(&self) -> u64 {
+        self.planned_epoch
+    }
+
     fn see_pod(&mut self, uid: &str, object: &Value, now: Instant) {
         let before = self.pods.get(uid);
         let was_bound = before.is_some_and(|pod| !pod.node.is_empty());
@@ -266,7 +317,9 @@ impl Judge {
         self.pods.insert(uid.to_owned(), pod.clone());
         if newly_bound && pod.is_ours() {
             self.bindings = self.bindings.saturating_add(1);
-            self.judge_binding(&pod, now);
+            let shown = self.sight.of_binding(&pod.plan, pod.epoch, uid);
+            let grounds = shown.map_or_else(|| self.older(now), Grounds::Shown);
+            self.judge_binding(&pod, &grounds, now);
         }
         self.judge_whole(&key, now);
     }
@@ -282,7 +335,9 @@ impl Judge {
         let epoch = u64::try_from(epoch).unwrap_or(0);
         let members = value::items(object, &["status", "members"]);
         if !self.plans.contains_key(id) {
-            self.judge_plan(object, epoch, members, now);
+            let shown = self.sight.of_plan(id);
+            let grounds = shown.map_or_else(|| self.older(now), Grounds::Shown);
+            self.judge_plan(object, epoch, members, &grounds);
         }
         let plan = self.plans.entry(id.to_owned()).or_insert_with(|| PlanFact {
             epoch,
@@ -295,41 +350,52 @@ impl Judge {
             let place = Place {
                 node: value::text(member, &["node"]).to_owned(),
                 pod_uid: value::text(member, &["podUid"]).to_owned(),
+                since: now,
             };
             let places = plan.places.entry(seat).or_default();
-            if places.last() != Some(&place) {
+            if !places.last().is_some_and(|last| last.is_same(&place)) {
                 places.push(place);
             }
         }
     }
 
     /// How far a view may lag behind now.
-    fn lag(&self, now: Instant) -> Duration {
+    pub(super) fn lag(&self, now: Instant) -> Duration {
         match self.calm_since {
             Some(since) if since + CALM_AFTER < now => LAG_CALM,
             _ => LAG_STORM,
         }
     }
 
+    /// What can be held against whoever decided something that nobody saw being sent.
+    fn older(&self, now: Instant) -> Grounds {
+        Grounds::Older(self.lag(now), now)
+    }
+
+    /// Time until what scheduler must have seen is as fresh as it gets.
+    pub fn settles_in(&self, now: Instant) -> Duration {
+        let from = self.calm_since.unwrap_or(now);
+        (from + CALM_AFTER).saturating_duration_since(now) + Duration::from_millis(1)
+    }
+
     /// What has been wrong with a node for so long that a scheduler must know.
-    fn closed(&self, node: &str, now: Instant) -> Option<&'static str> {
-        let lag = self.lag(now);
-        let long = |since: &Instant| *since + lag < now;
+    fn closed(&self, node: &str, grounds: &Grounds) -> Option<&'static str> {
+        let known = |since: &Since| grounds.know_node(*since);
         match self.nodes.get(node) {
             Some(fact) => fact
                 .closed_since
                 .as_ref()
-                .is_some_and(long)
+                .is_some_and(known)
                 .then_some(fact.closed),
             None => self
                 .nodes_gone
                 .get(node)
-                .is_none_or(long)
+                .is_none_or(known)
                 .then_some("is gone"),
         }
     }
 
-    fn judge_plan(&mut self, gang: &Value, epoch: u64, members: &[Value], now: Instant) {
+    fn judge_plan(&mut self, gang: &Value, epoch: u64, members: &[Value], grounds: &Grounds) {
         let name = value::name(gang).to_owned();
         let id = value::text(gang, &["status", "planId"]).to_owned();
         let minimum = value::int(gang, &["status", "minimum"]).unwrap_or(0);
@@ -342,47 +408,64 @@ impl Judge {
             );
         }
         self.planned_epoch = self.planned_epoch.max(epoch);
-        if i64::try_from(members.len()).unwrap_or(i64::MAX) < minimum {
+        // One that says what runs and nothing more starts nobody: that of a gang that has lost a member, and whose Gang object
+        // was deleted before another leader came.
+        let is_over =
+            |member: &&Value| value::flag(member, &["ended"]) || value::flag(member, &["bound"]);
+        let starts_any = !members.iter().all(|member| is_over(&member));
+        if starts_any && i64::try_from(members.len()).unwrap_or(i64::MAX) < minimum {
             let count = members.len();
             self.violated(
                 format!("GANG-2: {what} has {count} of {minimum} members"),
                 &[&name],
             );
         }
-        let lag = self.lag(now);
-        for member in members {
+        self.judge_plan_room(gang, members, grounds);
+        for member in members.iter().filter(|member| !is_over(member)) {
             let node = value::text(member, &["node"]);
-            let ended = value::flag(member, &["ended"]) || value::flag(member, &["bound"]);
-            if ended {
-                continue;
-            }
-            if let Some(why) = self.closed(node, now) {
+            if let Some(why) = self.closed(node, grounds) {
                 self.violated(
                     format!("PLACE-1: {what} has {node}, which {why}"),
                     &[&name, node],
                 );
             }
-            let devices = value::items(member, &["devices"]);
-            let silent = self.silent.get(node);
-            if !devices.is_empty() && silent.is_some_and(|since| *since + SILENT_MAX + lag < now) {
-                self.violated(
-                    format!("INV-1: {what} has {node}, whose agent is silent"),
-                    &[&name, node],
-                );
-            }
-            for device in devices.iter().filter_map(Value::as_str) {
-                let sick = self.sick.get(device);
-                if sick.is_some_and(|since| *since + SICK_MAX + lag < now) {
-                    self.violated(
-                        format!("S2: {what} has {device} on {node}, which is broken"),
-                        &[&name, node],
-                    );
-                }
+            self.judge_devices(&name, &what, node, member, grounds);
+        }
+    }
+
+    /// INV-1 and S2 of a planned member.
+    fn judge_devices(
+        &mut self,
+        gang: &str,
+        what: &str,
+        node: &str,
+        member: &Value,
+        grounds: &Grounds,
+    ) {
+        let devices = value::items(member, &["devices"]);
+        let silent = self.silent.get(node);
+        if !devices.is_empty()
+            && silent.is_some_and(|since| grounds.know_agent(*since, self.report_age_max))
+        {
+            let text = format!("INV-1: {what} has {node}, whose agent is silent");
+            self.violated(text, &[gang, node]);
+        }
+        if !self.believes_verdicts || self.hung.contains(node) {
+            return;
+        }
+        let told = self.unhung.get(node).copied();
+        for device in devices.iter().filter_map(Value::as_str) {
+            let sick = self.sick.get(device).copied();
+            let sick = sick.map(|since| told.map_or(since, |told| since.max(told)));
+            // What was heard before it broke is believed for as long.
+            if sick.is_some_and(|since| grounds.know_agent(since, self.report_age_max)) {
+                let text = format!("S2: {what} has {device} on {node}, which is broken");
+                self.violated(text, &[gang, node]);
             }
         }
     }
 
-    fn judge_binding(&mut self, pod: &PodFact, now: Instant) {
+    fn judge_binding(&mut self, pod: &PodFact, grounds: &Grounds, now: Instant) {
         let (name, node) = (pod.name.clone(), pod.node.clone());
         let about = [name.as_str(), node.as_str()];
         if pod.epoch < self.planned_epoch {
@@ -410,47 +493,14 @@ impl Judge {
                 &about,
             );
         }
-        if let Some(why) = self.closed(&node, now) {
+        if let Some(why) = self.closed(&node, grounds) {
             self.violated(
                 format!("PLACE-1: {name} is bound to {node}, which {why}"),
                 &about,
             );
         }
-        self.judge_room(pod, now);
+        self.judge_room(pod, grounds);
         self.judge_gathered(pod, now);
-    }
-
-    /// DEV-1 on one node.
-    fn judge_room(&mut self, pod: &PodFact, now: Instant) {
-        let lag = self.lag(now);
-        let Some(node) = self.nodes.get(&pod.node) else {
-            return;
-        };
-        let counts = |other: &&PodFact| {
-            let seen = other.bound_at.is_none_or(|at| at + lag < now);
-            other.node == pod.node && other.holds() && (other.is_ours() || seen)
-        };
-        let holders: Vec<&PodFact> = self.pods.values().filter(counts).collect();
-        let mut broken = Vec::new();
-        for (resource, asked) in &pod.requests {
-            let held = holders
-                .iter()
-                .filter_map(|other| other.requests.get(resource))
-                .fold(0_i128, |sum, amount| sum.saturating_add(*amount));
-            let offered = node.offered(resource, now, lag);
-            if *asked > 0 && held > offered {
-                let names: Vec<&str> = holders.iter().map(|other| other.name.as_str()).collect();
-                broken.push(format!(
-                    "DEV-1: {} is bound to {}, where {held} of {offered} {resource} (thousandths) are held by {}",
-                    pod.name,
-                    pod.node,
-                    names.join(", ")
-                ));
-            }
-        }
-        for text in broken {
-            self.violated(text, &[&pod.name, &pod.node]);
-        }
     }
 
     /// GANG-2: at the first Binding of a gang all that are needed exist.
@@ -551,6 +601,11 @@ impl Judge {
         }
     }
 
+    /// Whether a gang is bound in part now.
+    pub fn is_any_partial(&self) -> bool {
+        self.gangs.values().any(|gang| gang.partial_since.is_some())
+    }
+
     /// Nothing goes wrong from now on, or it does again.
     pub fn calm(&mut self, on: bool) {
         let now = Instant::now();
@@ -569,9 +624,50 @@ impl Judge {
         set(&mut self.silent, node, on);
     }
 
+    /// A driver hangs: the agent is told nothing any more. Or it goes on.
+    pub fn hung(&mut self, node: &str, on: bool) {
+        if on {
+            self.hung.insert(node.to_owned());
+        } else if self.hung.remove(node) {
+            self.unhung.insert(node.to_owned(), Instant::now());
+        }
+    }
+
+    /// How long an agent that is silent is believed.
+    pub fn report_age_max(&mut self, age: Duration) {
+        self.report_age_max = age;
+    }
+
+    /// A client is shown its resource up to a version.
+    pub fn shown(&mut self, request: &RequestInfo, version: u64) {
+        let now = Instant::now();
+        self.sight
+            .show(&request.client, &request.resource, version, now);
+    }
+
+    /// A scheduler's request has arrived.
+    pub fn sent(&mut self, request: &RequestInfo) {
+        self.sight.send(request, Instant::now());
+    }
+
+    /// A scheduler's process begins.
+    pub fn begins(&mut self, client: &str) {
+        self.sight.begin(client, Instant::now());
+    }
+
+    /// A scheduler that stood still goes on.
+    pub fn wakes(&mut self, client: &str) {
+        self.sight.wake(client, Instant::now());
+    }
+
     /// A device breaks, or is as new.
     pub fn sick(&mut self, device: &str, on: bool) {
         set(&mut self.sick, device, on);
+    }
+
+    /// Whether no more devices may be taken for well than agents say are: not where the breaker is in use.
+    pub fn believes_verdicts(&mut self, on: bool) {
+        self.believes_verdicts = on;
     }
 
     /// Notes that something must not be.
@@ -579,6 +675,7 @@ impl Judge {
         let at_ms = self.start.elapsed().as_millis();
         self.violations.push(Violation {
             at_ms: u64::try_from(at_ms).unwrap_or(u64::MAX),
+            stormy: self.calm_since.is_none(),
             text,
             about: about.iter().map(|word| (*word).to_owned()).collect(),
         });
@@ -625,3 +722,6 @@ fn set(to: &mut BTreeMap<String, Instant>, key: &str, on: bool) {
         to.remove(key);
     }
 }
+
+#[cfg(test)]
+mod tests;

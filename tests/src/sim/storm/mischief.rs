@@ -1,10 +1,12 @@
 //! What is done to the cluster in a storm, one thing at a time; and what takes it back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use muster_agent::scenario::FaultEvent;
 use muster_embedded::api::DeleteOptions;
 use muster_embedded::api::informer::Local;
+use muster_embedded::api::store::Stored;
 use muster_embedded::standins::extender::{Extender, ExtenderConfig};
 use muster_embedded::value;
 use serde_json::{Value, json};
@@ -30,8 +32,12 @@ pub enum Undo {
     Node(Box<Value>),
     /// A job suspended by its user.
     Suspend(String),
-    /// A silent or hanging agent.
+    /// A silent or hanging agent, or one that invents devices.
     Agent(String),
+    /// An agent that speaks for another node than its own.
+    Impostor(String),
+    /// A pod or a job that a policy keeps from being released.
+    Forbidden(&'static str, String),
     /// A silent kubelet.
     Kubelet(String),
     /// Broken devices of a node.
@@ -40,12 +46,14 @@ pub enum Undo {
     Bindings,
     /// Somebody else's pod.
     Stranger(String),
+    /// Devices that are missing on a node, as after a change of its MIG layout.
+    DeviceCount(String),
 }
 
 impl Storm {
     /// One thing goes wrong, or somebody wants something.
     pub(super) async fn mischief(&mut self) -> Result<(), String> {
-        match self.rng.below(44) {
+        match self.rng.below(48) {
             0..9 => self.submit(),
             9 | 10 => self.stranger(),
             11 | 12 => self.delete_pod(),
@@ -69,6 +77,10 @@ impl Storm {
             32..35 => self.kill_scheduler().await?,
             35 | 36 => self.stop_scheduler(),
             37 => self.cut_scheduler_off(),
+            38 => self.change_devices(),
+            39 => self.hostile_pod(),
+            40 => self.rename_agent(),
+            41 => self.forbid_release(),
             _ => {}
         }
         Ok(())
@@ -81,48 +93,49 @@ impl Storm {
         Duration::from_millis(from.saturating_mul(1000).saturating_add(more))
     }
 
-    fn later(&mut self, undo: Undo, below_s: u64) {
+    pub(super) fn later(&mut self, undo: Undo, below_s: u64) {
         let at = Instant::now() + self.seconds(1, below_s);
         self.undo.push((at, undo));
     }
 
-    fn did(&mut self, what: impl Into<String>) {
+    pub(super) fn did(&mut self, what: impl Into<String>) {
         self.done = self.done.saturating_add(1);
         self.log.note(what);
     }
 
-    fn next_name(&mut self, kind: &str) -> String {
+    pub(super) fn next_name(&mut self, kind: &str) -> String {
         self.made = self.made.saturating_add(1);
         format!("{kind}{}", self.made)
     }
 
-    fn a_node(&mut self) -> String {
+    pub(super) fn a_node(&mut self) -> String {
         let number = self.rng.below(u64::from(self.nodes));
         format!("gpu-{number:03}")
     }
 
-    fn jobs(&self) -> Vec<Value> {
-        let mut jobs = self.cluster.list(JOBS);
-        jobs.retain(|job| !super::calm::has_ended(job));
+    fn jobs(&self) -> Vec<Arc<Stored>> {
+        let mut jobs = self.cluster.look(JOBS);
+        jobs.retain(|job| !super::calm::has_ended(&job.value));
         jobs
     }
 
     fn a_job(&mut self) -> Option<String> {
         let jobs = self.jobs();
-        self.rng.pick(&jobs).map(|job| value::name(job).to_owned())
+        let job = self.rng.pick(&jobs);
+        job.map(|job| value::name(&job.value).to_owned())
     }
 
     /// A pod that has not ended, of ours.
     fn a_pod(&mut self) -> Option<Value> {
-        let mut pods = self.cluster.list(PODS);
+        let mut pods = self.cluster.look(PODS);
         pods.retain(|pod| {
-            value::text(pod, &["spec", "schedulerName"]) == "muster"
+            value::text(&pod.value, &["spec", "schedulerName"]) == "muster"
                 && !matches!(
-                    value::text(pod, &["status", "phase"]),
+                    value::text(&pod.value, &["status", "phase"]),
                     "Succeeded" | "Failed"
                 )
         });
-        self.rng.pick(&pods).cloned()
+        self.rng.pick(&pods).map(|pod| pod.value.clone())
     }
 
     pub(super) fn submit(&mut self) {
@@ -137,16 +150,20 @@ impl Storm {
         } else {
             let name = self.next_name("set");
             let set = workload::any_set(&mut self.rng, &name);
-            self.log
-                .note(format!("{name} of {} is submitted", set.count));
-            if !set.key.is_empty() {
-                judge::locked(&self.judge).minimum(&set.key, &set.name, set.count);
-            }
-            for object in &set.objects {
-                self.create(object.clone());
-            }
-            self.sets.push(set);
+            self.submit_set(set);
         }
+    }
+
+    pub(super) fn submit_set(&mut self, set: workload::Set) {
+        self.log
+            .note(format!("{} of {} is submitted", set.name, set.count));
+        if !set.key.is_empty() {
+            judge::locked(&self.judge).minimum(&set.key, &set.name, set.count);
+        }
+        for object in &set.objects {
+            self.create(object.clone());
+        }
+        self.sets.push(set);
     }
 
     fn live_sets(&self) -> usize {
@@ -161,7 +178,7 @@ impl Storm {
     }
 
     /// Creates an object; one that is there already or has lost its namespace is no matter.
-    fn create(&self, object: Value) {
+    pub(super) fn create(&self, object: Value) {
         if let Err(error) = self.cluster.create(object) {
             self.log.note(format!("refused: {error}"));
         }
@@ -188,7 +205,7 @@ impl Storm {
         self.later(Undo::Stranger(name), 30);
     }
 
-    fn delete_pod(&mut self) {
+    pub(super) fn delete_pod(&mut self) {
         let Some(pod) = self.a_pod() else { return };
         let name = value::name(&pod).to_owned();
         self.did(format!("{name} is deleted"));
@@ -196,7 +213,7 @@ impl Storm {
         let _ = self.cluster.delete(PODS, "default", &name);
     }
 
-    fn delete_gang(&mut self) {
+    pub(super) fn delete_gang(&mut self) {
         if self.rng.chance(50) {
             let Some(job) = self.a_job() else { return };
             self.did(format!("{job} is deleted"));
@@ -214,7 +231,7 @@ impl Storm {
         }
     }
 
-    fn suspend_job(&mut self) {
+    pub(super) fn suspend_job(&mut self) {
         let Some(job) = self.a_job() else { return };
         self.did(format!("{job} is suspended by its user"));
         let patch = json!({"spec": {"runPolicy": {"suspend": true}}});
@@ -222,7 +239,7 @@ impl Storm {
         self.later(Undo::Suspend(job), 20);
     }
 
-    fn resize_job(&mut self) {
+    pub(super) fn resize_job(&mut self) {
         let Some(job) = self.a_job() else { return };
         let most = self.cluster.get(JOBS, "default", &job);
         let most = most.map_or(1, |job| workload::workers_max(&job, self.nodes));
@@ -233,17 +250,17 @@ impl Storm {
         let _ = self.cluster.patch(JOBS, "default", &job, "", &patch);
     }
 
-    fn delete_record(&mut self) {
-        let gangs = self.cluster.list(GANGS);
+    pub(super) fn delete_record(&mut self) {
+        let gangs = self.cluster.look(GANGS);
         let Some(gang) = self.rng.pick(&gangs) else {
             return;
         };
-        let name = value::name(gang).to_owned();
+        let name = value::name(&gang.value).to_owned();
         self.did(format!("Gang {name} is deleted by hand"));
         let _ = self.cluster.delete(GANGS, "default", &name);
     }
 
-    fn cordon(&mut self) {
+    pub(super) fn cordon(&mut self) {
         let node = self.a_node();
         self.did(format!("{node} is cordoned"));
         let patch = json!({"spec": {"unschedulable": true}});
@@ -258,7 +275,7 @@ impl Storm {
         self.later(Undo::Taint(node), 30);
     }
 
-    fn set_taint(&self, node: &str, on: bool) {
+    pub(super) fn set_taint(&self, node: &str, on: bool) {
         let own = json!({"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"});
         let mut taints = vec![own];
         if on {
@@ -277,11 +294,16 @@ impl Storm {
 
     fn delete_node(&mut self) {
         let name = self.a_node();
-        let Some(mut node) = self.cluster.get(NODES, "", &name) else {
-            return;
-        };
+        if let Some(undo) = self.take_node(&name) {
+            self.later(undo, 25);
+        }
+    }
+
+    /// Deletes a node; gives back what makes it again.
+    pub(super) fn take_node(&mut self, name: &str) -> Option<Undo> {
+        let mut node = self.cluster.get(NODES, "", name)?;
         self.did(format!("{name} is deleted, and its pods with it"));
-        let _ = self.cluster.delete(NODES, "", &name);
+        let _ = self.cluster.delete(NODES, "", name);
         let gc = Local::new(self.cluster.api(), "pod-gc");
         for pod in self.cluster.list(PODS) {
             if value::text(&pod, &["spec", "nodeName"]) == name {
@@ -301,7 +323,52 @@ impl Storm {
             value::remove(&mut node, &["metadata", field]);
         }
         super::calm::heal(&mut node);
-        self.later(Undo::Node(Box::new(node)), 25);
+        Some(Undo::Node(Box::new(node)))
+    }
+
+    /// The device plugin offers fewer whole GPUs, as after a change of the MIG layout.
+    pub(super) fn change_devices(&mut self) {
+        let node = self.a_node();
+        let count = 4 + self.rng.index(4);
+        self.did(format!("{node} offers {count} devices"));
+        self.set_devices(&node, count);
+        self.later(Undo::DeviceCount(node), 40);
+    }
+
+    /// Has a node's device plugin offer so many of its GPUs.
+    pub(super) fn set_devices(&self, node: &str, count: usize) {
+        let devices = self.agents.with(|fleet| {
+            let devices = fleet.devices(node).ok()?;
+            Some(
+                devices
+                    .iter()
+                    .map(|device| device.uuid.clone())
+                    .collect::<Vec<_>>(),
+            )
+        });
+        let mut devices = devices.flatten().unwrap_or_default();
+        let whole = devices.len();
+        devices.truncate(count);
+        let slices = whole.saturating_sub(devices.len()).saturating_mul(7);
+        let slices = (slices > 0).then(|| slices.to_string());
+        let mig = json!({"status": {"allocatable": {"nvidia.com/mig-1g.10gb": slices},
+            "capacity": {"nvidia.com/mig-1g.10gb": slices}}});
+        self.cluster.kubelet().set_device_ids(node, devices);
+        // The kubelet writes what it offers once something was said of the health of a device.
+        self.cluster.kubelet().set_device_health(node, "", true);
+        let _ = self.cluster.patch(NODES, "", node, "status", &mig);
+    }
+
+    /// A pod that nobody can read, or that asks for more than can be counted.
+    fn hostile_pod(&mut self) {
+        let name = self.next_name("hostile");
+        self.did(format!("{name} is submitted"));
+        let pod = match self.rng.chance(50) {
+            true => workload::unreadable(&name),
+            false => workload::beyond_all_numbers(&name),
+        };
+        self.create(pod);
+        self.later(Undo::Stranger(name), 20);
     }
 
     fn break_gpu(&mut self) {
@@ -331,7 +398,7 @@ impl Storm {
         self.later(Undo::Devices(node), 60);
     }
 
-    fn device(&self, node: &str, gpu: u32) -> Option<String> {
+    pub(super) fn device(&self, node: &str, gpu: u32) -> Option<String> {
         let devices = self.agents.with(|fleet| {
             let devices = fleet.devices(node).ok()?;
             let found = devices.iter().find(|device| device.gpu == gpu);
@@ -357,12 +424,13 @@ impl Storm {
     fn bother_agent(&mut self) {
         let node = self.a_node();
         let gpu = u32::try_from(self.rng.below(u64::from(GPUS))).unwrap_or(0);
-        let fault = match self.rng.below(8) {
+        let fault = match self.rng.below(9) {
             0..3 => FaultEvent::Silent,
             3 => FaultEvent::Replay,
             4 => FaultEvent::Hang,
             5 => FaultEvent::Leak { gpu },
-            6 => {
+            6 => FaultEvent::Invent { gpus: 1 + gpu },
+            7 => {
                 let other = self.a_node();
                 match self.device(&other, gpu) {
                     Some(uuid) if other != node => FaultEvent::CloneUuid { gpu, uuid },
@@ -374,11 +442,16 @@ impl Storm {
             },
         };
         self.did(format!("{fault:?} on {node}"));
-        let silent = fault == FaultEvent::Silent;
+        let (silent, hung) = (fault == FaultEvent::Silent, fault == FaultEvent::Hang);
         if self.agents.inject(&node, fault).is_ok() {
+            let mut judge = judge::locked(&self.judge);
             if silent {
-                judge::locked(&self.judge).silent(&node, true);
+                judge.silent(&node, true);
             }
+            if hung {
+                judge.hung(&node, true);
+            }
+            drop(judge);
             self.later(Undo::Agent(node), 60);
         }
     }
@@ -390,7 +463,7 @@ impl Storm {
         self.later(Undo::Kubelet(node), 20);
     }
 
-    fn restart_kube_scheduler(&mut self) -> Result<(), String> {
+    pub(super) fn restart_kube_scheduler(&mut self) -> Result<(), String> {
         self.did("kube-scheduler is restarted");
         self.start_kube_scheduler()
     }
@@ -425,6 +498,20 @@ impl Storm {
         let why = "denied by policy".to_owned();
         self.script.refuse_bindings(Some((name, why)));
         self.later(Undo::Bindings, 15);
+    }
+
+    /// A policy forbids for good to release one pod or one job of many.
+    fn forbid_release(&mut self) {
+        let (kind, name) = if self.rng.chance(50) {
+            let pod = self.a_pod().map(|pod| value::name(&pod).to_owned());
+            (PODS.1, pod)
+        } else {
+            (JOBS.1, self.a_job())
+        };
+        let Some(name) = name else { return };
+        self.did(format!("a policy forbids to release {name}"));
+        self.weather.forbid(kind, &name, true);
+        self.later(Undo::Forbidden(kind, name), 60);
     }
 
     /// A Bind that kube-scheduler never sends: repeated, late, or to another node.
@@ -536,9 +623,17 @@ impl Storm {
             Undo::Agent(node) => {
                 let _ = self.agents.inject(&node, FaultEvent::Resume);
                 let _ = self.agents.inject(&node, FaultEvent::Back { gpu: None });
-                judge::locked(&self.judge).silent(&node, false);
+                let mut judge = judge::locked(&self.judge);
+                judge.silent(&node, false);
+                judge.hung(&node, false);
+                drop(judge);
                 self.devices_are_well(&node);
             }
+            Undo::Impostor(node) => {
+                // Ends it without a word.
+                self.impostors.remove(&node);
+            }
+            Undo::Forbidden(kind, name) => self.weather.forbid(kind, &name, false),
             Undo::Kubelet(node) => self.cluster.kubelet().set_silent(&node, false),
             Undo::Devices(node) => {
                 let _ = self.agents.inject(&node, FaultEvent::Back { gpu: None });
@@ -548,6 +643,7 @@ impl Storm {
             Undo::Stranger(name) => {
                 let _ = self.cluster.delete(PODS, "default", &name);
             }
+            Undo::DeviceCount(node) => self.set_devices(&node, usize::MAX),
         }
     }
 

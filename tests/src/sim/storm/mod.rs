@@ -7,17 +7,23 @@
 //!   await                 │     ▼
 //!                         │   judge: what must always hold
 //!   two storms, a lull between them, then calm: what must come of it
+//!   a story, step by step, and calm again: exams
 //! ```
 //! The seed decides everything: how many nodes and replicas there are, which faults exist and how often, what happens
 //! when. Equal seeds give equal stories, down to the order of writes.
 
+mod ambush;
 pub mod calm;
+mod exam;
 pub mod facts;
+mod impostor;
 pub mod judge;
 pub mod log;
 pub mod mischief;
 pub mod replica;
-pub mod rng;
+mod room;
+pub mod sight;
+mod stories;
 pub mod weather;
 pub mod workload;
 
@@ -25,6 +31,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use muster_agent::fleet::Fleet;
 use muster_embedded::cluster::{Running, run_paused};
 use muster_embedded::standins::agents::Agents;
 use muster_embedded::standins::kubelet::{Holder, KubeletConfig};
@@ -41,16 +48,21 @@ use tokio_util::sync::CancellationToken;
 use self::log::Log;
 use self::mischief::Undo;
 use self::replica::Replica;
-use self::rng::Rng;
 use self::weather::{Fault, Weather};
 use self::workload::Set;
 use super::doors::Doors;
+use super::steps::Steps;
 use super::{CLIENT, GANGS, JOBS, PODS, Script, gpu_pool, kube_scheduler, start_agents};
+use crate::rng::Rng;
 
+/// Steps after which a run is over, however little time has passed: many times those of any that ends by itself.
+const STEPS_MAX: u64 = 60_000;
 /// Storms of one run.
 const STORMS: u64 = 2;
-/// Calm between two storms: long enough for GANG-1 to be judged.
-const LULL: Duration = Duration::from_secs(105);
+/// Calm between two storms, at least.
+const LULL_MIN: Duration = Duration::from_secs(20);
+/// The same, at most: long enough for GANG-1 to be judged. It ends before that when no gang is bound in part.
+const LULL_MAX: Duration = Duration::from_secs(105);
 /// The second replica's name for the API server.
 const SECOND: &str = "muster-scheduler-b";
 
@@ -71,6 +83,8 @@ pub struct Outcome {
     pub by_fault: BTreeMap<Fault, u64>,
     /// Writes of the store.
     pub writes: u64,
+    /// Steps that it took.
+    pub steps: u64,
     /// Digest of the whole story.
     pub digest: u64,
     /// Time that passed in the cluster.
@@ -84,6 +98,8 @@ pub struct Outcome {
 /// A run.
 pub struct Storm {
     seed: u64,
+    /// Beginning of the names of the stories that are told, where not all are.
+    only: Option<String>,
     rng: Rng,
     nodes: u32,
     cluster: EmbeddedCluster,
@@ -103,9 +119,12 @@ pub struct Storm {
     sets: Vec<Set>,
     undo: Vec<(Instant, Undo)>,
     strays: JoinSet<()>,
+    /// Agents that speak for a node which is not theirs.
+    impostors: BTreeMap<String, Fleet>,
     made: u64,
     done: u64,
     settled: Duration,
+    steps: Arc<Steps>,
 }
 
 /// What the replicas share, borrowed field by field.
@@ -117,6 +136,7 @@ macro_rules! around {
             config: &$storm.config,
             seed: $storm.seed,
             log: &$storm.log,
+            judge: &$storm.judge,
         }
     };
 }
@@ -129,6 +149,14 @@ pub enum Telling {
     Short,
     /// All of it.
     All,
+}
+
+/// Threads for seeds: as many as `SIM_THREADS` says, or as there are processors.
+pub fn threads() -> usize {
+    let said = std::env::var("SIM_THREADS");
+    let said = said.ok().and_then(|said| said.parse().ok());
+    let all = || std::thread::available_parallelism().map_or(2, usize::from);
+    said.unwrap_or_else(all).max(1)
 }
 
 /// Runs one seed in this thread.
@@ -151,6 +179,7 @@ fn failed(seed: u64, wrong: String) -> Outcome {
         faults: 0,
         by_fault: BTreeMap::new(),
         writes: 0,
+        steps: 0,
         digest: 0,
         time: Duration::ZERO,
         settled: Duration::ZERO,
@@ -209,28 +238,52 @@ impl Storm {
         let operator_config = operator_config(&mut rng);
         let operator = cluster.start_operator(operator_config.clone())?;
         let script = Arc::new(Script::default());
-        let weather = Arc::new(Weather::new(seed, Arc::clone(&script), log.clone()));
-        cluster.set_faults(Arc::clone(&weather) as _);
         let judge = judge::Shared::default();
+        let steps = Arc::new(Steps::new(STEPS_MAX));
+        let faults = Weather::new(
+            seed,
+            Arc::clone(&script),
+            Arc::clone(&judge),
+            log.clone(),
+            Arc::clone(&steps),
+        );
+        let weather = Arc::new(faults);
+        cluster.set_faults(Arc::clone(&weather) as _);
         let (stop, eyes) = (CancellationToken::new(), judge::Eyes::new(&cluster)?);
         let eyes = tokio::spawn(eyes.follow(Arc::clone(&judge), stop.clone()));
-        let doors = Arc::new(Doors::default());
+        let doors = Arc::new(Doors::counting(Arc::clone(&steps)));
         let mut replicas = vec![Replica::new("muster", CLIENT)];
-        if rng.chance(35) {
+        if rng.chance(50) {
             replicas.push(Replica::new("muster-b", SECOND));
         }
         let names: Vec<&str> = replicas.iter().map(|replica| replica.door).collect();
         let agents = start_agents(&cluster, &doors, &names, seed)?;
         let kube_scheduler = cluster.start_scheduler(kube_scheduler(&doors, 100))?;
         let mut config = Config::default();
+        // GPUs break in a storm as they never do. With the breaker as it comes little of it is soon believed, and the
+        // judge cannot tell what: in those runs it looks at everything else.
+        let is_breaking = rng.chance(25);
+        if !is_breaking {
+            config.inventory.quarantine_percent_max = 100;
+        }
+        judge::locked(&judge).believes_verdicts(!is_breaking);
+        // Half of the runs forget agents soon: a silence of 30 s and more hardly fits into a storm.
+        if rng.chance(50) {
+            config.inventory.report_age_max = Span::secs(10);
+            config.agents.heartbeat_every = Span::secs(4);
+        }
+        let believed = config.inventory.report_age_max;
+        judge::locked(&judge).report_age_max(believed.0);
         config.gang.refused_node_for = Span::secs(60);
         log.note(format!(
-            "{nodes} nodes of {} GPUs, {} scheduler(s), policies {policies}, {operator_config:?}",
+            "{nodes} nodes of {} GPUs, {} scheduler(s), policies {policies}, breaker {is_breaking}, reports believed for {} s, {operator_config:?}",
             workload::GPUS,
-            replicas.len()
+            replicas.len(),
+            believed.0.as_secs()
         ));
         Ok(Self {
             seed,
+            only: std::env::var("SIM_STORY").ok(),
             rng,
             nodes,
             cluster,
@@ -250,18 +303,34 @@ impl Storm {
             sets: Vec::new(),
             undo: Vec::new(),
             strays: JoinSet::new(),
+            impostors: BTreeMap::new(),
             made: 0,
             done: 0,
             settled: Duration::ZERO,
+            steps,
         })
     }
 
     async fn through(mut self, telling: Telling) -> Outcome {
-        let ended = self.play().await;
+        let steps = Arc::clone(&self.steps);
+        let ended = tokio::select! {
+            biased;
+            () = steps.over() => Err(format!("L3: no end after {STEPS_MAX} steps: somebody writes or asks on and on")),
+            ended = self.play() => ended,
+        };
         let first = judge::locked(&self.judge).first();
         let wrong = match (ended, first) {
             (_, Some(first)) => Some((
-                format!("at {} ms: {}", first.at_ms, first.text),
+                format!(
+                    "at {} ms, {}: {}",
+                    first.at_ms,
+                    if first.stormy {
+                        "in a storm"
+                    } else {
+                        "in calm"
+                    },
+                    first.text
+                ),
                 first.about,
             )),
             (Err(why), None) => Some((why, Vec::new())),
@@ -287,6 +356,7 @@ impl Storm {
                 .fold(self.done, |sum, n| sum.saturating_add(*n)),
             by_fault,
             writes: self.cluster.api().digest().0,
+            steps: self.steps.taken(),
             digest: self.log.digest(&self.cluster),
             time: Duration::from_millis(self.log.now_ms()),
             settled: self.settled,
@@ -306,9 +376,14 @@ impl Storm {
             }
         }
         self.all_end().await?;
+        self.stories().await?;
+        self.submit_the_impossible();
         self.all_room_is_free().await?;
         self.pass(Duration::from_secs(20)).await?;
         self.restart_changes_nothing().await?;
+        self.calls_are_answered().await?;
+        self.withdraw_the_impossible();
+        self.pass(Duration::from_secs(20)).await?;
         self.nothing_more_is_written().await
     }
 
@@ -331,8 +406,13 @@ impl Storm {
     }
 
     async fn lull(&mut self) -> Result<(), String> {
-        let end = Instant::now() + LULL;
-        while Instant::now() < end {
+        let begun = Instant::now();
+        let lasts = |storm: &Self| match begun.elapsed() {
+            short if short < LULL_MIN => true,
+            long if long >= LULL_MAX => false,
+            _ => judge::locked(&storm.judge).is_any_partial(),
+        };
+        while lasts(self) {
             if self.rng.chance(10) {
                 self.submit();
             }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use muster_embedded::EmbeddedCluster;
 use muster_scheduler::clock::Wall;
 use muster_scheduler::config::Config;
@@ -14,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::judge;
 use super::log::Log;
 use crate::sim::doors::Doors;
 
@@ -51,6 +53,8 @@ pub struct Surroundings<'a> {
     pub seed: u64,
     /// The story.
     pub log: &'a Log,
+    /// Who has to know what each process has been shown.
+    pub judge: &'a judge::Shared,
 }
 
 /// Lets a scheduler run until it ends, is killed, or is stopped at a poll for good.
@@ -94,13 +98,25 @@ impl Replica {
             write: client(),
             lease: client(),
         };
+        // Each machine has a clock of its own: by an hour off, set while the scheduler was down, and while it runs.
+        let skew = match around.seed.wrapping_add(u64::from(self.starts)) % 3 {
+            0 => 0,
+            1 => 3600,
+            _ => -3600,
+        };
+        let now = around.cluster.api().clock().now();
         let options = Options {
             identity: format!("{}-{}", self.client, self.starts),
             seed: around.seed.wrapping_add(u64::from(self.starts)),
-            wall: Wall::following(around.cluster.api().clock().now()),
+            wall: Wall::set_after_each(
+                Duration::from_secs(40 + around.seed % 97),
+                now.saturating_add(SignedDuration::from_secs(skew))
+                    .unwrap_or(now),
+            ),
             agents_believed: false,
         };
         let hold = Hold::able();
+        judge::locked(around.judge).begins(self.client);
         let scheduler = Scheduler::start_held(&clients, around.config, &options, hold.clone());
         around.doors.open(self.door, &scheduler, hold.clone());
         let (fence, metrics) = (
@@ -128,6 +144,7 @@ impl Replica {
             if process.thaw_at.is_some_and(|at| at <= Instant::now()) {
                 process.thaw_at = None;
                 around.log.note(format!("{} goes on", self.client));
+                judge::locked(around.judge).wakes(self.client);
                 process.hold.release();
             }
             if process.end.is_finished() {
@@ -187,12 +204,14 @@ impl Replica {
         }
     }
 
-    /// Lets it go on at once if it is stopped.
-    pub fn thaw(&mut self) {
-        if let Some(process) = &mut self.process {
-            process.thaw_at = None;
-            process.hold.release();
-        }
+    /// Lets it go on at once if it is stopped, and live if it was to be killed. Returns whether it was stopped.
+    pub fn thaw(&mut self) -> bool {
+        let Some(process) = &mut self.process else {
+            return false;
+        };
+        process.hold.spare();
+        process.hold.release();
+        process.thaw_at.take().is_some()
     }
 
     /// What holds it, while it runs.
@@ -233,12 +252,10 @@ impl Replica {
 
 /// What a scheduler's own audit has counted.
 fn audited(metrics: &Metrics) -> Result<(), String> {
-    let text = metrics.text();
-    let mut counters = text
-        .lines()
-        .filter(|line| line.starts_with("muster_invariant_violations"));
-    match counters.find(|line| !line.ends_with(" 0")) {
-        Some(line) => Err(format!("the scheduler's own audit found: {line}")),
+    match metrics.broken_invariant() {
+        Some((id, count)) => Err(format!(
+            "the scheduler's own audit found {id} broken, {count} times"
+        )),
         None => Ok(()),
     }
 }

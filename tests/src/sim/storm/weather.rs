@@ -21,9 +21,12 @@ use muster_embedded::value;
 use muster_scheduler::hold::Hold;
 use tokio::time::Instant;
 
+use super::ambush::{Ambush, Step};
+use super::judge::{self, Shared};
 use super::log::Log;
-use super::rng::Rng;
-use crate::sim::{CLIENT, Script};
+use crate::rng::Rng;
+use crate::sim::steps::Steps;
+use crate::sim::{CLIENT, JOBS, Script};
 
 /// Longest time by which most writes come late, and by which a watch lags, milliseconds.
 const LATE_MS: u64 = 10_000;
@@ -72,9 +75,11 @@ pub enum Fault {
     Cut,
     /// A watch ends with 410.
     Expire,
+    /// 403 by a policy, to what releases one pod or job.
+    Forbidden,
 }
 
-/// Every fault.
+/// Every fault that comes by chance.
 pub const ALL: [Fault; 16] = [
     Fault::Error,
     Fault::Unavailable,
@@ -138,6 +143,15 @@ struct State {
     episode: Option<(Fault, Instant)>,
     cut_off: BTreeMap<String, Instant>,
     armed: Option<Armed>,
+    ambush: Option<Ambush>,
+    /// Number of the request whose answer an ambush loses.
+    lost: Option<u64>,
+    /// Schedulers whose lists of a kind take so long.
+    slow_lists: BTreeMap<(String, String), Duration>,
+    /// Schedulers whose watches of a kind stand still, and until when.
+    blind: BTreeMap<(String, String), Instant>,
+    /// Pods and jobs whose release a policy refuses, by kind and name.
+    forbidden: BTreeSet<(String, String)>,
     happened: BTreeMap<Fault, u64>,
     /// A scheduler was content with a list of any age.
     old_list: Option<String>,
@@ -146,13 +160,15 @@ struct State {
 /// The faults of a run.
 pub struct Weather {
     script: Arc<Script>,
+    judge: Shared,
     log: Log,
+    steps: Arc<Steps>,
     state: Mutex<State>,
 }
 
 impl Weather {
     /// Weather that follows from the seed, at first calm.
-    pub fn new(seed: u64, script: Arc<Script>, log: Log) -> Self {
+    pub fn new(seed: u64, script: Arc<Script>, judge: Shared, log: Log, steps: Arc<Steps>) -> Self {
         let mut rng = Rng::new(seed ^ 0x5ea5_0bad);
         let enabled: BTreeSet<Fault> = ALL.into_iter().filter(|_| rng.chance(55)).collect();
         let rates = enabled
@@ -162,7 +178,9 @@ impl Weather {
         let latency_ms = rng.of(&[0, 0, 3, 20, 80]);
         Self {
             script,
+            judge,
             log,
+            steps,
             state: Mutex::new(State {
                 rng,
                 rates,
@@ -172,6 +190,11 @@ impl Weather {
                 episode: None,
                 cut_off: BTreeMap::new(),
                 armed: None,
+                ambush: None,
+                lost: None,
+                slow_lists: BTreeMap::new(),
+                blind: BTreeMap::new(),
+                forbidden: BTreeSet::new(),
                 happened: BTreeMap::new(),
                 old_list: None,
             }),
@@ -191,7 +214,43 @@ impl Weather {
             state.episode = None;
             state.cut_off.clear();
             state.armed = None;
+            state.ambush = None;
+            state.lost = None;
+            state.slow_lists.clear();
+            state.blind.clear();
         }
+    }
+
+    /// Lies in wait for a write.
+    pub fn ambush(&self, ambush: Ambush) {
+        self.state().ambush = Some(ambush);
+    }
+
+    /// The object whose write has been met.
+    pub fn victim(&self) -> Option<String> {
+        self.state().ambush.as_ref()?.victim.clone()
+    }
+
+    /// A scheduler sees no changes of a kind for a time.
+    pub fn blind(&self, client: &str, resource: &str, time: Duration) {
+        let key = (client.to_owned(), resource.to_owned());
+        self.state().blind.insert(key, Instant::now() + time);
+    }
+
+    /// A scheduler's lists of a kind take so long.
+    pub fn slow_lists(&self, client: &str, resource: &str, time: Duration) {
+        let key = (client.to_owned(), resource.to_owned());
+        self.state().slow_lists.insert(key, time);
+    }
+
+    /// A policy refuses to have a pod or a job released, or does so no more.
+    pub fn forbid(&self, resource: &str, name: &str, on: bool) {
+        let key = (resource.to_owned(), name.to_owned());
+        let mut state = self.state();
+        match on {
+            true => state.forbidden.insert(key),
+            false => state.forbidden.remove(&key),
+        };
     }
 
     /// The API server is away for everybody.
@@ -264,6 +323,19 @@ impl State {
         (faults.contains(&fault) && self.rng.chance(60)).then_some(fault)
     }
 
+    /// Whether a policy refuses this: a patch of a job, or one that takes a pod's gate off. (A stamp is let through: without
+    /// it nothing fences the pod.)
+    fn forbids(&self, request: &RequestInfo) -> bool {
+        let releases = match request.resource.as_str() {
+            "pods" => has(&request.body, b"schedulingGates"),
+            resource => resource == JOBS.1,
+        };
+        let of = |(resource, name): &(String, String)| {
+            *resource == request.resource && *name == request.name
+        };
+        request.verb == "patch" && releases && self.forbidden.iter().any(of)
+    }
+
     /// How long the watch of pods stands still in such a time.
     fn blind_for(&self) -> Option<Duration> {
         let now = Instant::now();
@@ -302,6 +374,10 @@ impl State {
     }
 }
 
+fn has(body: &[u8], word: &[u8]) -> bool {
+    body.windows(word.len()).any(|part| part == word)
+}
+
 fn carries_decision(request: &RequestInfo) -> bool {
     is_write(request)
         && !matches!(
@@ -334,6 +410,10 @@ fn described(request: &RequestInfo) -> String {
 
 impl Faults for Weather {
     fn before(&self, request: &RequestInfo) -> Before {
+        self.steps.take();
+        if is_ours(request) {
+            judge::locked(&self.judge).sent(request);
+        }
         match self.script.before(request) {
             Before::Proceed => {}
             other => return other,
@@ -352,12 +432,40 @@ impl Faults for Weather {
         if request.verb == "list" && request.any_version {
             state.old_list = Some(described(request));
         }
+        if request.verb == "list" {
+            let key = (request.client.clone(), request.resource.clone());
+            if let Some(time) = state.slow_lists.get(&key) {
+                return Before::Delay(*time);
+            }
+        }
+        let ambush = state.ambush.as_mut();
+        if ambush.as_ref().is_some_and(|ambush| ambush.hides(request)) {
+            return Before::Disconnect;
+        }
+        if let Some((step, before)) = ambush.and_then(|ambush| ambush.meets(request)) {
+            if matches!(step, Step::Lose) {
+                state.lost = Some(request.number);
+            }
+            drop(state);
+            let line = format!("{}: {}", step.word(), described(request));
+            self.log.note(line);
+            return before;
+        }
         drop(state);
+        if carries_decision(request) {
+            judge::locked(&self.judge).judge_sender(&request.client, &described(request));
+        }
         if self.stops(request, false) {
             // Whoever sent it is polled no more.
             return Before::Delay(Duration::from_secs(3600));
         }
         state = self.state();
+        if state.forbids(request) {
+            state.count(Fault::Forbidden);
+            self.log.note(format!("Forbidden: {}", described(request)));
+            let why = format!("{} is forbidden: denied by policy", request.name);
+            return Before::Refuse(ApiError::new(403, "Forbidden", why));
+        }
         let faults: &[Fault] = match request.verb.as_str() {
             "watch" => &ON_WATCH,
             "list" if request.continued && state.pick(&[Fault::Gone]).is_some() => {
@@ -412,6 +520,14 @@ impl Faults for Weather {
         if !is_ours(request) || !is_write(request) {
             return After::Deliver;
         }
+        if self
+            .state()
+            .lost
+            .take_if(|number| *number == request.number)
+            .is_some()
+        {
+            return After::Lose;
+        }
         if self.stops(request, true) {
             return After::Delay(Duration::from_secs(3600));
         }
@@ -432,6 +548,12 @@ impl Faults for Weather {
         }
     }
 
+    fn shown(&self, request: &RequestInfo, version: u64) {
+        if is_ours(request) {
+            judge::locked(&self.judge).shown(request, version);
+        }
+    }
+
     fn page_max(&self, request: &RequestInfo) -> Option<usize> {
         let mut state = self.state();
         if !is_ours(request) {
@@ -446,10 +568,16 @@ impl Faults for Weather {
     }
 
     fn watch_event(&self, request: &RequestInfo, change: &Change) -> OnEvent {
+        self.steps.take();
         if !is_ours(request) {
             return OnEvent::Deliver;
         }
         let mut state = self.state();
+        let now = Instant::now();
+        let key = (request.client.clone(), request.resource.clone());
+        if let Some(until) = state.blind.get(&key).filter(|until| **until > now) {
+            return OnEvent::Lag(*until - now);
+        }
         if state.storming
             && request.resource == "pods"
             && let Some(time) = state.blind_for()

@@ -5,7 +5,7 @@ use muster_embedded::value;
 use muster_kubernetes::names;
 use serde_json::{Value, json};
 
-use super::rng::Rng;
+use crate::rng::Rng;
 
 /// GPUs of each node.
 pub const GPUS: u32 = 8;
@@ -90,20 +90,42 @@ pub fn any_job(rng: &mut Rng, name: &str, nodes: u32) -> Value {
     job
 }
 
+/// How bare pods say that they belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Label,
+    PodGroup,
+    Alone,
+}
+
 /// Bare pods by chance.
 pub fn any_set(rng: &mut Rng, name: &str) -> Set {
-    let kind = rng.below(10);
-    let alone = kind > 7;
-    let count = if alone {
-        1
-    } else {
-        1 + u32::try_from(rng.below(4)).unwrap_or(0)
+    let kind = match rng.below(10) {
+        0..5 => Kind::Label,
+        5..8 => Kind::PodGroup,
+        _ => Kind::Alone,
+    };
+    let count = match kind {
+        Kind::Alone => 1,
+        _ => 1 + u32::try_from(rng.below(4)).unwrap_or(0),
     };
     let gpus = rng.of(&[1, 1, 2, 4]);
-    let seconds = Some(10 + rng.below(40));
+    set(name, kind, count, gpus, Some(10 + rng.below(40)))
+}
+
+/// A gang by its label.
+pub fn labelled(name: &str, count: u32, gpus: u32, seconds: Option<u64>) -> Set {
+    set(name, Kind::Label, count, gpus, seconds)
+}
+
+/// A pod alone.
+pub fn alone(name: &str, gpus: u32, seconds: Option<u64>) -> Set {
+    set(name, Kind::Alone, 1, gpus, seconds)
+}
+
+fn set(name: &str, kind: Kind, count: u32, gpus: u32, seconds: Option<u64>) -> Set {
     let mut objects = Vec::new();
-    let is_group = !alone && kind > 4;
-    if is_group {
+    if kind == Kind::PodGroup {
         objects.push(
             json!({"apiVersion": "scheduling.x-k8s.io/v1alpha1", "kind": "PodGroup",
             "metadata": {"name": name, "namespace": "default"}, "spec": {"minMember": count}}),
@@ -112,28 +134,66 @@ pub fn any_set(rng: &mut Rng, name: &str) -> Set {
     for index in 0..count {
         let mut labels = json!({names::INDEX_LABEL: index.to_string()});
         let mut annotations = run(seconds);
-        if is_group {
-            value::set(&mut labels, &[names::POD_GROUP_LABEL], name);
-        } else if !alone {
-            value::set(&mut labels, &[names::GANG_LABEL], name);
-            value::set(&mut annotations, &[names::GANG_SIZE], count.to_string());
+        match kind {
+            Kind::PodGroup => value::set(&mut labels, &[names::POD_GROUP_LABEL], name),
+            Kind::Label => {
+                value::set(&mut labels, &[names::GANG_LABEL], name);
+                value::set(&mut annotations, &[names::GANG_SIZE], count.to_string());
+            }
+            Kind::Alone => {}
         }
         objects.push(json!({"apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": format!("{name}-{index}"), "namespace": "default",
                 "labels": labels, "annotations": annotations},
             "spec": pod_spec("main", gpus)}));
     }
-    let key = if is_group {
-        format!("default/podgroup/{name}")
-    } else {
-        format!("default/label/{name}")
+    let key = match kind {
+        Kind::PodGroup => format!("default/podgroup/{name}"),
+        Kind::Label => format!("default/label/{name}"),
+        Kind::Alone => String::new(),
     };
     Set {
         name: name.to_owned(),
-        key: if alone { String::new() } else { key },
+        key,
         count,
         objects,
     }
+}
+
+/// A pod that waits for a scheduler which is not there.
+pub fn elsewhere(name: &str, gpus: u32) -> Value {
+    let mut spec = pod_spec("main", gpus);
+    value::set(&mut spec, &["schedulerName"], "another-scheduler");
+    json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default"}, "spec": spec})
+}
+
+/// A pod that asks for more devices than can be counted: two and a little if sums wrap around.
+pub fn beyond_all_numbers(name: &str) -> Value {
+    let amounts = [i64::MAX.to_string(), i64::MAX.to_string(), "4".to_owned()];
+    let containers = amounts.iter().enumerate().map(|(at, gpus)| {
+        json!({"name": format!("c{at}"), "image": "train:1",
+            "resources": {"limits": {"nvidia.com/gpu": gpus}}})
+    });
+    let mut spec = pod_spec("main", 0);
+    value::set(&mut spec, &["containers"], containers.collect::<Vec<_>>());
+    json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default"}, "spec": spec})
+}
+
+/// A pod whose annotation is no number.
+pub fn unreadable(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "labels": {names::GANG_LABEL: name, names::INDEX_LABEL: "-1"},
+            "annotations": {names::GANG_SIZE: "many"}},
+        "spec": pod_spec("main", 1)})
+}
+
+/// A pod without devices for the cluster's own scheduler.
+pub fn plain(name: &str) -> Value {
+    let mut pod = elsewhere(name, 0);
+    value::set(&mut pod, &["spec", "schedulerName"], "default-scheduler");
+    pod
 }
 
 /// Somebody else's pod on a node.

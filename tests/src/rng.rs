@@ -1,5 +1,5 @@
-//! Chance of a storm, apart from the cluster's own: what the cluster draws changes with what the
-//! scheduler does, what is done to them does not.
+//! Chance by seed, apart from the cluster's own: what the cluster draws changes with what the scheduler does, what is done
+//! to them does not.
 
 /// SplitMix64.
 #[derive(Clone, Debug)]
@@ -11,7 +11,8 @@ impl Rng {
         Self(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    /// Any number.
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -21,7 +22,7 @@ impl Rng {
 
     /// A number below `limit`; 0 when the limit is 0.
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.next().checked_rem(limit).unwrap_or(0)
+        self.number().checked_rem(limit).unwrap_or(0)
     }
 
     /// An index into so many things.
