@@ -67,6 +67,7 @@ fn view(nodes: usize) -> View {
     View {
         leading: true,
         synced: true,
+        frozen: false,
         epoch: Epoch(1),
         gangs: (0..GANGS).map(gang).collect(),
         members: std::iter::empty().collect(),

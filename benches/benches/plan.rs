@@ -3,22 +3,30 @@
 //!
 //! `cargo bench -p muster-benches --bench plan`
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use divan::Bencher;
-use muster_bench_clusters::{GPU, engine, free_gpus, gang, job, network, snapshot, uneven};
+use muster_bench_clusters::{
+    engine, fault, free_gpus, gang, job, network, pod_by_pod, snapshot, uneven,
+};
 use muster_core::config::Config;
 use muster_core::event::Event;
 use muster_core::ids::GangKey;
 use muster_core::interpod::{HOSTNAME, InterPodKind, InterPodRule, Spread};
-use muster_core::plan::{GangRequest, plan};
-use muster_core::resources::Resources;
-use muster_core::snapshot::{Eligibility, NodeCapacity, Snapshot};
+use muster_core::plan::{GangRequest, Placement, plan};
+use muster_core::snapshot::{NodeCapacity, Snapshot};
 use muster_core::time::Timestamp;
 
 fn main() {
     divan::main();
+}
+
+/// The plan, which has to be real.
+fn planned(snapshot: &Snapshot, gang: &GangRequest, config: &Config) -> Placement {
+    let placement = plan(snapshot, gang, config).expect("the gang fits");
+    assert_eq!(fault(snapshot, gang, &placement), None);
+    placement
 }
 
 /// Clusters of these sizes, so full, with gangs of these sizes, where the gang fits.
@@ -46,39 +54,8 @@ fn plan_one_gang(bencher: Bencher, case: &(usize, u32, &str)) {
     if members == 1 {
         gang.roles.remove(0);
     }
-    let placement = plan(&snapshot, &gang, &config).expect("the gang fits");
-    assert_eq!(placement.members.len(), members as usize);
+    planned(&snapshot, &gang, &config);
     bencher.bench(|| plan(&snapshot, &gang, &config).map(|placement| placement.members.len()));
-}
-
-/// The straightforward way: each pod on its own, every node filtered and scored. What it places is
-/// counted against the next pod.
-fn pod_by_pod(snapshot: &Snapshot, gang: &GangRequest) -> Option<Vec<usize>> {
-    let mut taken: BTreeMap<usize, Resources> = BTreeMap::new();
-    let mut places = Vec::new();
-    for role in &gang.roles {
-        for _ in &role.indices {
-            let mut best: Option<(u64, usize)> = None;
-            for (at, capacity) in snapshot.nodes().iter().enumerate() {
-                let free = taken.get(&at).unwrap_or(&capacity.free);
-                if capacity.eligibility != Eligibility::Eligible
-                    || role.shape.mismatch(&capacity.node).is_some()
-                    || free.shortage(&role.shape.requests).is_some()
-                {
-                    continue;
-                }
-                let score = (free.extended(GPU), at);
-                best = Some(best.map_or(score, |best| best.min(score)));
-            }
-            let (_, at) = best?;
-            let free = taken
-                .entry(at)
-                .or_insert_with(|| snapshot.nodes()[at].free.clone());
-            free.subtract(&role.shape.requests);
-            places.push(at);
-        }
-    }
-    Some(places)
 }
 
 /// Three pods of one GPU each on a half full cluster: the whole gang against pod by pod.
@@ -119,6 +96,7 @@ fn three_pods(
 ) {
     let (snapshot, mut gang) = (uneven(nodes, 9), gang(4, 1));
     gang.roles.remove(0);
+    self::planned(&snapshot, &gang, &Config::default());
     assert_eq!(planned(&snapshot, &gang), 3);
     bencher.bench(|| planned(&snapshot, &gang));
 }
@@ -155,7 +133,7 @@ fn plan_one_gang_with_rules(bencher: Bencher, rules: &str) {
         shape.between_pods = ruled(rules);
         role.shape = Arc::new(shape);
     }
-    let placement = plan(&snapshot, &gang, &config).expect("the gang fits");
+    let placement = planned(&snapshot, &gang, &config);
     let hosts: BTreeSet<_> = placement.members.iter().map(|m| &m.node).collect();
     assert_eq!(hosts.len(), 512);
     bencher.bench(|| plan(&snapshot, &gang, &config).map(|placement| placement.members.len()));
@@ -168,7 +146,7 @@ fn plan_one_gang_in_a_block_and_few_racks(bencher: Bencher, nodes: usize) {
     gang.roles.remove(0);
     gang.topology.required = Some(0);
     gang.topology.preferred = Some(1);
-    let placement = plan(&snapshot, &gang, &config).expect("the gang fits");
+    let placement = planned(&snapshot, &gang, &config);
     let places = |levels: usize| -> BTreeSet<Vec<Arc<str>>> {
         let members = placement.members.iter();
         let nodes = members.filter_map(|member| snapshot.get(&member.node));
@@ -195,7 +173,8 @@ fn verdict_no_rack_has_room(bencher: Bencher, nodes: usize) {
 fn verdict_cannot_fit(bencher: Bencher, nodes: usize) {
     let snapshot = uneven(nodes, 8);
     let (gang, config) = (gang(11, 8), Config::default());
-    assert!(plan(&snapshot, &gang, &config).is_err());
+    let why = plan(&snapshot, &gang, &config).expect_err("no node has 8 free GPUs");
+    assert_eq!(why.code(), "NotEnoughFree", "{why}");
     bencher.bench(|| plan(&snapshot, &gang, &config).is_err());
 }
 

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use futures::StreamExt as _;
 use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams};
+use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -15,14 +16,23 @@ use tokio::sync::mpsc;
 use crate::load::Step;
 use crate::objects::{self, JOB_LABEL, NAMESPACE};
 
+/// Errors of the watch in a row that are put up with: a kind that has just been defined is not served at once.
+const ERRORS_MAX: usize = 5;
+
 /// Watches jobs and hands the pods of each, once it is free to run, to the maker of objects. Runs
 /// until the receiver is gone.
 pub async fn run(client: Client, steps: mpsc::Sender<Step>) -> anyhow::Result<()> {
     let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("kubeflow.org", "v1", "PyTorchJob"));
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &kind);
     let (mut started, mut ever) = (BTreeSet::new(), BTreeSet::new());
-    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()));
+    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
+    let mut errors: usize = 0;
     while let Some(event) = events.next().await {
+        if event.is_err() && errors < ERRORS_MAX {
+            errors = errors.saturating_add(1);
+            continue;
+        }
+        errors = 0;
         let job = match event.context("watch jobs")? {
             watcher::Event::Apply(job) | watcher::Event::InitApply(job) => job,
             watcher::Event::Init | watcher::Event::InitDone | watcher::Event::Delete(_) => continue,

@@ -111,7 +111,9 @@ impl Muster {
         let folder = cluster.folder().join("muster");
         let tls = folder.join("client-tls");
         std::fs::create_dir_all(&tls)?;
-        let client = cluster.kube_scheduler_cert();
+        let client = cluster
+            .authority()
+            .client("extender-client", "muster-kube-scheduler", &[])?;
         std::fs::copy(&client.cert, tls.join("tls.crt"))?;
         std::fs::copy(&client.key, tls.join("tls.key"))?;
         std::fs::write(tls.join("ca.crt"), cluster.authority().ca_pem())?;

@@ -17,6 +17,12 @@ use muster_core::time::Timestamp;
 use muster_core::topology::{Level, Source, path_of};
 use muster_core::workload::{Hold, MemberSource, RoleSpec, Shown, Workload, WorkloadKind};
 
+mod one_by_one;
+mod valid;
+
+pub use one_by_one::pod_by_pod;
+pub use valid::fault;
+
 /// The resource whose units are GPUs.
 pub const GPU: &str = "nvidia.com/gpu";
 
@@ -164,12 +170,13 @@ pub fn uneven(nodes: usize, gpus: u64) -> Snapshot {
         (seed >> 33) % limit
     };
     let alike = snapshot(nodes, "half");
-    let uneven = alike.nodes().iter().map(|capacity| {
+    let uneven = alike.nodes().iter().enumerate().map(|(index, capacity)| {
         let gpus = below(gpus);
         let (cpu, memory) = (below(96_000), below(1 << 40));
         let mut capacity = (**capacity).clone();
         capacity.free = resources(gpus, 8_000 * gpus + cpu, (64 << 30) * gpus + memory, 100);
         capacity.well = capacity.free.clone();
+        capacity.devices = devices(index, gpus);
         Arc::new(capacity)
     });
     Snapshot::of(uneven)

@@ -1,4 +1,4 @@
-//! What Muster's edges cost at the sizes it is made for, without Go and without a cluster.
+//! What Muster costs at the sizes it is made for, without Go and without a cluster.
 //!
 //! ```text
 //!   this process: API server in memory (TLS), played callers, kubelets and misbehaving agents
@@ -19,6 +19,7 @@ mod filter;
 mod flood;
 mod memory;
 mod objects;
+mod plan;
 mod process;
 mod world;
 
@@ -34,6 +35,8 @@ use figures::Report;
 /// A case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Case {
+    /// Plans and verdicts, the planner alone, in this process.
+    Plan,
     /// Filter calls of 64 callers on one connection.
     Filter,
     /// A gang of 1,000 members at the barrier, all on one connection.
@@ -48,7 +51,8 @@ pub enum Case {
 
 impl Case {
     /// All of them.
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
+        Self::Plan,
         Self::Filter,
         Self::Binds,
         Self::Memory,
@@ -59,6 +63,7 @@ impl Case {
     /// As it is written on the command line.
     const fn name(self) -> &'static str {
         match self {
+            Self::Plan => "plan",
             Self::Filter => "filter",
             Self::Binds => "binds",
             Self::Memory => "memory",
@@ -68,7 +73,7 @@ impl Case {
     }
 }
 
-/// Measures what Muster's edges cost: Filter and Bind, memory, thousands of agents, one agent.
+/// Measures what Muster costs: plans, Filter and Bind, memory, thousands of agents, one agent.
 ///
 /// Needs Linux, no Go and no cluster: the API server is in memory.
 #[derive(Debug, Parser)]
@@ -146,6 +151,7 @@ impl Cli {
 
     async fn measure(&self, case: Case, programs: &Programs) -> anyhow::Result<Report> {
         match case {
+            Case::Plan => plan::measure(),
             Case::Filter => filter::measure(programs, self.nodes, self.seconds.div_ceil(6)).await,
             Case::Binds => binds::measure(programs, self.members).await,
             Case::Memory => memory::measure(programs, self.nodes, self.pods).await,
