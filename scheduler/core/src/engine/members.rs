@@ -272,8 +272,11 @@ impl Engine {
 
     fn drop_lost(&mut self, gang: &mut Gang, plan: &mut Plan, now: Timestamp) {
         for (seat, slot) in &mut plan.slots {
-            if let Some(uid) = &slot.predecessor
-                && !self.pods.contains_key(uid)
+            let holds_room = |uid| self.pods.get(uid).is_some_and(Pod::holds_room);
+            if slot
+                .predecessor
+                .as_ref()
+                .is_some_and(|uid| !holds_room(uid))
             {
                 slot.predecessor = None;
             }
@@ -441,6 +444,7 @@ fn seat_pod(plan: &mut Plan, seat: &Seat, pod: &Pod, shape: &Arc<PodShape>, now:
     slot.lost_at = None;
     slot.leaving = None;
     slot.release = Step::NotYet;
+    slot.woken_from = None;
     slot.refused_since = None;
     // A pod that is born into its place may have been turned down there before it is first seen: what
     // has been said of it is about this place.

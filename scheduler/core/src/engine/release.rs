@@ -288,7 +288,10 @@ impl Engine {
                 .and_then(|uid| self.pods.get(uid))
                 .and_then(|pod| pod.unschedulable.as_ref())
                 .filter(|said| said.contains("muster:"));
-            let refused = refusal.is_some() && refusal != slot.woken_from.as_ref();
+            // One whose predecessor still holds the room is refused until that is gone, however often it is woken.
+            let refused = refusal.is_some()
+                && refusal != slot.woken_from.as_ref()
+                && slot.predecessor.is_none();
             let due = slot.release == Step::NotYet
                 || (slot.release == Step::Done && refused && slot.ticket.is_none());
             if slot.is_settled() || !due || now < slot.release_after {

@@ -513,6 +513,56 @@ fn f40_held_pods_refused_while_a_plan_was_written_anew_are_woken() {
     assert_eq!(world.gangs[&key].record.phase, Phase::Starting);
 }
 
+/// Its predecessor had been refused in the same words, and was woken from them: the place remembered that, and nobody woke the next pod
+/// in it, which kube-scheduler tries again after five minutes.
+#[test]
+fn pod_that_is_refused_as_its_predecessor_was_is_woken_too() {
+    let mut world = World::new(2, 8);
+    world.scheduler = false;
+    let refused = |world: &mut World, uid: &PodUid| {
+        world.change_pod(uid, |pod| {
+            pod.unschedulable = Some(Arc::from("0/2 nodes: muster: gang pair waits"));
+        });
+    };
+    for member in ["a", "b"] {
+        let uid = world.labelled(member, "pair", 2, 8, false);
+        refused(&mut world, &uid);
+    }
+    world.settle();
+    assert!(world.pods.keys().all(|uid| world.woken.contains_key(uid)));
+    let lost = world.member("b");
+    world.delete_pod(&lost);
+    world.settle();
+    let next = world.labelled("c", "pair", 2, 8, false);
+    refused(&mut world, &next);
+    world.settle();
+    assert!(world.woken.contains_key(&next));
+}
+
+/// While its predecessor still holds the room it is refused whatever wakes it, and once that is gone nobody woke it: its words were the same.
+#[test]
+fn pod_whose_predecessor_still_holds_the_room_is_woken_when_that_is_gone() {
+    let mut world = World::new(1, 8);
+    for member in ["a", "b"] {
+        world.labelled(member, "pair", 2, 4, false);
+    }
+    world.settle();
+    let key = GangKey::labelled("default", "pair");
+    assert_eq!(world.phase(&key), "Running AllBound 2/2");
+    let leaving = world.member("b");
+    world.change_pod(&leaving, |pod| pod.terminating = true);
+    world.scheduler = false;
+    let next = world.labelled("c", "pair", 2, 4, false);
+    world.change_pod(&next, |pod| {
+        pod.unschedulable = Some(Arc::from("0/1 nodes: muster: gang pair waits"));
+    });
+    world.settle();
+    assert!(!world.woken.contains_key(&next));
+    world.delete_pod(&leaving);
+    world.settle();
+    assert!(world.woken.contains_key(&next));
+}
+
 #[test]
 fn member_that_had_ended_and_is_made_again_runs_again() {
     let mut world = World::new(2, 8);
