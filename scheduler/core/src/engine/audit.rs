@@ -289,9 +289,9 @@ impl Engine {
             return None;
         }
         let in_time = if gang.releasing {
-            // Its controller has as long again to take its pods away; then each is being deleted.
+            // Its controller has a while to take its pods away; then each is being deleted.
             let is_going = |pod: &&Pod| self.deleting.contains_key(&pod.uid);
-            self.decided_at < gang.releasing_since + self.config.repair_max
+            self.decided_at < gang.releasing_since + self.held_pods_go_in()
                 || self.decided_at < gang.blocked_until
                 || bound.iter().all(is_going)
         } else {

@@ -43,6 +43,7 @@ impl Engine {
         let born_at = self.job_pod_born_at;
         self.job_pod_born_at = born_at + now.since(from.max(born_at));
         let (repair_max, quiet_max) = (self.config.repair_max, self.config.gather_quiet_max);
+        let held_pods_go_in = self.held_pods_go_in();
         for gang in self.gangs.values_mut() {
             let mut overdue = false;
             let mut shift = |since: &mut Timestamp, limit: Millis| {
@@ -53,7 +54,7 @@ impl Engine {
                 shift(since, repair_max);
             }
             if gang.releasing {
-                shift(&mut gang.releasing_since, repair_max);
+                shift(&mut gang.releasing_since, held_pods_go_in);
             }
             if let Some(plan) = &mut gang.plan {
                 if let Some(since) = &mut plan.partial_since {

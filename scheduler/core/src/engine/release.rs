@@ -56,7 +56,7 @@ impl Engine {
             gang.releasing = false;
             return;
         }
-        let in_time = now < gang.releasing_since + self.config.repair_max || self.is_halted();
+        let in_time = now < gang.releasing_since + self.held_pods_go_in() || self.is_halted();
         // A pause after another write, a Binding that was refused for example, is none for this. One
         // after a deletion that failed is kept for each pod.
         if self.loses_pods_when_held(gang) && in_time {
@@ -70,6 +70,12 @@ impl Engine {
     /// Whether holding the job is what takes its pods away.
     pub(super) fn loses_pods_when_held(&self, gang: &Gang) -> bool {
         gang.is_job() && matches!(gang.hold(), Some(Hold::Held | Hold::Released(_)))
+    }
+
+    /// How long a job's controller has to take the pods of a gang that was released whole: a third of the time for which a gang may
+    /// be bound in part, for until then it still is.
+    pub(super) fn held_pods_go_in(&self) -> Millis {
+        Millis(self.config.repair_max.0 / 3)
     }
 
     /// Members that are bound and have not ended.

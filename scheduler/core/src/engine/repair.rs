@@ -403,7 +403,7 @@ impl Engine {
             );
         }
         if gang.releasing {
-            at.push(gang.releasing_since + self.config.repair_max);
+            at.push(gang.releasing_since + self.held_pods_go_in());
         }
         at.extend(gang.refused_nodes.ends());
         let leaving = gang.leaving_since;

@@ -200,6 +200,22 @@ fn job_that_lost_a_member_is_not_whole_because_of_a_restart() {
     assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
 }
 
+/// Until its pods are gone it is bound in part: a job's controller had another 30 s to take them, twice as long as a gang may stand so.
+#[test]
+fn pods_of_a_job_that_was_released_whole_go_soon_also_while_its_controller_is_down() {
+    let mut world = World::new(1, 8);
+    let key = world.submit("train", &[("Worker", 2, gpus(4))], Hold::Held);
+    world.settle();
+    lose_for_good(&mut world, &key, "train-Worker-0");
+    // Five seconds have gone by.
+    world.pass(Millis::from_secs(28));
+    let held = |world: &World| world.jobs[&key].hold.clone();
+    assert_eq!(held(&world), Hold::Held, "released after 30 s");
+    assert_eq!(world.bound(&key), 1, "its controller may still do it");
+    world.pass(Millis::from_secs(9));
+    assert_eq!(world.bound(&key), 0, "{}", world.phase(&key));
+}
+
 #[test]
 fn podgroup_that_lost_a_member_is_not_whole_because_of_a_restart() {
     let mut world = World::new(1, 8);
