@@ -92,7 +92,7 @@ pub async fn run(
     }
     let history = stage.recorder.caught_up(RECORD_MAX).await?;
     if let Some(gap) = history.gaps.first() {
-        bail!("the record has a gap at {gap}");
+        bail!("the record has a gap, {gap}");
     }
     if let Some(first) = history.over_commitments().first() {
         bail!("a node was over-committed: {first}");

@@ -414,7 +414,8 @@ pub fn binding_of_an_earlier_leader(history: &History) -> Option<String> {
         let Some(epoch) = epoch.and_then(|epoch| epoch.parse::<u64>().ok()) else {
             continue;
         };
-        if epoch < highest {
+        // In a gap nobody knows who was bound first.
+        if epoch < highest && !history.is_unseen_at(event.at) {
             let name = &pod.name;
             return Some(format!(
                 "{name} was bound in epoch {epoch}, after epoch {highest} had bound others"

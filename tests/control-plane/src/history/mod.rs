@@ -57,9 +57,24 @@ pub struct History {
     pub(crate) events: Vec<Event>,
     /// The moment up to which it reaches: something that is still so then has lasted until then.
     pub(crate) until: Option<Timestamp>,
-    /// Times at which a watch had to start afresh because the server no longer had the events after its last one, found objects
+    /// Times in which a watch had broken and had to start afresh because the server no longer had the events after its last one, found objects
     /// changed, and could not ask for what had been so in between: what happened to them is known by its result only.
-    pub gaps: Vec<Timestamp>,
+    pub gaps: Vec<Gap>,
+}
+
+/// A time of which the record does not know everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// When the watch broke.
+    pub from: Timestamp,
+    /// When it was found that it cannot be told any more: what had come of it until then is recorded as of now.
+    pub until: Timestamp,
+}
+
+impl std::fmt::Display for Gap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} to {}", self.from, self.until)
+    }
 }
 
 /// The cluster after some event: all objects by UID.
@@ -191,10 +206,16 @@ impl History {
         }
     }
 
+    /// Whether a moment lies in a gap: the order of what happened then is not known.
+    pub fn is_unseen_at(&self, at: Timestamp) -> bool {
+        let mut gaps = self.gaps.iter();
+        gaps.any(|gap| (gap.from..=gap.until).contains(&at))
+    }
+
     /// The gaps of the record: a gang may have been bound in part in one of them. `None` when all was seen.
     pub fn unseen(&self) -> Option<Violation> {
-        self.gaps.first().map(|at| Violation::Unseen {
-            at: *at,
+        self.gaps.first().map(|gap| Violation::Unseen {
+            at: gap.until,
             gaps: self.gaps.len(),
         })
     }

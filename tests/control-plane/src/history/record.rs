@@ -20,13 +20,15 @@ use tokio::time::Instant;
 use crate::error::{Error, Result};
 
 use super::state::{JobState, NodeState, PodState};
-use super::{Change, Event, History, World};
+use super::{Change, Event, Gap, History, World};
 
 /// Pause before a watch that broke is opened again (the API server may be down).
 const RETRY_EVERY: Duration = Duration::from_millis(100);
 /// Most versions that are asked for one by one after a gap. What a server had not told before it died are a few; what others
 /// wrote before it was asked again are tens.
 const WALK_MAX: u64 = 1_000;
+/// Longest that versions are asked for one by one, unless it is said otherwise.
+const WALK_TIME_MAX: Duration = Duration::from_secs(120);
 /// Most events kept; later ones are dropped and counted as a gap. At about 2 KB each this is 4 GB.
 const EVENTS_MAX: usize = 2_000_000;
 
@@ -53,6 +55,8 @@ pub type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 struct Shared {
     now: Now,
+    /// Longest that versions are asked for one by one.
+    walk_max: Mutex<Duration>,
     log: Mutex<Log>,
     /// Told the number of events at each one.
     count: watch::Sender<usize>,
@@ -69,7 +73,7 @@ impl std::fmt::Debug for Shared {
 #[derive(Debug, Default)]
 struct Log {
     events: Vec<Event>,
-    gaps: Vec<Timestamp>,
+    gaps: Vec<Gap>,
     world: World,
     /// Resource version of each object that exists, by UID.
     versions: BTreeMap<String, u64>,
@@ -140,6 +144,7 @@ impl Recorder {
     pub async fn start_with(client: Client, now: Now) -> Result<Recorder> {
         let shared = Arc::new(Shared {
             now,
+            walk_max: Mutex::new(WALK_TIME_MAX),
             log: Mutex::new(Log::default()),
             count: watch::Sender::new(0),
         });
@@ -170,6 +175,13 @@ impl Recorder {
             shared,
             _watches: watches,
         })
+    }
+
+    /// How long versions may be asked for one by one after an API server was restarted; 120 s otherwise. Each answer holds every object there is:
+    /// on a busy machine with hundreds of pods a thousand of them took three minutes, in which whoever looks at the recorded cluster saw none
+    /// of what happened. What is not had by then is a gap.
+    pub fn ask_for_versions_up_to(&self, longest: Duration) {
+        *self.shared.walk_max() = longest;
     }
 
     /// What has been recorded so far.
@@ -280,7 +292,11 @@ impl Shared {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, resource_version: u64, change: Change) {
+    fn walk_max(&self) -> MutexGuard<'_, Duration> {
+        self.walk_max.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, at: Timestamp, resource_version: u64, change: Change) {
         let count = {
             let mut log = self.log();
             log.world.apply(&change);
@@ -299,7 +315,6 @@ impl Shared {
                     log.versions.remove(uid);
                 }
             }
-            let at = (self.now)();
             if log.events.len() < EVENTS_MAX {
                 log.events.push(Event {
                     resource_version,
@@ -309,9 +324,12 @@ impl Shared {
             } else if log
                 .gaps
                 .last()
-                .is_none_or(|last| at.duration_since(*last).as_secs() >= 1)
+                .is_none_or(|last| at.duration_since(last.until).as_secs() >= 1)
             {
-                log.gaps.push(at);
+                log.gaps.push(Gap {
+                    from: at,
+                    until: at,
+                });
             }
             log.events.len()
         };
@@ -321,23 +339,25 @@ impl Shared {
     /// Lists everything and records it. Returns the list's version.
     async fn list<K: Recorded>(&self, api: &Api<K>) -> kube::Result<String> {
         let list = api.list(&ListParams::default()).await?;
-        self.take(&list);
+        self.take(&list, (self.now)(), false);
         Ok(list.metadata.resource_version.unwrap_or_default())
     }
 
-    /// Records what of a list differs from what is known; objects that are not in it are recorded as gone.
-    fn take<K: Recorded>(&self, list: &ObjectList<K>) {
+    /// Records what of a list differs from what is known, as of some time; objects that are not in it are recorded as gone. Each object
+    /// changed at its own version, or, where nobody knows in which order they did, all of them at once at the list's.
+    fn take<K: Recorded>(&self, list: &ObjectList<K>, at: Timestamp, at_once: bool) {
         let version = number(list.metadata.resource_version.as_deref());
         let listed: BTreeSet<String> = list.items.iter().filter_map(ResourceExt::uid).collect();
         let known = K::all_gone(&self.log().world);
         for (_, change) in known.into_iter().filter(|(uid, _)| !listed.contains(uid)) {
-            self.push(version, change);
+            self.push(at, version, change);
         }
         for object in &list.items {
             let own = number(object.resource_version().as_deref());
             let uid = object.uid().unwrap_or_default();
             if self.log().versions.get(&uid) != Some(&own) {
-                self.push(own, object.set());
+                let version = if at_once { version } else { own };
+                self.push(at, version, object.set());
             }
         }
     }
@@ -357,46 +377,110 @@ impl Shared {
     /// object as it was last seen, nothing was missed (but for objects that were made and removed in between, and nodes that changed
     /// and changed back: what is judged of a pod never goes back). Otherwise what was missed is asked for, version by version.
     async fn follow<K: Recorded>(self: Arc<Self>, api: Api<K>, mut version: String) {
+        // Until when a watch told all that there was.
+        let mut told_until = (self.now)();
         loop {
+            let before = version.clone();
             let expired = match api.watch(&WatchParams::default(), &version).await {
-                Ok(stream) => self.drain::<K>(stream, &mut version).await,
+                Ok(stream) => {
+                    let expired = self.drain::<K>(stream, &mut version).await;
+                    if !expired || version != before {
+                        told_until = (self.now)();
+                    }
+                    expired
+                }
                 Err(kube::Error::Api(status)) => status.code == 410,
                 Err(_) => false,
             };
-            if expired && let Ok(list) = api.list(&ListParams::default()).await {
-                let listed = list.metadata.resource_version.clone().unwrap_or_default();
-                let (seen, now) = (number(Some(&version)), number(Some(&listed)));
-                if self.differs(&list) && !self.walk(&api, seen, now).await {
-                    let at = (self.now)();
-                    self.log().gaps.push(at);
-                }
-                self.take(&list);
-                version = listed;
+            if expired && self.catch_up(&api, &mut version, told_until).await {
+                told_until = (self.now)();
             }
             tokio::time::sleep(RETRY_EVERY).await;
         }
     }
 
-    /// Records what was so at each version between two: the store keeps them for minutes, also when the server's memory of events is
-    /// lost. Returns whether it could be had.
-    async fn walk<K: Recorded>(&self, api: &Api<K>, seen: u64, now: u64) -> bool {
-        if now.saturating_sub(seen) > WALK_MAX {
+    /// Records what a server that was restarted no longer tells, and goes on from there until the new watch ends. What happens while versions
+    /// are asked for is told by that watch, and recorded as of when it was told. Returns whether the server could be asked.
+    async fn catch_up<K: Recorded>(
+        &self,
+        api: &Api<K>,
+        version: &mut String,
+        told_until: Timestamp,
+    ) -> bool {
+        let Ok(list) = api.list(&ListParams::default()).await else {
             return false;
-        }
-        for version in seen.saturating_add(1)..now {
-            let exactly = ListParams {
-                resource_version: Some(version.to_string()),
-                version_match: Some(VersionMatch::Exact),
-                ..ListParams::default()
-            };
-            match api.list(&exactly).await {
-                Ok(list) if number(list.metadata.resource_version.as_deref()) == version => {
-                    self.take(&list);
+        };
+        let listed = list.metadata.resource_version.clone().unwrap_or_default();
+        let Ok(stream) = api.watch(&WatchParams::default(), &listed).await else {
+            return false;
+        };
+        let missed = Missed {
+            seen: number(Some(version)),
+            now: number(Some(&listed)),
+            time: Gap {
+                from: told_until,
+                until: (self.now)(),
+            },
+        };
+        let mut stream = Box::pin(stream);
+        let mut early = Vec::new();
+        {
+            let mut filled = std::pin::pin!(self.fill(api, &list, &missed));
+            let mut is_open = true;
+            loop {
+                tokio::select! {
+                    () = &mut filled => break,
+                    event = stream.next(), if is_open => match event {
+                        Some(event) => early.push(((self.now)(), event)),
+                        None => is_open = false,
+                    },
                 }
-                _ => return false,
             }
         }
+        *version = listed;
+        for (at, event) in early {
+            if self.tell(at, event, version).is_some() {
+                return true;
+            }
+        }
+        self.drain(stream, version).await;
         true
+    }
+
+    /// Records what was missed before a list.
+    async fn fill<K: Recorded>(&self, api: &Api<K>, list: &ObjectList<K>, missed: &Missed) {
+        let complete = !self.differs(list) || self.walk(api, missed).await;
+        if !complete {
+            self.log().gaps.push(missed.time);
+        }
+        self.take(list, missed.time.until, !complete);
+    }
+
+    /// Records what was so at each version between two: the store keeps them for minutes, also when the server's memory of events is
+    /// lost. Returns whether all of it could be had in time.
+    async fn walk<K: Recorded>(&self, api: &Api<K>, missed: &Missed) -> bool {
+        if missed.now.saturating_sub(missed.seen) > WALK_MAX {
+            return false;
+        }
+        let longest = *self.walk_max();
+        let all = async {
+            for version in missed.seen.saturating_add(1)..missed.now {
+                let exactly = ListParams {
+                    resource_version: Some(version.to_string()),
+                    version_match: Some(VersionMatch::Exact),
+                    ..ListParams::default()
+                };
+                match api.list(&exactly).await {
+                    Ok(list) if number(list.metadata.resource_version.as_deref()) == version => {
+                        self.take(&list, missed.time_of(version), false);
+                    }
+                    _ => return false,
+                }
+            }
+            true
+        };
+        let all = tokio::time::timeout(longest, all).await;
+        all.unwrap_or(false)
     }
 
     /// Takes in events until the watch ends; returns whether its version has expired.
@@ -407,21 +491,55 @@ impl Shared {
     ) -> bool {
         let mut stream = std::pin::pin!(stream);
         while let Some(event) = stream.next().await {
-            match event {
-                Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                    *version = object.resource_version().unwrap_or_default();
-                    self.push(number(Some(version)), object.set());
-                }
-                Ok(WatchEvent::Deleted(object)) => {
-                    *version = object.resource_version().unwrap_or_default();
-                    self.push(number(Some(version)), object.gone());
-                }
-                Ok(WatchEvent::Bookmark(bookmark)) => *version = bookmark.metadata.resource_version,
-                Ok(WatchEvent::Error(status)) => return status.code == 410,
-                Err(_) => return false,
+            if let Some(expired) = self.tell((self.now)(), event, version) {
+                return expired;
             }
         }
         false
+    }
+
+    /// Takes in an event that was told at some time. Returns something when it ends the watch: whether its version has expired.
+    fn tell<K: Recorded>(
+        &self,
+        at: Timestamp,
+        event: kube::Result<WatchEvent<K>>,
+        version: &mut String,
+    ) -> Option<bool> {
+        match event {
+            Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+                *version = object.resource_version().unwrap_or_default();
+                self.push(at, number(Some(version)), object.set());
+            }
+            Ok(WatchEvent::Deleted(object)) => {
+                *version = object.resource_version().unwrap_or_default();
+                self.push(at, number(Some(version)), object.gone());
+            }
+            Ok(WatchEvent::Bookmark(bookmark)) => *version = bookmark.metadata.resource_version,
+            Ok(WatchEvent::Error(status)) => return Some(status.code == 410),
+            Err(_) => return Some(false),
+        }
+        None
+    }
+}
+
+/// Versions that no watch told of.
+struct Missed {
+    /// The last version that was told, and the one that a list showed afterwards.
+    seen: u64,
+    now: u64,
+    /// What happened in between happened in this time.
+    time: Gap,
+}
+
+impl Missed {
+    /// About when a version in it was written: as far in its time as it is among its versions.
+    fn time_of(&self, version: u64) -> Timestamp {
+        let part = |number: u64| u128::from(number.saturating_sub(self.seen).max(1));
+        let span =
+            Duration::try_from(self.time.until.duration_since(self.time.from)).unwrap_or_default();
+        let into = span.as_millis().saturating_mul(part(version)) / part(self.now);
+        let into = Duration::from_millis(u64::try_from(into).unwrap_or(u64::MAX)).min(span);
+        self.time.from.checked_add(into).unwrap_or(self.time.until)
     }
 }
 
@@ -438,4 +556,31 @@ fn number(version: Option<&str>) -> u64 {
     version
         .and_then(|version| version.parse().ok())
         .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Versions of a gap were stamped when they were asked for: a gang that was bound within a second looked as if it had been bound in part
+    /// for as long as the asking took.
+    #[test]
+    fn what_happened_in_a_gap_is_told_as_of_the_gap() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let between = |from: i64, until: i64| Missed {
+            seen: 1_000,
+            now: 1_100,
+            time: Gap {
+                from: at(from),
+                until: at(until),
+            },
+        };
+        let gap = between(50, 60);
+        assert_eq!(gap.time_of(1_010), at(51));
+        assert_eq!(gap.time_of(1_050), at(55));
+        assert_eq!(gap.time_of(1_100), at(60));
+        assert_eq!(gap.time_of(5_000), at(60));
+        // A clock that was set back meanwhile.
+        assert_eq!(between(70, 60).time_of(1_050), at(70));
+    }
 }

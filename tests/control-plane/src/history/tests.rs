@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::history::record::judged;
-use crate::history::{JobState, NodeState};
+use crate::history::{Gap, JobState, NodeState};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
@@ -123,7 +123,12 @@ fn a_record_with_a_gap_is_no_proof_of_anything() {
     let mut history = History::new(Script::default().job(2, false).events);
     assert_eq!(history.unseen(), None);
     let at = Timestamp::from_second(7).unwrap();
-    history.gaps = vec![at, Timestamp::from_second(9).unwrap()];
+    let gap = |second: i64| Gap {
+        from: Timestamp::from_second(second - 1).unwrap(),
+        until: Timestamp::from_second(second).unwrap(),
+    };
+    history.gaps = vec![gap(7), gap(9)];
+    assert!(history.is_unseen_at(at) && !history.is_unseen_at(gap(5).until));
     assert_eq!(history.unseen(), Some(Violation::Unseen { at, gaps: 2 }));
 }
 
