@@ -13,7 +13,6 @@ mod both_clusters;
 mod crashes;
 mod faults;
 mod jobs;
-mod kills;
 mod lifecycle;
 mod local_cluster;
 mod network;
