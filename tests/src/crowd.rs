@@ -30,6 +30,8 @@ pub struct Crowd<'a> {
     pairs: &'a Pairs,
     rng: Rng,
     made: u32,
+    /// Asked for, and not known to be there.
+    again: Vec<Job>,
     /// Made, and not seen to have ended.
     open: BTreeSet<String>,
     ended: usize,
@@ -42,6 +44,7 @@ impl<'a> Crowd<'a> {
             pairs,
             rng: Rng::new(seed),
             made: 0,
+            again: Vec::new(),
             open: BTreeSet::new(),
             ended: 0,
         }
@@ -77,13 +80,23 @@ impl<'a> Crowd<'a> {
             .running_for(seconds)
     }
 
-    /// Takes away the jobs that have ended, and makes new ones up to this many.
+    /// Takes away the jobs that have ended, and makes new ones up to this many, ten at most. One that could not be made is made later under
+    /// the same name: it may be there, and its answer lost.
     pub async fn tend(&mut self, in_flight: usize) -> anyhow::Result<()> {
         let jobs = self.pairs.jobs();
         let finished: Vec<String> = self.pairs.recorder.look(|world| {
             let finished = world.jobs.values().filter(|job| job.finished);
             finished.map(|job| job.name.clone()).collect()
         });
+        let known: BTreeSet<String> = self.pairs.recorder.look(|world| {
+            let jobs = world.jobs.values();
+            jobs.map(|job| job.name.clone()).collect()
+        });
+        let asked = std::mem::take(&mut self.again);
+        let (there, again): (Vec<Job>, Vec<Job>) =
+            asked.into_iter().partition(|job| known.contains(&job.name));
+        self.again = again;
+        self.open.extend(there.into_iter().map(|job| job.name));
         for name in &finished {
             if self.open.remove(name) {
                 self.ended = self.ended.saturating_add(1);
@@ -92,22 +105,28 @@ impl<'a> Crowd<'a> {
         // What is gone already, or cannot be reached, is tried again or was done.
         let gone = DeleteParams::background();
         futures::future::join_all(finished.iter().map(|name| jobs.delete(name, &gone))).await;
-        for _ in 0..MADE_AT_ONCE {
-            if self.open.len() >= in_flight {
-                break;
-            }
-            let job = self.job();
+        let missing = in_flight.saturating_sub(self.open.len());
+        let mut wanted: Vec<Job> = Vec::new();
+        while wanted.len() < missing.min(MADE_AT_ONCE) {
+            let job = self.again.pop().unwrap_or_else(|| self.job());
+            wanted.push(job);
+        }
+        let made = wanted.iter().map(|job| async {
             let object: DynamicObject = serde_saphyr::from_str(&job.yaml())?;
-            match jobs.create(&PostParams::default(), &object).await {
-                Ok(_) => {}
+            anyhow::Ok(match jobs.create(&PostParams::default(), &object).await {
+                Ok(_) => true,
                 // It was made, and the answer was lost.
-                Err(kube::Error::Api(status)) if status.code == 409 => {}
-                Err(_) => {
-                    self.made = self.made.saturating_sub(1);
-                    break;
-                }
+                Err(kube::Error::Api(status)) => status.code == 409,
+                Err(_) => false,
+            })
+        });
+        let made = futures::future::join_all(made).await;
+        for (job, made) in wanted.into_iter().zip(made) {
+            if made? {
+                self.open.insert(job.name);
+            } else {
+                self.again.push(job);
             }
-            self.open.insert(job.name);
         }
         Ok(())
     }

@@ -6,19 +6,22 @@ use std::time::Duration;
 use anyhow::bail;
 use jiff::Timestamp;
 use muster_control_plane::Outage;
-use muster_control_plane::history::{Change, History};
+use muster_control_plane::history::{Change, History, Violation};
 
-use super::{Outcome, PAIR};
+use super::{Outcome, PAIR, story};
 use crate::pairs::Pairs;
 use crate::replicas::binding_of_an_earlier_leader;
 use crate::stack::{self, PARTIAL_MAX};
 
-/// How long after an outage of the API server a watch that begins afresh may have missed something.
-const GAP_AFTER: Duration = Duration::from_secs(15);
+/// How long after an outage of the API server a watch that begins afresh may have missed something: on a busy machine one that was just
+/// started answers some requests only after many seconds.
+const GAP_AFTER: Duration = Duration::from_secs(40);
 
-/// What restarts of Muster add to the time in which a gang may be bound in part: the next one starts, reads everything, and has kube-scheduler
-/// come again, which waits for up to 10 s. It completes the gang then rather than count 30 s of its own: the longest seen in 50 kills was 14 s.
-const RESTARTS_MAX: Duration = Duration::from_secs(10);
+/// What restarts of Muster add to the time in which a gang may be bound in part. A Muster that is there again, and has read everything, completes
+/// the gang as soon as kube-scheduler comes with the member that is missing, rather than count 30 s of its own: mostly within 14 s. But an outage of the
+/// API server may cost kube-scheduler its Lease (15 s until the next has it), kube-scheduler leaves a pod that has failed often alone for 10 s,
+/// and five lives in a row may each be too short (9 s at most) for it to come in time ([`super::reaper`]).
+const RESTARTS_MAX: Duration = Duration::from_secs(60);
 
 /// For how long a gang stands in part before it is released whole (`gang.repairMax` by default): no Muster that has led for less does that.
 const RELEASED_AFTER: Duration = Duration::from_secs(30);
@@ -44,12 +47,13 @@ pub(super) async fn judge(pairs: &Pairs, leaderless: Vec<Outage>) -> anyhow::Res
     let outages = pairs.cluster.outages();
     for gap in &history.gaps {
         let explained = outages.iter().any(|outage| {
-            let until = outage.until.unwrap_or(*gap);
-            *gap >= outage.from && gap.duration_since(until).as_secs_f64() < GAP_AFTER.as_secs_f64()
+            let (found, until) = (gap.until, outage.until.unwrap_or(gap.until));
+            found >= outage.from
+                && found.duration_since(until).as_secs_f64() < GAP_AFTER.as_secs_f64()
         });
         anyhow::ensure!(
             explained,
-            "the record has a gap at {gap}, with no outage before it"
+            "the record has a gap, {gap}, with no outage before it"
         );
     }
     if let Some(first) = history.over_commitments().first() {
@@ -58,11 +62,13 @@ pub(super) async fn judge(pairs: &Pairs, leaderless: Vec<Outage>) -> anyhow::Res
     if let Some(late) = binding_of_an_earlier_leader(&history) {
         bail!(late);
     }
+    let outages_seen = outages.clone();
     let longest = |deadline: Duration, outages: Vec<Outage>| {
         let [rule, ..] = stack::gang_rules(deadline);
         let rule = rule.outages(outages);
         if let Some(first) = history.partial_gangs(&rule).first() {
-            bail!("a partial gang: {first}");
+            let story = story_of(first, &history, (&leaderless, &outages_seen));
+            bail!("a partial gang: {first}{story}");
         }
         let gangs = history.gangs(&rule);
         let longest = gangs.iter().map(|gang| gang.partial_longest).max();
@@ -75,7 +81,12 @@ pub(super) async fn judge(pairs: &Pairs, leaderless: Vec<Outage>) -> anyhow::Res
     });
     let none_led = none_led.fold(Duration::ZERO, Duration::saturating_add);
     let taken_away = taken_away(&history, &leaderless);
-    let both = merged(outages.into_iter().chain(leaderless).collect());
+    let both = merged(
+        outages
+            .into_iter()
+            .chain(leaderless.iter().copied())
+            .collect(),
+    );
     let partial_led = longest(PARTIAL_MAX, both)?;
     // No node is lost, so that nobody has a reason to take a pod away but a Muster that has led for as long as a gang may be in part:
     // few live for so long, on a machine that is very busy some.
@@ -100,6 +111,21 @@ pub(super) async fn judge(pairs: &Pairs, leaderless: Vec<Outage>) -> anyhow::Res
     })
 }
 
+/// What happened while a gang was bound in part.
+fn story_of(violation: &Violation, history: &History, away: (&[Outage], &[Outage])) -> String {
+    let Violation::PartialGang {
+        gang,
+        from,
+        lasted_ms,
+        ..
+    } = violation
+    else {
+        return String::new();
+    };
+    let lasted = Duration::from_millis(u64::try_from(*lasted_ms).unwrap_or(0));
+    story::of(history, gang, (*from, lasted), away)
+}
+
 /// Pods that were bound and running when they were taken away, though their job had not ended, by whom no gang can have stood in part
 /// for as long as one may.
 fn taken_away(history: &History, leaderless: &[Outage]) -> usize {
@@ -119,7 +145,10 @@ fn taken_away(history: &History, leaderless: &[Outage]) -> usize {
             Change::JobGone(job) => {
                 finished.insert(&job.uid);
             }
-            Change::PodGone(pod) if pod.node.is_some() && !pod.is_finished() => {
+            // In a gap its job, or it itself, may have ended before.
+            Change::PodGone(pod)
+                if pod.node.is_some() && !pod.is_finished() && !history.is_unseen_at(event.at) =>
+            {
                 let job = pod.controller.as_ref().map(|(_, _, uid)| uid.as_str());
                 let is_open = job.is_some_and(|job| !finished.contains(job));
                 if is_open && led_for(event.at) < RELEASED_AFTER {

@@ -11,6 +11,7 @@
 
 mod judge;
 mod reaper;
+mod story;
 mod unused;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,10 @@ use unused::Unused;
 
 /// Name of the one pair.
 const PAIR: &str = "a";
+/// Longest that the record asks for what it missed while the API server was away: meanwhile nobody replaces jobs that have ended.
+const VERSIONS_MAX: Duration = Duration::from_secs(15);
+/// Longest wait for so many jobs to be there before the first kill.
+const FILLED_MAX: Duration = Duration::from_secs(40);
 /// Longest wait for all that is left to run and end once nothing goes wrong any more.
 const REST_MAX: Duration = Duration::from_secs(420);
 /// Longest that a plan may have nothing bound while a Muster leads and kube-scheduler comes, and longest wait for a job that takes all GPUs there are in the end:
@@ -122,6 +127,7 @@ pub fn run<'a>(plan: Plan, say: &'a dyn Fn(&str)) -> LocalBoxFuture<'a, anyhow::
 async fn kill_and_judge(plan: Plan, say: &dyn Fn(&str)) -> anyhow::Result<Outcome> {
     let pairs = Pairs::start_of(&[PAIR], plan.nodes, "", Duration::ZERO, &operator()).await?;
     pairs.until_jobs_are_held().await?;
+    pairs.recorder.ask_for_versions_up_to(VERSIONS_MAX);
     say("the control plane is up; jobs come, and Muster is killed");
     let leaderless = Mutex::new(Vec::new());
     let unused = Mutex::new(Unused::default());
@@ -153,9 +159,12 @@ async fn kill_all(
     let (kills, over) = (AtomicU32::new(0), AtomicBool::new(false));
     let end = Instant::now() + plan.longest;
     let mut crowd = Crowd::new(pairs, plan.seed.wrapping_add(1));
-    while crowd.open() < plan.in_flight {
+    // On a busy machine jobs may end as fast as they can be made: so many are never there then, and those that are will do.
+    let filled = Instant::now();
+    while crowd.open() < plan.in_flight && filled.elapsed() < FILLED_MAX {
         crowd.tend(plan.in_flight).await?;
     }
+    anyhow::ensure!(crowd.open() > 0, "no job could be made in {FILLED_MAX:?}");
     say(&format!("{} jobs are there", crowd.open()));
     let mut reaper = Reaper {
         pairs,
