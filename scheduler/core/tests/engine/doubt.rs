@@ -513,8 +513,8 @@ fn f40_held_pods_refused_while_a_plan_was_written_anew_are_woken() {
     assert_eq!(world.gangs[&key].record.phase, Phase::Starting);
 }
 
-/// Its predecessor had been refused in the same words, and was woken from them: the place remembered that, and nobody woke the next pod
-/// in it, which kube-scheduler tries again after five minutes.
+/// Its predecessor had been refused in the same words, and was woken from them. (This held before a place forgot them with its pod, too: a plan
+/// with another member is written anew, and all that were refused meanwhile are woken when it is durable.)
 #[test]
 fn pod_that_is_refused_as_its_predecessor_was_is_woken_too() {
     let mut world = World::new(2, 8);
