@@ -140,7 +140,13 @@ impl Start {
         for index in 0..NODES {
             engine.handle(Event::NodeApplied(node(index)), NOW);
         }
-        engine.handle(Event::LeadershipGained(Epoch(1)), NOW);
+        engine.handle(
+            Event::LeadershipGained {
+                epoch: Epoch(1),
+                first: true,
+            },
+            NOW,
+        );
         engine.handle(Event::Synced, NOW);
         engine.decide(NOW);
         let key = GangKey::new("default", "job-uid");

@@ -212,7 +212,7 @@ impl Outbox {
     /// A new leadership begins with an API server that answers. Whether that still holds is told
     /// after it, whatever was told before.
     fn passing(&self, event: Option<Event>) -> Option<Event> {
-        if matches!(event, Some(Event::LeadershipGained(_))) {
+        if matches!(event, Some(Event::LeadershipGained { .. })) {
             locked(&self.mail.reach).told_away = false;
         }
         event
@@ -343,10 +343,19 @@ mod tests {
         // The Lease is given, and nothing is answered after it.
         tokio::time::advance(second).await;
         inbox.answered();
-        assert!(inbox.try_send(Event::LeadershipGained(Epoch(2))));
+        assert!(inbox.try_send(Event::LeadershipGained {
+            epoch: Epoch(2),
+            first: false
+        }));
         tokio::time::advance(second).await;
         inbox.unanswered(Instant::now());
-        assert_eq!(outbox.take(), Some(Event::LeadershipGained(Epoch(2))));
+        assert_eq!(
+            outbox.take(),
+            Some(Event::LeadershipGained {
+                epoch: Epoch(2),
+                first: false
+            })
+        );
         assert_eq!(outbox.collect(), [Event::ApiAway(Millis(0))]);
         inbox.answered();
         assert_eq!(outbox.collect(), [Event::ApiBack]);
@@ -354,10 +363,16 @@ mod tests {
         tokio::time::advance(second).await;
         inbox.unanswered(Instant::now());
         assert_eq!(outbox.collect(), [Event::ApiAway(Millis(0))]);
-        assert!(inbox.try_send(Event::LeadershipGained(Epoch(3))));
+        assert!(inbox.try_send(Event::LeadershipGained {
+            epoch: Epoch(3),
+            first: false
+        }));
         assert_eq!(
             outbox.wait().await,
-            Some(Event::LeadershipGained(Epoch(3))),
+            Some(Event::LeadershipGained {
+                epoch: Epoch(3),
+                first: false
+            }),
             "what waits comes before a Tick"
         );
         tokio::time::advance(second).await;

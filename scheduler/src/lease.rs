@@ -36,10 +36,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, ListParams, PostParams};
 use kube::{Client, ResourceExt};
 use muster_core::event::Event;
 use muster_core::ids::Epoch;
+use muster_kubernetes::gang::Gang;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +54,8 @@ pub use memory::Memory;
 
 /// Annotation of the Lease that holds the epoch of its last leader.
 pub const EPOCH_ANNOTATION: &str = "muster.dev/epoch";
+/// How long a new leader asks whether there are Gangs, before it takes it that there are.
+const GANGS_MAX: Duration = Duration::from_secs(2);
 
 /// Takes part in the election.
 pub struct Elector {
@@ -99,6 +102,8 @@ struct Observed {
 struct Held {
     lease: Lease,
     epoch: Epoch,
+    /// Nobody has held it before, and nobody has written a Gang.
+    first: bool,
     renewed: Instant,
     /// What the cycle was told last of whether all is frozen.
     told: Option<Arc<str>>,
@@ -151,7 +156,10 @@ impl Elector {
         self.tell_frozen(&mut held).await;
         if self
             .inbox
-            .send(Event::LeadershipGained(held.epoch))
+            .send(Event::LeadershipGained {
+                epoch: held.epoch,
+                first: held.first,
+            })
             .await
             .is_err()
         {
@@ -256,6 +264,8 @@ impl Elector {
         if !free && started.saturating_duration_since(since) < term {
             return Ok(Try::Later);
         }
+        let is_new =
+            epoch_of(&current) == 0 && transitions(&current) == 0 && self.fence.ours() == Epoch(0);
         let (lease, epoch) = self.claim(current);
         self.fence.ask();
         match api
@@ -270,15 +280,32 @@ impl Elector {
                 if let Some(why) = frozen::restored(&lease) {
                     tracing::error!(why, "the cluster was restored from a backup");
                 }
+                let first = is_new && self.is_without_gangs().await;
                 Ok(Try::Held(Held {
                     lease,
                     epoch,
+                    first,
                     renewed: started,
                     told: None,
                 }))
             }
             Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Try::Later),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether there is no Gang in the cluster, as the API server has it now: whoever led before would have written one
+    /// for every pod that it has planned. Where that cannot be said somebody may have.
+    async fn is_without_gangs(&self) -> bool {
+        let gangs: Api<Gang> = Api::all(self.client.clone());
+        let one = ListParams::default().limit(1);
+        match tokio::time::timeout(GANGS_MAX, gangs.list_metadata(&one)).await {
+            Ok(Ok(found)) => found.items.is_empty(),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "it is not known whether there are Gangs already");
+                false
+            }
+            Err(_) => false,
         }
     }
 
@@ -291,8 +318,8 @@ impl Elector {
     /// The Lease as this replica would hold it, and the epoch it would lead with.
     fn claim(&self, mut lease: Lease) -> (Lease, Epoch) {
         let (version, before) = (version(&lease), epoch_of(&lease));
+        let transitions = transitions(&lease).saturating_add(1);
         let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
-        let transitions = spec.lease_transitions.unwrap_or(0).max(0).saturating_add(1);
         let epoch = u64::from(transitions.unsigned_abs())
             .max(version)
             .max(self.fence.ours().0.saturating_add(1))
@@ -453,6 +480,13 @@ fn version(lease: &Lease) -> u64 {
     let version = lease.resource_version();
     let version = version.and_then(|version| version.parse::<u64>().ok());
     version.filter(|version| *version < EPOCH_MAX).unwrap_or(0)
+}
+
+/// How often the Lease was taken, as it says itself.
+fn transitions(lease: &Lease) -> i32 {
+    let spec = lease.spec.as_ref();
+    let transitions = spec.and_then(|spec| spec.lease_transitions);
+    transitions.unwrap_or(0).max(0)
 }
 
 /// Epoch of the last leader, as the Lease says it.

@@ -234,7 +234,13 @@ pub fn engine(nodes: usize) -> Engine {
         engine.handle(Event::NodeApplied(node), now);
         engine.handle(Event::Report(report), now);
     }
-    engine.handle(Event::LeadershipGained(Epoch(1)), now);
+    engine.handle(
+        Event::LeadershipGained {
+            epoch: Epoch(1),
+            first: true,
+        },
+        now,
+    );
     engine.handle(Event::Synced, now);
     engine.decide(now);
     engine

@@ -104,8 +104,13 @@ pub enum Event {
         /// The part that talks to NVML answers.
         sampler_ok: bool,
     },
-    /// This replica leads from now on, with this epoch. It is higher than any in the cluster.
-    LeadershipGained(Epoch),
+    /// This replica leads from now on.
+    LeadershipGained {
+        /// Higher than any in the cluster.
+        epoch: Epoch,
+        /// Nobody has led in this cluster before: there is nobody to fence off.
+        first: bool,
+    },
     /// This replica must not write any more.
     LeadershipLost,
     /// Nothing that was asked of the API server has been answered for this long. Deadlines that wait

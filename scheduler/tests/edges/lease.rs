@@ -28,6 +28,16 @@ struct Store {
     down: Arc<Mutex<bool>>,
     slow: Arc<Mutex<Option<Duration>>>,
     refuses: Arc<Mutex<bool>>,
+    /// Gangs that there are; `None` where it is not said.
+    gangs: Arc<Mutex<Gangs>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Gangs {
+    #[default]
+    None,
+    One,
+    Unsaid,
 }
 
 impl Store {
@@ -39,6 +49,15 @@ impl Store {
             }
             if *store.refuses.lock().unwrap() {
                 return status(401, "Unauthorized");
+            }
+            if call.line() == "GET /apis/muster.dev/v1alpha1/gangs" {
+                assert!(call.query.contains("limit=1"), "{}", call.query);
+                let gang = json!({"metadata": {"name": "one"}});
+                return match *store.gangs.lock().unwrap() {
+                    Gangs::None => ok(json!({"metadata": {}, "items": []})),
+                    Gangs::One => ok(json!({"metadata": {}, "items": [gang]})),
+                    Gangs::Unsaid => status(503, "ServiceUnavailable"),
+                };
             }
             let mut lease = store.lease.lock().unwrap();
             let mut version = store.version.lock().unwrap();
@@ -134,7 +153,10 @@ async fn epoch_is_above_all_that_was_seen_and_never_goes_back() {
     assert!(why.contains("went back"), "{why}");
     assert_eq!(
         first.outbox.wait().await,
-        Some(Event::LeadershipGained(Epoch(42)))
+        Some(Event::LeadershipGained {
+            epoch: Epoch(42),
+            first: false
+        })
     );
     assert_eq!(first.fence.led(), Epoch(42));
     first.stop.cancel();
@@ -149,7 +171,10 @@ async fn epoch_is_above_all_that_was_seen_and_never_goes_back() {
     assert!(told(&mut second).await.is_some());
     assert_eq!(
         second.outbox.wait().await,
-        Some(Event::LeadershipGained(Epoch(43)))
+        Some(Event::LeadershipGained {
+            epoch: Epoch(43),
+            first: false
+        })
     );
     assert!(started.elapsed() < Duration::from_secs(1));
     assert_eq!(store.get("/spec/leaseTransitions"), json!(2));
@@ -168,7 +193,10 @@ async fn leader_that_cannot_renew_stops_before_another_may_take_over() {
     let mut first = replica(&store, "a", 0);
     assert_eq!(
         first.outbox.wait().await,
-        Some(Event::LeadershipGained(Epoch(1)))
+        Some(Event::LeadershipGained {
+            epoch: Epoch(1),
+            first: true
+        })
     );
     *store.down.lock().unwrap() = true;
     let started = tokio::time::Instant::now();
@@ -184,14 +212,20 @@ async fn lease_of_a_dead_leader_is_taken_after_its_duration_and_not_before() {
     let mut first = replica(&store, "a", 0);
     assert_eq!(
         first.outbox.wait().await,
-        Some(Event::LeadershipGained(Epoch(1)))
+        Some(Event::LeadershipGained {
+            epoch: Epoch(1),
+            first: true
+        })
     );
     first.task.abort();
     let started = tokio::time::Instant::now();
     let mut second = replica(&store, "b", 0);
     assert_eq!(
         second.outbox.wait().await,
-        Some(Event::LeadershipGained(Epoch(2)))
+        Some(Event::LeadershipGained {
+            epoch: Epoch(2),
+            first: false
+        })
     );
     assert!(started.elapsed() >= config::Lease::default().duration.0);
     second.stop.cancel();
@@ -204,14 +238,26 @@ async fn lease_whose_first_answer_takes_long_is_as_old_as_the_answer() {
     let store = Store::default();
     let mut first = replica(&store, "a", 0);
     let gained = first.outbox.wait().await;
-    assert_eq!(gained, Some(Event::LeadershipGained(Epoch(1))));
+    assert_eq!(
+        gained,
+        Some(Event::LeadershipGained {
+            epoch: Epoch(1),
+            first: true
+        })
+    );
     first.task.abort();
     let slow = Duration::from_secs(9);
     *store.slow.lock().unwrap() = Some(slow);
     let started = tokio::time::Instant::now();
     let mut second = replica(&store, "b", 0);
     let gained = second.outbox.wait().await;
-    assert_eq!(gained, Some(Event::LeadershipGained(Epoch(2))));
+    assert_eq!(
+        gained,
+        Some(Event::LeadershipGained {
+            epoch: Epoch(2),
+            first: false
+        })
+    );
     let took = started.elapsed();
     assert!(
         took >= slow + config::Lease::default().duration.0,
@@ -221,6 +267,41 @@ async fn lease_whose_first_answer_takes_long_is_as_old_as_the_answer() {
     second.task.await.unwrap();
 }
 
+/// 3,200 pods that waited for Muster to be installed were stamped one by one, against nobody.
+#[tokio::test(start_paused = true)]
+async fn only_a_leader_that_nobody_can_have_led_before_is_the_first() {
+    for (gangs, is_first) in [
+        (Gangs::None, true),
+        (Gangs::One, false),
+        (Gangs::Unsaid, false),
+    ] {
+        let store = Store::default();
+        *store.gangs.lock().unwrap() = gangs;
+        let mut first = replica(&store, "a", 0);
+        let gained = first.outbox.wait().await;
+        assert_eq!(
+            gained,
+            Some(Event::LeadershipGained {
+                epoch: Epoch(1),
+                first: is_first
+            }),
+            "{gangs:?}"
+        );
+        first.stop.cancel();
+        first.task.await.unwrap();
+        // Whoever led before gave the Lease back, and may have left a Binding on its way.
+        *store.gangs.lock().unwrap() = Gangs::None;
+        let mut second = replica(&store, "b", 0);
+        let gained = second.outbox.wait().await;
+        assert!(
+            matches!(gained, Some(Event::LeadershipGained { first: false, .. })),
+            "{gained:?}"
+        );
+        second.stop.cancel();
+        second.task.await.unwrap();
+    }
+}
+
 /// The leader has written nothing yet, so no object tells of its epoch; for as long as it has not tried to
 /// renew there are two leaders.
 #[tokio::test(start_paused = true)]
@@ -228,10 +309,16 @@ async fn lease_deleted_under_a_leader_gives_no_epoch_twice() {
     let store = Store::default();
     let mut first = replica(&store, "a", 0);
     let gained = first.outbox.wait().await;
-    assert_eq!(gained, Some(Event::LeadershipGained(Epoch(1))));
+    assert_eq!(
+        gained,
+        Some(Event::LeadershipGained {
+            epoch: Epoch(1),
+            first: true
+        })
+    );
     *store.lease.lock().unwrap() = None;
     let mut second = replica(&store, "b", 0);
-    let Some(Event::LeadershipGained(epoch)) = second.outbox.wait().await else {
+    let Some(Event::LeadershipGained { epoch, .. }) = second.outbox.wait().await else {
         panic!("b does not lead");
     };
     assert!(epoch > Epoch(1), "{epoch}");
@@ -246,14 +333,17 @@ async fn a_replica_that_is_started_again_takes_its_own_lease_at_once_and_nobody_
     let mut first = replica(&store, "pod-a@1", 0);
     assert_eq!(
         first.outbox.wait().await,
-        Some(Event::LeadershipGained(Epoch(1)))
+        Some(Event::LeadershipGained {
+            epoch: Epoch(1),
+            first: true
+        })
     );
     first.task.abort();
     let started = tokio::time::Instant::now();
     let mut again = replica(&store, "pod-a@2", 0);
     assert!(matches!(
         again.outbox.wait().await,
-        Some(Event::LeadershipGained(_))
+        Some(Event::LeadershipGained { .. })
     ));
     assert!(started.elapsed() < Duration::from_secs(1));
     again.task.abort();
@@ -261,7 +351,7 @@ async fn a_replica_that_is_started_again_takes_its_own_lease_at_once_and_nobody_
     let mut other = replica(&store, "pod@1", 0);
     assert!(matches!(
         other.outbox.wait().await,
-        Some(Event::LeadershipGained(_))
+        Some(Event::LeadershipGained { .. })
     ));
     assert!(started.elapsed() >= config::Lease::default().duration.0);
     other.stop.cancel();
@@ -274,7 +364,10 @@ async fn leader_whose_lease_is_taken_stops() {
     let mut first = replica(&store, "a", 0);
     assert_eq!(
         first.outbox.wait().await,
-        Some(Event::LeadershipGained(Epoch(1)))
+        Some(Event::LeadershipGained {
+            epoch: Epoch(1),
+            first: true
+        })
     );
     {
         let mut lease = store.lease.lock().unwrap();
@@ -294,13 +387,20 @@ async fn epoch_on_a_pod_is_no_ground_for_the_next_one_and_hides_no_later_leader(
         let mut first = replica(&store, "a", 0);
         first.fence.see(Epoch(forged));
         let gained = first.outbox.wait().await;
-        assert_eq!(gained, Some(Event::LeadershipGained(Epoch(1))), "{forged}");
+        assert_eq!(
+            gained,
+            Some(Event::LeadershipGained {
+                epoch: Epoch(1),
+                first: true
+            }),
+            "{forged}"
+        );
         first.fence.see(Epoch(forged));
         assert!(first.fence.pass(Epoch(1)).await, "{forged} is harmless");
         *store.lease.lock().unwrap() = None;
         let mut second = replica(&store, "b", 0);
         second.fence.see(Epoch(forged));
-        let Some(Event::LeadershipGained(epoch)) = second.outbox.wait().await else {
+        let Some(Event::LeadershipGained { epoch, .. }) = second.outbox.wait().await else {
             panic!("b does not lead");
         };
         assert!(epoch > Epoch(1) && epoch < Epoch(7), "{forged}: {epoch}");
@@ -319,7 +419,10 @@ async fn epoch_written_by_somebody_who_does_not_lead_is_harmless() {
     let mut first = replica(&store, "a", 0);
     assert_eq!(
         first.outbox.wait().await,
-        Some(Event::LeadershipGained(Epoch(1)))
+        Some(Event::LeadershipGained {
+            epoch: Epoch(1),
+            first: true
+        })
     );
     first.fence.see(Epoch(1000));
     assert!(
@@ -353,7 +456,7 @@ impl Store {
 
 async fn gained(replica: &mut Replica) -> Epoch {
     match replica.outbox.wait().await {
-        Some(Event::LeadershipGained(epoch)) => epoch,
+        Some(Event::LeadershipGained { epoch, .. }) => epoch,
         other => panic!("{other:?}"),
     }
 }

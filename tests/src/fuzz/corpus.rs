@@ -423,7 +423,13 @@ pub(super) fn dumps() -> Vec<String> {
                 engine.handle(Event::WorkloadApplied(job), now);
             }
         }
-        engine.handle(Event::LeadershipGained(Epoch(1)), now);
+        engine.handle(
+            Event::LeadershipGained {
+                epoch: Epoch(1),
+                first: true,
+            },
+            now,
+        );
         engine.handle(Event::Synced, now);
         engine.decide(now);
         texts.extend(muster_dump::write(&engine.state(now)).ok());

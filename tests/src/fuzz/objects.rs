@@ -117,7 +117,10 @@ impl Object {
         }
         for event in [
             event.clone(),
-            Event::LeadershipGained(Epoch(1)),
+            Event::LeadershipGained {
+                epoch: Epoch(1),
+                first: true,
+            },
             Event::Synced,
         ] {
             engine.handle(event, now);

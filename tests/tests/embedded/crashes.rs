@@ -1,7 +1,10 @@
 //! The scheduler dies after the n-th write, or the n-th write fails, for every n, in each way in
 //! which gangs are held and released. Each time the gang ends whole.
 
-use muster_tests::sim::{SOON, Sim, SimOptions, Trap, bound};
+use muster_embedded::value;
+use muster_kubernetes::names;
+use muster_tests::pods::{By, PodGang};
+use muster_tests::sim::{LEASES, PODS, SOON, Sim, SimOptions, Trap, bound, phase_of};
 
 use super::{MINUTE, paused, train};
 
@@ -148,4 +151,41 @@ fn any_answer_may_be_lost_once() -> anyhow::Result<()> {
         assert!(every_write(way, Trap::LoseAt)? >= 8);
     }
     Ok(())
+}
+
+/// 3,200 pods that waited for Muster to be installed were stamped one by one before the first plan, against nobody.
+#[test]
+fn the_first_leader_of_a_cluster_stamps_no_pod_and_the_next_one_each() -> anyhow::Result<()> {
+    paused(async {
+        let mut sim = Sim::start(SimOptions {
+            policies: false,
+            ..SimOptions::nodes(1)
+        })
+        .await?;
+        sim.kill_scheduler().await;
+        let lease = "muster-scheduler";
+        sim.cluster.delete(LEASES, names::NAMESPACE, lease)?;
+        // Three nodes' worth, on one.
+        sim.apply(&PodGang::new("big", By::Label, 3, 8).yaml())?;
+        let stamped = |sim: &Sim| {
+            let pods = sim.cluster.list(PODS).into_iter();
+            pods.filter(|pod| {
+                !value::text(pod, &["metadata", "annotations", names::EPOCH]).is_empty()
+            })
+            .count()
+        };
+        sim.start_scheduler();
+        sim.wait_ready().await?;
+        sim.until("it waits", SOON, |cluster| {
+            phase_of(cluster, "label-big") == "Waiting"
+        })
+        .await?;
+        assert_eq!(stamped(&sim), 0, "there is nobody to fence off");
+        sim.kill_scheduler().await;
+        sim.start_scheduler();
+        sim.wait_ready().await?;
+        assert_eq!(stamped(&sim), 3, "now there is");
+        sim.stop().await;
+        Ok(())
+    })
 }

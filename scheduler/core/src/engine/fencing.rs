@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use super::{Engine, Lead, Purpose};
 use crate::action::{Action, WriteKind};
 use crate::event::{WriteId, WriteOutcome};
-use crate::ids::{Epoch, GangKey, PodUid};
+use crate::ids::{GangKey, PodUid};
 use crate::planted::{self, Bug};
 use crate::time::{Millis, Timestamp};
 
@@ -18,16 +18,16 @@ const RELIST_AGAIN: Millis = Millis::from_secs(30);
 
 impl Engine {
     /// Stamps every pod that is not bound, so that no Binding of an earlier leader applies to it: a
-    /// Binding names the resourceVersion that its sender saw. The first leadership ever has nobody
-    /// to fence off.
+    /// Binding names the resourceVersion that its sender saw. Where nobody has led before there is nobody
+    /// to fence off, and however many pods wait already, planning begins at once.
     pub(super) fn start_fence(&mut self) {
         if self.lead != Lead::Fencing || !self.synced {
             return;
         }
-        if self.epoch > Epoch(1) && !planted::is(Bug::NoFence) {
-            self.stamp_unbound();
-        } else {
+        if self.leads_first || planted::is(Bug::NoFence) {
             self.lead = Lead::Yes;
+        } else {
+            self.stamp_unbound();
         }
     }
 

@@ -82,7 +82,7 @@ impl Engine {
                     self.touch_node(&node);
                 }
             }
-            Event::LeadershipGained(epoch) => {
+            Event::LeadershipGained { epoch, first } => {
                 self.epoch = self.epoch.max(epoch);
                 self.led_at = now;
                 self.await_agents(now);
@@ -91,6 +91,7 @@ impl Engine {
                 self.go_on(now);
                 self.forget_findings();
                 self.lead = Lead::Fencing;
+                self.leads_first = first;
                 self.stamps.clear();
                 self.restamp.clear();
                 self.fenced.clear();

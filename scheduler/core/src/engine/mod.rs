@@ -205,6 +205,8 @@ pub struct Engine {
     /// When the last decision was taken.
     decided_at: Timestamp,
     epoch: Epoch,
+    /// Nobody led before this leadership.
+    leads_first: bool,
     synced: bool,
     /// Stamps on their way, by write; pods to be stamped again after a pause; pods whose stamp was
     /// answered, which the watch may show late, or refused for good.
@@ -278,6 +280,7 @@ impl Engine {
             revision: 1,
             snapshot: Snapshot::default(),
             lead: Lead::No,
+            leads_first: false,
             epoch: Epoch(0),
             synced: false,
             stamps: BTreeSet::new(),

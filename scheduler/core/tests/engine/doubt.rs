@@ -177,9 +177,13 @@ fn lead_1_leadership_that_comes_back_finds_what_another_leader_has_promised() {
     stored.record.resource_version = "of another".into();
     let record = stored.record.clone();
     world.engine.handle(Event::RecordApplied(record), world.now);
-    world
-        .engine
-        .handle(Event::LeadershipGained(Epoch(3)), world.now);
+    world.engine.handle(
+        Event::LeadershipGained {
+            epoch: Epoch(3),
+            first: false,
+        },
+        world.now,
+    );
     world.settle();
     assert_eq!(free(&world, "n3"), 0);
     assert_eq!(free(&world, "n0"), 8);
@@ -228,9 +232,13 @@ fn bind_that_waits_out_a_fence_does_not_call_the_engine_for_ever() {
     world.submit("train", &[("Worker", 1, gpus(8))], Hold::Free);
     world.settle();
     world.engine.handle(Event::LeadershipLost, world.now);
-    world
-        .engine
-        .handle(Event::LeadershipGained(Epoch(2)), world.now);
+    world.engine.handle(
+        Event::LeadershipGained {
+            epoch: Epoch(2),
+            first: false,
+        },
+        world.now,
+    );
     world.engine.decide(world.now);
     assert!(!world.engine.view().leading, "the stamp is on its way");
     let asked = BindAsked {
@@ -665,9 +673,13 @@ fn pod_that_was_not_seen_when_the_others_were_stamped_is_stamped_before_anything
     world.submit("train", &[("Worker", 1, gpus(8))], Hold::Free);
     world.settle();
     world.engine.handle(Event::LeadershipLost, world.now);
-    world
-        .engine
-        .handle(Event::LeadershipGained(Epoch(2)), world.now);
+    world.engine.handle(
+        Event::LeadershipGained {
+            epoch: Epoch(2),
+            first: false,
+        },
+        world.now,
+    );
     let late = world.labelled("late", "group", 1, 1, false);
     world.settle();
     assert!(world.engine.view().leading);

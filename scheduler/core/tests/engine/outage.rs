@@ -104,7 +104,10 @@ fn leadership_that_begins_after_an_outage_begins_its_own_repair_deadline() {
     world.pass(Millis::from_secs(60));
     away.set(false);
     world.engine.handle(
-        Event::LeadershipGained(muster_core::ids::Epoch(2)),
+        Event::LeadershipGained {
+            epoch: muster_core::ids::Epoch(2),
+            first: false,
+        },
         world.now,
     );
     world.pass(Millis::from_secs(29));

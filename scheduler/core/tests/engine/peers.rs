@@ -486,7 +486,13 @@ fn f43_follower_forgets_what_is_deleted_while_it_follows() {
         follower.decide(now);
     }
     let leaders = all_free(&world);
-    follower.handle(Event::LeadershipGained(Epoch(2)), now);
+    follower.handle(
+        Event::LeadershipGained {
+            epoch: Epoch(2),
+            first: false,
+        },
+        now,
+    );
     world.engine = follower;
     world.settle();
     assert_eq!(all_free(&world), leaders);

@@ -70,9 +70,13 @@ impl<'a> Production<'a> {
             facts: Vec::new(),
             started: false,
         };
-        policy
-            .engine
-            .handle(Event::LeadershipGained(Epoch(1)), START);
+        policy.engine.handle(
+            Event::LeadershipGained {
+                epoch: Epoch(1),
+                first: true,
+            },
+            START,
+        );
         policy
     }
 

@@ -418,9 +418,13 @@ impl Storm {
         }
         self.agents_report();
         self.tell_frozen();
-        self.world
-            .engine
-            .handle(Event::LeadershipGained(Epoch(self.epoch)), now);
+        self.world.engine.handle(
+            Event::LeadershipGained {
+                epoch: Epoch(self.epoch),
+                first: self.epoch == 1,
+            },
+            now,
+        );
         self.world.engine.handle(Event::Synced, now);
     }
 
@@ -433,9 +437,13 @@ impl Storm {
         self.decide();
         self.epoch += 1;
         self.note(|| "leadership gained".to_owned());
-        self.world
-            .engine
-            .handle(Event::LeadershipGained(Epoch(self.epoch)), self.world.now);
+        self.world.engine.handle(
+            Event::LeadershipGained {
+                epoch: Epoch(self.epoch),
+                first: self.epoch == 1,
+            },
+            self.world.now,
+        );
     }
 
     fn hand_deletes_record(&mut self) {

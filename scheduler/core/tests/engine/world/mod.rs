@@ -181,8 +181,13 @@ impl World {
         {
             self.engine.handle(event, self.now);
         }
-        self.engine
-            .handle(Event::LeadershipGained(Epoch(epoch)), self.now);
+        self.engine.handle(
+            Event::LeadershipGained {
+                epoch: Epoch(epoch),
+                first: epoch == 1,
+            },
+            self.now,
+        );
         self.engine.handle(Event::Synced, self.now);
         self.settle();
     }
