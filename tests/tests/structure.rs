@@ -541,6 +541,45 @@ fn every_invariant_that_is_not_audited_has_a_test_of_its_name() {
     }
 }
 
+/// Programs and examples are compiled for tests only where there are some: a test that is written into another one would
+/// never run.
+#[test]
+fn no_test_is_left_out() {
+    let metadata = Metadata::read();
+    let own = metadata.packages.values();
+    let own = own.filter(|package| package.get("source").is_some_and(Value::is_null));
+    let (mut bins, mut libs) = (0, 0);
+    for target in own.flat_map(|package| items(package, "targets")) {
+        let off = |key: &str| target.get(key) == Some(&Value::Bool(false));
+        let path = Path::new(text(target, "src_path"));
+        let is = |wanted: &str| items(target, "kind").any(|kind| kind == wanted);
+        if is("bin") && off("test") {
+            let code = std::fs::read_to_string(path).expect("a program");
+            assert!(!code.contains("#[test]"), "{}", path.display());
+            bins += 1;
+        }
+        if (is("lib") || is("rlib")) && off("doctest") {
+            let folder = path.parent().expect("src");
+            for (file, code) in sources(folder) {
+                let fences = code.lines().map(str::trim).filter_map(|line| {
+                    let line = line.strip_prefix("///").or(line.strip_prefix("//!"))?;
+                    line.trim().strip_prefix("```")
+                });
+                // The first of each two opens.
+                let example = fences
+                    .step_by(2)
+                    .find(|of| of.is_empty() || of.contains("rust"));
+                assert_eq!(example, None, "an example in {file}");
+            }
+            libs += 1;
+        }
+    }
+    assert!(
+        bins >= 10 && libs >= 10,
+        "{bins} programs, {libs} libraries"
+    );
+}
+
 #[test]
 fn code_is_formatted() {
     let output = Command::new(env!("CARGO"))
