@@ -118,13 +118,23 @@ impl NodeState {
 
     /// To the schedulers, and to whoever reads this node's log.
     fn tell(&mut self, note: Note) {
-        tracing::info!(
-            device = note.device_uuid,
-            source = note.source.as_str_name(),
-            code = note.code,
-            verdict = ?note.state,
-            "the driver reports a fault"
-        );
+        // Of a driver that does not answer, no device is named.
+        if note.device_uuid.is_empty() {
+            tracing::info!(
+                source = note.source.as_str_name(),
+                code = note.code,
+                verdict = ?note.state,
+                "what is known of all GPUs has changed"
+            );
+        } else {
+            tracing::info!(
+                device = note.device_uuid,
+                source = note.source.as_str_name(),
+                code = note.code,
+                verdict = ?note.state,
+                "the driver reports a fault"
+            );
+        }
         self.publisher.event(self.clock.now_ms(), note);
     }
 

@@ -83,5 +83,5 @@ pub use kwok::{FAIL_SECONDS, RUN_SECONDS, TERMINATE_SECONDS};
 pub use nodes::{NODE_SET_LABEL, NVIDIA_GPU, NodeTemplate};
 pub use ports::free_port;
 pub use training_operator::TrainingOperatorOptions;
-pub use usage::Usage;
+pub use usage::{Usage, children};
 pub use writes::{AuditPosition, WriteKind, Writes};

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 use muster_agent::podresources::{FakeKubelet, FakeKubeletState};
-use muster_control_plane::Usage;
+use muster_control_plane::{Usage, children};
 use muster_embedded::standins::extender::{of_muster, tcp};
 use muster_embedded::standins::kubelet::{Holder, KubeletConfig};
 use muster_embedded::standins::scheduler::SchedulerConfig;
@@ -35,6 +35,7 @@ use muster_scheduler::clock::Wall;
 use muster_scheduler::config::Config;
 use muster_scheduler::scheduler::{Clients, Options, Scheduler};
 use muster_scheduler::server::Door;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 const NODE: &str = "gpu-000";
@@ -45,6 +46,13 @@ const GANGS: (&str, &str) = ("muster.dev", "gangs");
 const SOON: Duration = Duration::from_secs(30);
 /// A leak is told after it has lasted some 30 s; see `muster_agent::node`.
 const LEAK: Duration = Duration::from_secs(60);
+
+/// A reader that hangs is told within this time, the look of this program included.
+const HANG: Duration = Duration::from_secs(46);
+/// A node that is silent for longer is not planned on.
+const SILENT: Duration = Duration::from_secs(15);
+/// Its GPUs are on probation for 30 s afterwards.
+const PROBATION: Duration = Duration::from_secs(45);
 
 /// Runs the agent on this machine's GPUs and a job through the whole of Muster on them.
 #[derive(Debug, Parser)]
@@ -65,6 +73,10 @@ struct Arguments {
     /// A shell command whose kernel faults (XID 13 or 31): the agent must log it, and the GPU stays usable
     #[arg(long, value_name = "COMMAND")]
     fault: Option<String>,
+    /// Stop the process that reads the driver, as a call that never returns would: told within 45 s, replaced, and the GPUs
+    /// count again after their probation
+    #[arg(long)]
+    hang: bool,
     /// Time over which the agent's CPU is measured while nothing happens, seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     idle: u64,
@@ -256,6 +268,10 @@ impl Node {
         .await?;
         self.job_runs().await?;
         self.idle(Duration::from_secs(arguments.idle)).await?;
+        if arguments.hang {
+            self.hang().await?;
+            self.job_runs().await?;
+        }
         if let Some(command) = &arguments.busy {
             self.leak(command).await?;
         }
@@ -320,6 +336,56 @@ impl Node {
         Ok(())
     }
 
+    /// The driver hangs, as far as the agent can see; its heartbeats do not.
+    async fn hang(&self) -> anyhow::Result<()> {
+        let readers = children(self.agent.id());
+        ensure!(readers.len() == 1, "readers of the driver: {readers:?}");
+        for reader in &readers {
+            let pid = i32::try_from(*reader).ok().and_then(Pid::from_raw);
+            kill_process(pid.context("no process id")?, Signal::STOP)?;
+        }
+        let stopped = Instant::now();
+        let heard = |node: &Value| node.pointer("/agent/heard_ms").and_then(Value::as_u64);
+        let mut last = heard(&self.node().await?);
+        let (mut since, mut silent) = (Instant::now(), Duration::ZERO);
+        while self.is_well(&self.node().await?) {
+            ensure!(
+                stopped.elapsed() < HANG,
+                "a driver that hangs is not told within {HANG:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let now = heard(&self.node().await?);
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+            silent = silent.max(since.elapsed());
+        }
+        println!(
+            "a driver that hangs is told after {:.1} s; meanwhile no two heartbeats were further apart than {:.1} s",
+            stopped.elapsed().as_secs_f64(),
+            silent.as_secs_f64()
+        );
+        ensure!(
+            silent < SILENT,
+            "the agent was silent for {silent:?} while the driver hung"
+        );
+        self.until("the GPUs count again", PROBATION, |node| self.is_well(node))
+            .await?;
+        ensure!(
+            children(self.agent.id()) != readers,
+            "the reader was not replaced"
+        );
+        Ok(())
+    }
+
+    /// Whether every GPU is healthy, and the driver answers.
+    fn is_well(&self, node: &Value) -> bool {
+        let healthy = devices_of(node)
+            .filter(|device| device.get("health") == Some(&json!("healthy")))
+            .count();
+        healthy >= self.gpus && node.pointer("/agent/sampler_ok") == Some(&json!(true))
+    }
+
     /// A process uses a GPU that no pod holds.
     async fn leak(&self, command: &str) -> anyhow::Result<()> {
         let mut process = shell(command)?;
@@ -340,11 +406,14 @@ impl Node {
 
     /// A kernel faults.
     async fn fault(&self, command: &str) -> anyhow::Result<()> {
+        // What was logged before is of something else.
+        let before = std::fs::read_to_string(&self.log)?.lines().count();
         let mut process = shell(command)?;
         let started = Instant::now();
         loop {
             let log = std::fs::read_to_string(&self.log)?;
-            let told = log.lines().find(|line| line.contains("reports a fault"));
+            let mut lines = log.lines().skip(before);
+            let told = lines.find(|line| line.contains("reports a fault"));
             if let Some(line) = told {
                 println!(
                     "{line}\nlogged {} ms after the program was started",
