@@ -6,7 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-use muster_tests::fuzz::{kept, round, target, targets};
+use muster_tests::fuzz::{kept, mutated, round, target, targets};
+use muster_tests::rng::Rng;
 
 /// Time of one target.
 const TIME: Duration = Duration::from_millis(1500);
@@ -121,4 +122,24 @@ fn a_target_that_panics_or_objects_is_told_with_its_input() {
             "{failure}"
         );
     }
+}
+
+/// A list of one long text was multiplied by 64, four times over: a fuzzer that should have told of memory asked for gigabytes itself.
+#[test]
+fn what_is_changed_again_and_again_stays_small() {
+    let text = "x".repeat(60 << 10);
+    let list = serde_json::to_vec(&[&text]).expect("JSON");
+    let mut largest = 0;
+    for seed in 0..300 {
+        let mut rng = Rng::new(seed);
+        let mut input = list.clone();
+        for _ in 0..4 {
+            input = mutated(&mut rng, &input, &list);
+            largest = largest.max(input.len());
+        }
+    }
+    assert!(
+        (32 << 10..=64 << 10).contains(&largest),
+        "{largest} bytes are an input"
+    );
 }

@@ -180,9 +180,7 @@ pub fn round(target: &mut dyn Target, seed: u64, runs: u64) -> Result<Round, Box
             Some(input) => input.clone(),
             None => {
                 let other = other.map_or(&[][..], Vec::as_slice);
-                let mut input = mutate::mutated(&mut rng, base, other, target.words());
-                input.truncate(INPUT_MAX);
-                input
+                mutate::mutated(&mut rng, base, other, target.words())
             }
         };
         let failed = |why: String| {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::wire;
+use super::{INPUT_MAX, wire};
 use crate::rng::Rng;
 
 /// Numbers at which something ends.
@@ -27,9 +27,11 @@ const NUMBERS: &[&str] = &[
     "99999999999999999999999999",
 ];
 
-/// An input with one to four things changed.
+/// An input with one to four things changed. Each change may make it some dozen times as large, so each is cut to
+/// [`INPUT_MAX`]: four after each other come to gigabytes.
 pub(super) fn mutated(rng: &mut Rng, mut input: Vec<u8>, other: &[u8], words: &[&str]) -> Vec<u8> {
     for _ in 0..=rng.index(4) {
+        input.truncate(INPUT_MAX);
         let way = rng.index(100);
         let json = (way < 60).then(|| serde_json::from_slice::<Value>(&input).ok());
         if let Some(Some(mut value)) = json {
@@ -50,6 +52,7 @@ pub(super) fn mutated(rng: &mut Rng, mut input: Vec<u8>, other: &[u8], words: &[
         }
         change_bytes(rng, &mut input, other, words);
     }
+    input.truncate(INPUT_MAX);
     input
 }
 
