@@ -1,5 +1,7 @@
 //! What is counted, in OpenMetrics text. Labels come from small fixed sets, never from user input.
 
+mod labels;
+
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use labels::count;
 
 /// A label set: names and values from fixed lists.
 type Labels = Vec<(&'static str, &'static str)>;
@@ -58,9 +62,6 @@ pub struct Metrics {
     planned_node_not_offered: Counter,
     device_predictions: Family<Labels, Counter>,
 }
-
-/// Label values of `device_predictions`.
-const PREDICTED: [&str; 2] = ["match", "differ"];
 
 /// For what takes less than a millisecond as a rule: 10 us to 5 s. 0.1, 1 and 5 ms, which Filter is held to, are bounds.
 fn quick_seconds() -> Histogram {
@@ -144,10 +145,7 @@ impl Metrics {
         for id in AUDITED {
             drop(metrics.invariants.get_or_create(&vec![("invariant", id)]));
         }
-        for outcome in PREDICTED {
-            let labels = vec![("outcome", outcome)];
-            drop(metrics.device_predictions.get_or_create(&labels));
-        }
+        metrics.list();
         metrics
     }
 
@@ -339,9 +337,7 @@ impl Metrics {
     /// A Filter was answered.
     pub fn filtered(&self, took: Duration, answer: &'static str) {
         self.filter_seconds.observe(took.as_secs_f64());
-        self.filter_answers
-            .get_or_create(&vec![("answer", answer)])
-            .inc();
+        count(&self.filter_answers, vec![("answer", answer)]);
     }
 
     /// A Bind left the extender.
@@ -357,31 +353,27 @@ impl Metrics {
     /// The engine answered a Bind.
     pub fn bind_answered(&self, ok: bool) {
         let outcome = if ok { "bound" } else { "refused" };
-        self.binds.get_or_create(&vec![("outcome", outcome)]).inc();
+        count(&self.binds, vec![("outcome", outcome)]);
     }
 
     /// A Bind was answered, and nobody waited for it any more.
     pub fn bind_unheard(&self) {
-        self.binds
-            .get_or_create(&vec![("outcome", "unheard")])
-            .inc();
+        count(&self.binds, vec![("outcome", "unheard")]);
     }
 
     /// A Bind ended in the extender without the engine's answer.
     pub fn bind_not_asked(&self, why: &'static str) {
-        self.binds.get_or_create(&vec![("outcome", why)]).inc();
+        count(&self.binds, vec![("outcome", why)]);
     }
 
     /// A Preempt was answered.
     pub fn preempted(&self, answer: &'static str) {
-        self.preempts.get_or_create(&vec![("answer", answer)]).inc();
+        count(&self.preempts, vec![("answer", answer)]);
     }
 
     /// A write ended.
     pub fn written(&self, kind: &'static str, outcome: &'static str, took: Duration) {
-        self.writes
-            .get_or_create(&vec![("kind", kind), ("outcome", outcome)])
-            .inc();
+        count(&self.writes, vec![("kind", kind), ("outcome", outcome)]);
         self.write_seconds.observe(took.as_secs_f64());
     }
 
@@ -462,37 +454,27 @@ impl Metrics {
 
     /// A message of an agent came.
     pub fn agent_message(&self, kind: &'static str) {
-        self.agent_messages
-            .get_or_create(&vec![("kind", kind)])
-            .inc();
+        count(&self.agent_messages, vec![("kind", kind)]);
     }
 
     /// An agent has told that something happened to a GPU, or to the reading of them.
     pub fn health_event(&self, source: &'static str) {
-        self.health_events
-            .get_or_create(&vec![("source", source)])
-            .inc();
+        count(&self.health_events, vec![("source", source)]);
     }
 
     /// An agent's stream was refused or closed.
     pub fn agent_refused(&self, cause: &'static str) {
-        self.agent_refusals
-            .get_or_create(&vec![("cause", cause)])
-            .inc();
+        count(&self.agent_refusals, vec![("cause", cause)]);
     }
 
     /// A TokenReview ended.
     pub fn token_reviewed(&self, outcome: &'static str) {
-        self.token_reviews
-            .get_or_create(&vec![("outcome", outcome)])
-            .inc();
+        count(&self.token_reviews, vec![("outcome", outcome)]);
     }
 
     /// A Kubernetes Event was published, or not.
     pub fn announced(&self, outcome: &'static str) {
-        self.announcements
-            .get_or_create(&vec![("outcome", outcome)])
-            .inc();
+        count(&self.announcements, vec![("outcome", outcome)]);
     }
 
     /// A Kubernetes Event found no room.
@@ -502,7 +484,7 @@ impl Metrics {
 
     /// A watch failed.
     pub fn watch_failed(&self, kind: &'static str) {
-        self.watch_errors.get_or_create(&vec![("kind", kind)]).inc();
+        count(&self.watch_errors, vec![("kind", kind)]);
     }
 
     /// An invariant does not hold.
@@ -534,7 +516,10 @@ impl Metrics {
 
     /// How predictions of devices have turned out so far; counts only what was not counted before.
     pub fn devices_predicted(&self, so_far: Predictions) {
-        for (outcome, count) in PREDICTED.into_iter().zip([so_far.matched, so_far.differed]) {
+        for (outcome, count) in labels::PREDICTED
+            .into_iter()
+            .zip([so_far.matched, so_far.differed])
+        {
             let counter = self
                 .device_predictions
                 .get_or_create(&vec![("outcome", outcome)]);
@@ -587,5 +572,24 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("process_start_time_seconds"), "{text}");
+    }
+
+    /// After an hour of a soak the first agent's token had expired, and what had never been counted was a series more.
+    #[test]
+    fn nothing_that_is_counted_for_the_first_time_is_a_series_more() {
+        let metrics = Metrics::default();
+        let series = || {
+            let text = metrics.text();
+            let lines = text.lines().filter(|line| line.starts_with("muster_"));
+            lines.count()
+        };
+        let before = series();
+        metrics.agent_refused("expired");
+        metrics.written("StampPod", "Unknown", Duration::ZERO);
+        metrics.bind_not_asked("busy");
+        metrics.announcement_dropped();
+        metrics.watch_failed("Pod");
+        metrics.agents("connected", 1);
+        assert_eq!(series(), before);
     }
 }
