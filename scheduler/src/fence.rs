@@ -32,6 +32,8 @@ struct State {
     ours: u64,
     /// The highest found since the lease task last asked; 0: none.
     found: u64,
+    /// The highest found on any object ever, whoever wrote it; 0: none.
+    ever: u64,
     /// The highest found before that, while the answer is awaited; 0: none.
     asked: u64,
     /// Until when the last renewal holds; `None` where nobody has said.
@@ -123,6 +125,10 @@ impl Fence {
 
     /// Notes an epoch found on an object that others may write to as well.
     pub fn see(&self, epoch: Epoch) {
+        {
+            let mut state = self.state();
+            state.ever = state.ever.max(epoch.0);
+        }
         if epoch.0 > self.state().newest() {
             self.change(|state| state.found = state.found.max(epoch.0));
         }
@@ -138,6 +144,11 @@ impl Fence {
     /// The highest epoch that was led here or found on an object of ours. The next one is above it.
     pub fn ours(&self) -> Epoch {
         Epoch(self.state().ours)
+    }
+
+    /// Whether an object was found that shows an epoch: somebody has led before, or somebody says so.
+    pub fn has_seen_any(&self) -> bool {
+        self.state().ever > 0
     }
 
     /// The API server is about to be asked who leads. For the one task that keeps the Lease.

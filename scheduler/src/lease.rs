@@ -264,8 +264,7 @@ impl Elector {
         if !free && started.saturating_duration_since(since) < term {
             return Ok(Try::Later);
         }
-        let is_new =
-            epoch_of(&current) == 0 && transitions(&current) == 0 && self.fence.ours() == Epoch(0);
+        let is_new = self.is_new(&current);
         let (lease, epoch) = self.claim(current);
         self.fence.ask();
         match api
@@ -294,8 +293,18 @@ impl Elector {
         }
     }
 
-    /// Whether there is no Gang in the cluster, as the API server has it now: whoever led before would have written one
-    /// for every pod that it has planned. Where that cannot be said somebody may have.
+    /// Whether nothing says that anybody has ever held this Lease, or another of its name: not the Lease, not what this
+    /// process has seen of it, and no object that shows an epoch, as pods do that were bound, those of no gang among them.
+    fn is_new(&self, lease: &Lease) -> bool {
+        epoch_of(lease) == 0
+            && transitions(lease) == 0
+            && !frozen::is_restored(lease)
+            && !self.memory.has_seen_a_leader()
+            && !self.fence.has_seen_any()
+    }
+
+    /// Whether there is no Gang in the cluster, as the API server has it now: whoever led before has written one for every
+    /// gang that it planned. Where that cannot be said somebody may have.
     async fn is_without_gangs(&self) -> bool {
         let gangs: Api<Gang> = Api::all(self.client.clone());
         let one = ListParams::default().limit(1);
@@ -305,7 +314,10 @@ impl Elector {
                 tracing::warn!(%error, "it is not known whether there are Gangs already");
                 false
             }
-            Err(_) => false,
+            Err(_) => {
+                tracing::warn!("it is not known in time whether there are Gangs already");
+                false
+            }
         }
     }
 

@@ -6,7 +6,7 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, PostParams};
 use kube::{Client, ResourceExt};
@@ -37,6 +37,8 @@ struct Latest {
     version: u64,
     epoch: u64,
     holder: String,
+    /// The highest epoch that any Lease of this name has shown, those that were deleted too.
+    led: u64,
     /// The leadership was lost, and nobody knows what the Lease says.
     unread: bool,
 }
@@ -85,8 +87,14 @@ impl Memory {
         }
         latest.uid = uid;
         (latest.version, latest.epoch) = (version, epoch);
+        latest.led = latest.led.max(epoch);
         holder.clone_into(&mut latest.holder);
         false
+    }
+
+    /// Whether this process has seen that somebody led, be it by a Lease that is gone.
+    pub(super) fn has_seen_a_leader(&self) -> bool {
+        locked(&self.latest).led > 0
     }
 
     /// The Lease, made where there is none: its version says when. `None` where somebody else is making it.
@@ -95,13 +103,19 @@ impl Memory {
         if let Some(lease) = api.get_opt(&self.settings.name).await? {
             return Ok(Some(lease));
         }
+        // Whoever takes it is told that another was taken before. Not with which epoch: a Gang of a later one than the Lease
+        // tells of a restore.
+        let taken = self.has_seen_a_leader().then(|| LeaseSpec {
+            lease_transitions: Some(1),
+            ..LeaseSpec::default()
+        });
         let unheld = Lease {
             metadata: ObjectMeta {
                 name: Some(self.settings.name.clone()),
                 namespace: Some(self.settings.namespace.clone()),
                 ..ObjectMeta::default()
             },
-            ..Lease::default()
+            spec: taken,
         };
         match api.create(&PostParams::default(), &unheld).await {
             Ok(lease) => Ok(Some(lease)),

@@ -28,7 +28,7 @@ struct Store {
     down: Arc<Mutex<bool>>,
     slow: Arc<Mutex<Option<Duration>>>,
     refuses: Arc<Mutex<bool>>,
-    /// Gangs that there are; `None` where it is not said.
+    /// Gangs that there are.
     gangs: Arc<Mutex<Gangs>>,
 }
 
@@ -316,9 +316,15 @@ async fn lease_deleted_under_a_leader_gives_no_epoch_twice() {
             first: true
         })
     );
-    *store.lease.lock().unwrap() = None;
+    // A standby that has seen it lead.
     let mut second = replica(&store, "b", 0);
-    let Some(Event::LeadershipGained { epoch, .. }) = second.outbox.wait().await else {
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    *store.lease.lock().unwrap() = None;
+    let Some(Event::LeadershipGained {
+        epoch,
+        first: false,
+    }) = second.outbox.wait().await
+    else {
         panic!("b does not lead");
     };
     assert!(epoch > Epoch(1), "{epoch}");
@@ -391,7 +397,7 @@ async fn epoch_on_a_pod_is_no_ground_for_the_next_one_and_hides_no_later_leader(
             gained,
             Some(Event::LeadershipGained {
                 epoch: Epoch(1),
-                first: true
+                first: false
             }),
             "{forged}"
         );
