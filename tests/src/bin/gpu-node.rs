@@ -371,9 +371,10 @@ impl Node {
         );
         self.until("the GPUs count again", PROBATION, |node| self.is_well(node))
             .await?;
+        let now = children(self.agent.id());
         ensure!(
-            children(self.agent.id()) != readers,
-            "the reader was not replaced"
+            now.len() == 1 && now != readers,
+            "the reader {readers:?} was not replaced: {now:?}"
         );
         Ok(())
     }
@@ -406,14 +407,11 @@ impl Node {
 
     /// A kernel faults.
     async fn fault(&self, command: &str) -> anyhow::Result<()> {
-        // What was logged before is of something else.
-        let before = std::fs::read_to_string(&self.log)?.lines().count();
         let mut process = shell(command)?;
         let started = Instant::now();
         loop {
             let log = std::fs::read_to_string(&self.log)?;
-            let mut lines = log.lines().skip(before);
-            let told = lines.find(|line| line.contains("reports a fault"));
+            let told = log.lines().find(|line| line.contains("reports a fault"));
             if let Some(line) = told {
                 println!(
                     "{line}\nlogged {} ms after the program was started",
