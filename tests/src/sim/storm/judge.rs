@@ -6,7 +6,7 @@
 //! | GANG-1 (S3) | any, and time | no gang is bound in part for longer than its deadline while the API is well |
 //! | GANG-2 (S3, S4) | first Binding | every member that is needed exists |
 //! | GANG-2 (S4, S8) | Binding | a durable plan of this very gang names the node |
-//! | GANG-2 (S4) | plan | it covers the minimum |
+//! | GANG-2 (S4) | plan | it covers the minimum, unless members of the gang run already |
 //! | INV-1, S2 | plan | no node is in it that has been silent for long, no device that has been broken for long |
 //! | LEAD-1 (S9) | Binding, plan | its epoch is not older than that of any plan before |
 //! | LEAD-1 (S9) | any that is sent | nobody else holds the Lease |
@@ -62,8 +62,8 @@ struct GangFact {
     name: String,
     /// What its workload asks for now.
     minimum: u32,
-    /// When it was raised last, and from what.
-    raised: Option<(Instant, u32)>,
+    /// When it was raised, and from what.
+    raised: Vec<(Instant, u32)>,
     /// What it asked for when its first member was bound.
     minimum_at_bind: Option<u32>,
     partial_since: Option<Instant>,
@@ -75,6 +75,16 @@ struct GangFact {
     ended_gone: u32,
     /// When members went away that had not ended.
     lost: Vec<Instant>,
+}
+
+impl GangFact {
+    /// The least that it has asked for, as far as can be told from a view that lags behind.
+    fn least(&self, lag: Duration, now: Instant) -> u32 {
+        let raised = self.raised.iter().filter(|(at, _)| *at + lag > now);
+        raised
+            .map(|(_, before)| *before)
+            .fold(self.minimum, u32::min)
+    }
 }
 
 /// The judge.
@@ -256,7 +266,7 @@ impl Judge {
         value::name(job).clone_into(&mut gang.name);
         let minimum = minimum_of(job);
         if gang.minimum > 0 && minimum > gang.minimum {
-            gang.raised = Some((now, gang.minimum));
+            gang.raised.push((now, gang.minimum));
         }
         gang.minimum = minimum;
         gang.finished = is("Succeeded") || is("Failed");
@@ -334,7 +344,8 @@ impl Judge {
         let epoch = value::int(object, &["status", "epoch"]).unwrap_or(0);
         let epoch = u64::try_from(epoch).unwrap_or(0);
         let members = value::items(object, &["status", "members"]);
-        if !self.plans.contains_key(id) {
+        let is_known = self.plans.contains_key(id);
+        if !is_known {
             let shown = self.sight.of_plan(id);
             let grounds = shown.map_or_else(|| self.older(now), Grounds::Shown);
             self.judge_plan(object, epoch, members, &grounds);
@@ -353,6 +364,14 @@ impl Judge {
                 since: now,
             };
             let places = plan.places.entry(seat).or_default();
+            if is_known && places.is_empty() {
+                // It has joined a plan that was there already, and was nowhere before that.
+                places.push(Place {
+                    node: String::new(),
+                    pod_uid: String::new(),
+                    since: now,
+                });
+            }
             if !places.last().is_some_and(|last| last.is_same(&place)) {
                 places.push(place);
             }
@@ -395,6 +414,13 @@ impl Judge {
         }
     }
 
+    /// Whether this member of a plan runs where the plan says.
+    fn is_there(&self, member: &Value) -> bool {
+        let pod = self.pods.get(value::text(member, &["podUid"]));
+        value::flag(member, &["bound"])
+            && pod.is_some_and(|pod| pod.runs() && pod.node == value::text(member, &["node"]))
+    }
+
     fn judge_plan(&mut self, gang: &Value, epoch: u64, members: &[Value], grounds: &Grounds) {
         let name = value::name(gang).to_owned();
         let id = value::text(gang, &["status", "planId"]).to_owned();
@@ -413,7 +439,10 @@ impl Judge {
         let is_over =
             |member: &&Value| value::flag(member, &["ended"]) || value::flag(member, &["bound"]);
         let starts_any = !members.iter().all(|member| is_over(&member));
-        if starts_any && i64::try_from(members.len()).unwrap_or(i64::MAX) < minimum {
+        // What runs is made whole one by one, or released by its deadline (GANG-1); a place that was lost before such a plan
+        // was first written is not in it.
+        let repairs = members.iter().any(|member| self.is_there(member));
+        if starts_any && !repairs && i64::try_from(members.len()).unwrap_or(i64::MAX) < minimum {
             let count = members.len();
             self.violated(
                 format!("GANG-2: {what} has {count} of {minimum} members"),
@@ -524,8 +553,7 @@ impl Judge {
         let there = u32::try_from(there)
             .unwrap_or(u32::MAX)
             .saturating_add(gang.ended_gone);
-        let raised = gang.raised.filter(|(at, _)| *at + lag > now);
-        let minimum = raised.map_or(gang.minimum, |(_, before)| before.min(gang.minimum));
+        let minimum = gang.least(lag, now);
         if there < minimum && !gang.finished {
             let text = format!(
                 "GANG-2: {} is bound when {there} of {minimum} members exist",

@@ -189,17 +189,9 @@ fn s7_plan_on_a_node_that_has_long_been_cordoned_is_found() {
     assert_eq!(broken(&judge), ["PLACE-1"]);
 }
 
-/// A storm lasts for 49 s at most, and a node is cordoned in it for half a minute: for as long as a minute was forgiven,
-/// nothing of that could be found.
-#[test]
-fn s7_plan_on_a_node_that_its_sender_was_shown_as_cordoned_is_found_in_a_storm() {
-    let (mut judge, now) = judge();
-    let mut cordoned = node("n2", true);
-    value::set(&mut cordoned, &["metadata", "resourceVersion"], "9");
-    judge.set("nodes", "n2", &cordoned, now);
-    let at = |seconds| now + Duration::from_secs(seconds);
-    judge.sight.show(CLIENT, "nodes", 9, at(1));
-    let sent = |id: &str| RequestInfo {
+/// A status of a Gang with this plan, as it is sent.
+fn sent(id: &str) -> RequestInfo {
+    RequestInfo {
         number: 1,
         client: CLIENT.into(),
         verb: "update".into(),
@@ -211,7 +203,19 @@ fn s7_plan_on_a_node_that_its_sender_was_shown_as_cordoned_is_found_in_a_storm()
         continued: false,
         any_version: false,
         body: json!({"status": {"planId": id}}).to_string().into(),
-    };
+    }
+}
+
+/// A storm lasts for 49 s at most, and a node is cordoned in it for half a minute: for as long as a minute was forgiven,
+/// nothing of that could be found.
+#[test]
+fn s7_plan_on_a_node_that_its_sender_was_shown_as_cordoned_is_found_in_a_storm() {
+    let (mut judge, now) = judge();
+    let mut cordoned = node("n2", true);
+    value::set(&mut cordoned, &["metadata", "resourceVersion"], "9");
+    judge.set("nodes", "n2", &cordoned, now);
+    let at = |seconds| now + Duration::from_secs(seconds);
+    judge.sight.show(CLIENT, "nodes", 9, at(1));
     judge.sight.send(&sent("e1-1"), at(2));
     judge.set("gangs", "gang-uid", &plan(JOB, PLAN, &["n1", "n2"]), at(40));
     assert_eq!(broken(&judge), Vec::<&str>::new(), "sent before, and late");
@@ -283,4 +287,80 @@ fn s14_plan_on_a_node_whose_agent_has_long_been_silent_is_found() {
     let late = now + Duration::from_secs(120);
     judge.set("gangs", "gang-uid", &plan(JOB, PLAN, &["n1", "n2"]), late);
     assert_eq!(broken(&judge), ["INV-1"]);
+}
+
+/// Seed 52010453: a gang of five that ran lost its Gang object, its leader and its nodes one after the other, and what was
+/// planned of it by then was held against a leader that made whole what was left.
+#[test]
+fn plan_of_a_gang_that_runs_may_lack_places_and_that_of_one_that_does_not_may_not() {
+    let mut part = plan(JOB, ("e2-1", 2), &["n1", "n2"]);
+    value::set(&mut part, &["status", "minimum"], 3);
+    let first = part.pointer_mut("/status/members/0").unwrap();
+    value::set(first, &["podUid"], "pod-0");
+    let mut says = part.clone();
+    let first = says.pointer_mut("/status/members/0").unwrap();
+    value::set(first, &["bound"], true);
+    // Which member runs, what the plan says of it, and what is broken by that.
+    let none: &[&str] = &[];
+    for (runs, plan, expected) in [
+        (Some(0), &says, none),
+        (Some(1), &says, &["GANG-2"]),
+        (None, &says, &["GANG-2"]),
+        (Some(0), &part, &["GANG-2"]),
+    ] {
+        let (mut judge, now) = judge();
+        run(&mut judge, ["n1", "n2"], now);
+        for gone in (0..2).filter(|index| Some(*index) != runs) {
+            judge.gone("pods", &member(gone, "n1", PLAN), now);
+        }
+        judge.set("gangs", "gang-uid", plan, now);
+        assert_eq!(broken(&judge), expected, "{runs:?} {plan}");
+    }
+}
+
+/// Seed 52004932: two of two were there when the Bindings were sent, one of which was throttled for two seconds; by then the
+/// job had grown twice, and it was held to what it had asked for in between.
+#[test]
+fn gang_that_grew_twice_since_its_bindings_were_sent_is_held_to_what_it_asked_for_then() {
+    for (bound_after, expected) in [(2, vec![]), (120, vec!["GANG-2"])] {
+        let (mut judge, now) = judge();
+        let at = |ms| now + Duration::from_millis(ms);
+        judge.set("gangs", "gang-uid", &plan(JOB, PLAN, &["n1", "n2"]), now);
+        for index in 0..2 {
+            see(&mut judge, &member(index, "", PLAN), now);
+        }
+        judge.gone("pods", &member(1, "", PLAN), at(40));
+        judge.set("pytorchjobs", JOB, &job(4), at(1_000));
+        judge.set("pytorchjobs", JOB, &job(5), at(1_100));
+        see(&mut judge, &member(0, "n1", PLAN), at(bound_after * 1_000));
+        assert_eq!(broken(&judge), expected, "{bound_after} s");
+    }
+}
+
+/// Seeds 52010739 and 52008235: a plan that had been given back was written late, and a member that had joined an older plan
+/// meanwhile, in the room that was free again, was held against it.
+#[test]
+fn plan_that_arrives_late_is_not_held_to_a_member_that_joined_an_older_one_meanwhile() {
+    for (sent_at, expected) in [(1, vec![]), (120, vec!["DEV-1"])] {
+        let (mut judge, now) = judge();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        judge.set("nodes", "n3", &node("n3", false), now);
+        run(&mut judge, ["n1", "n2"], now);
+        if sent_at == 1 {
+            judge.sight.send(&sent("e1-2"), at(1));
+        }
+        judge.set("pytorchjobs", JOB, &job(3), at(20));
+        let mut grown = plan(JOB, PLAN, &["n1", "n2", "n3"]);
+        let third = grown.pointer_mut("/status/members/2").unwrap();
+        value::set(third, &["podUid"], "pod-2");
+        judge.set("gangs", "gang-uid", &grown, at(20));
+        see(&mut judge, &member(2, "", PLAN), at(20));
+        see(&mut judge, &member(2, "n3", PLAN), at(20));
+        if sent_at == 120 {
+            judge.sight.send(&sent("e1-2"), at(120));
+        }
+        let late = plan("other", ("e1-2", 1), &["n3"; 4]);
+        judge.set("gangs", "other", &late, at(sent_at + 25));
+        assert_eq!(broken(&judge), expected, "sent at {sent_at} s");
+    }
 }
