@@ -555,7 +555,11 @@ fn no_test_is_left_out() {
         let is = |wanted: &str| items(target, "kind").any(|kind| kind == wanted);
         if is("bin") && off("test") {
             let code = std::fs::read_to_string(path).expect("a program");
-            assert!(!code.contains("#[test]"), "{}", path.display());
+            assert!(
+                !code.contains("test]") && !code.contains("::test("),
+                "{}",
+                path.display()
+            );
             bins += 1;
         }
         if (is("lib") || is("rlib")) && off("doctest") {
