@@ -16,6 +16,10 @@ mod range;
 mod same_seed;
 mod systematic;
 
+/// Values are parsed, copied and dropped all the time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
