@@ -79,8 +79,9 @@ pub struct Cycle {
     pub pulse: Pulse,
     /// Whether Filter is answered here: this replica leads, and is ready to.
     pub leads: signal::Sender<bool>,
-    /// Counts the fresh LISTs of pods that were asked for.
-    pub relist: signal::Sender<u64>,
+    /// Counts the fresh LISTs that were asked for, of pods and of Gang objects. One channel for both would wake
+    /// the two in any order, and no seed of the simulation would repeat itself.
+    pub relist: [signal::Sender<u64>; 2],
     /// Whether all that there is to know was heard, and found to be right.
     pub rebuilt: signal::Sender<bool>,
     /// What is counted.
@@ -272,9 +273,11 @@ impl Cycle {
                         self.metrics.bind_unheard();
                     }
                 }
-                Action::Relist => self
-                    .relist
-                    .send_modify(|asked| *asked = asked.wrapping_add(1)),
+                Action::Relist => {
+                    for relist in &self.relist {
+                        relist.send_modify(|asked| *asked = asked.wrapping_add(1));
+                    }
+                }
                 Action::Announce(announcement) => {
                     let gang = self.engine.view().gangs.get(&announcement.gang).cloned();
                     let plan = gang.and_then(|gang| gang.plan.clone());
@@ -464,7 +467,6 @@ mod tests {
         let (_inbox, outbox) = inbox::inbox();
         let (writes, _written) = mpsc::channel(1);
         let (announcements, _announced) = mpsc::channel(1);
-        let (relist, _asked) = signal::channel(0);
         let pulse = Pulse::new(clock);
         let cycle = Cycle {
             engine: Engine::new(muster_core::config::Config::default()),
@@ -477,7 +479,7 @@ mod tests {
             published: Arc::default(),
             pulse: pulse.clone(),
             leads: signal::channel(false).0,
-            relist,
+            relist: [signal::channel(0).0, signal::channel(0).0],
             rebuilt: signal::channel(false).0,
             metrics: Arc::default(),
             remembered: Arc::default(),

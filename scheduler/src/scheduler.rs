@@ -245,7 +245,8 @@ impl Scheduler {
         let (writes, write_queue) = mpsc::channel(core.writes_in_flight_max.max(1));
         let (announcements, announce_queue) = mpsc::channel(announce::QUEUE_MAX);
         let (synced, synced_seen) = signal::channel(false);
-        let (relist, relist_asked) = signal::channel(0);
+        let (relist_pods, pods_asked) = signal::channel(0);
+        let (relist_gangs, gangs_asked) = signal::channel(0);
         let (rebuilt, rebuilt_seen) = signal::channel(false);
         scheduler.spawn_cycle(Cycle {
             engine: Engine::new(core),
@@ -258,7 +259,7 @@ impl Scheduler {
             published,
             pulse,
             leads,
-            relist,
+            relist: [relist_pods, relist_gangs],
             rebuilt,
             metrics: Arc::clone(&metrics),
             remembered: Arc::clone(&remembered),
@@ -295,7 +296,8 @@ impl Scheduler {
                 settings: config.watch.clone(),
                 inbox: inbox.clone(),
                 fence: Arc::clone(&fence),
-                relist: relist_asked,
+                relist_pods: pods_asked,
+                relist_gangs: gangs_asked,
                 rules,
                 texts: Arc::default(),
                 health,

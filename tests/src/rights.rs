@@ -32,7 +32,7 @@ pub enum Without {
 impl Without {
     /// The line of the role that changes, and what it becomes.
     fn change(&self) -> (&'static str, String) {
-        let gangs = "resources: [\"gangs\"]\n    verbs: [\"get\", \"list\", \"watch\", \"create\", \"delete\"]";
+        let gangs = "resources: [\"gangs\"]\n    verbs: [\"get\", \"list\", \"watch\", \"create\", \"patch\", \"delete\"]";
         let status = "resources: [\"gangs/status\"]\n    verbs: [\"update\"]";
         let jobs =
             "resources: [\"pytorchjobs\"]\n    verbs: [\"get\", \"list\", \"watch\", \"patch\"]";

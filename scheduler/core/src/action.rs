@@ -26,9 +26,9 @@ pub enum Action {
     },
     /// Publish a Kubernetes Event about a gang. Best effort, never awaited.
     Announce(Announcement),
-    /// List the pods afresh and tell them as events, then `Event::Relisted`. Asked for after a new
-    /// leader has stamped the pods that are not bound: what an earlier leader bound until then must
-    /// be known before anything is planned.
+    /// List the pods and the Gang objects afresh and tell them as events, then `Event::Relisted` of each.
+    /// Asked for after a new leader has put its stamps: what an earlier leader bound and promised until
+    /// then must be known before anything is planned.
     Relist,
 }
 
@@ -218,5 +218,14 @@ pub enum WriteKind {
     StampPod {
         /// The pod.
         pod: PodTarget,
+    },
+    /// Write our epoch on a Gang object, so that no status that an earlier leader has sent applies.
+    StampRecord {
+        /// Its name.
+        object: Arc<str>,
+        /// Its UID.
+        uid: Arc<str>,
+        /// Version last seen.
+        resource_version: ResourceVersion,
     },
 }

@@ -70,6 +70,15 @@ impl WriteOutcome {
     }
 }
 
+/// What a new leader lists afresh, after its stamps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Listing {
+    /// Pods.
+    Pods,
+    /// Gang objects.
+    Gangs,
+}
+
 /// What the outside tells the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -91,8 +100,8 @@ pub enum Event {
     RecordRemoved(GangKey),
     /// The first LIST of every kind is in: from now on what was not mentioned does not exist.
     Synced,
-    /// The fresh LIST that `Action::Relist` asked for is in.
-    Relisted,
+    /// The fresh LIST of a kind that `Action::Relist` asked for is in.
+    Relisted(Listing),
     /// Full state of a node's devices.
     Report(NodeReport),
     /// An agent is there and still at this state.

@@ -37,6 +37,7 @@ const WRITES: &[&str] = &[
     "PutStatus",
     "ReleasePod",
     "StampPod",
+    "StampRecord",
     "WakePod",
 ];
 /// What became of a write.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::ResourceExt;
-use muster_core::event::Event;
+use muster_core::event::{Event, Listing};
 use muster_core::pod::PodParts;
 use muster_core::workload::Workload;
 use muster_kubernetes::gang::Gang;
@@ -66,9 +66,9 @@ impl Kinds {
         let on = |optional, restart| (optional, restart, stop.clone());
         let (optional, restart, token) = on(false, None);
         tasks.spawn(hold.wrap(Watcher::new(shared.clone(), nodes).run(optional, restart, token)));
-        let (optional, restart, token) = on(false, Some(shared.relist.clone()));
+        let (optional, restart, token) = on(false, Some(shared.relist_pods.clone()));
         tasks.spawn(hold.wrap(Watcher::new(shared.clone(), pods).run(optional, restart, token)));
-        let (optional, restart, token) = on(false, None);
+        let (optional, restart, token) = on(false, Some(shared.relist_gangs.clone()));
         tasks.spawn(hold.wrap(Watcher::new(shared.clone(), gangs).run(optional, restart, token)));
         let (optional, restart, token) = on(false, None);
         tasks.spawn(hold.wrap(Watcher::new(shared.clone(), classes).run(optional, restart, token)));
@@ -124,7 +124,7 @@ impl Reading for Pods {
     }
 
     fn relisted(&self) -> Option<Event> {
-        Some(Event::Relisted)
+        Some(Event::Relisted(Listing::Pods))
     }
 }
 
@@ -138,6 +138,9 @@ impl Reading for Gangs {
     const KIND: &'static str = "Gang";
 
     fn read(&mut self, object: &Gang) -> Meaning {
+        if let Some(stamp) = translate::stamp(&object.metadata) {
+            self.fence.see(stamp);
+        }
         match translate::record(object) {
             Ok(mut record) => {
                 record.share(&mut locked(&self.texts));
@@ -160,6 +163,10 @@ impl Reading for Gangs {
                 None
             }
         }
+    }
+
+    fn relisted(&self) -> Option<Event> {
+        Some(Event::Relisted(Listing::Gangs))
     }
 }
 

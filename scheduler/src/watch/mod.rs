@@ -50,7 +50,9 @@ pub struct Shared {
     /// Raised by every epoch found on an object.
     pub fence: Arc<Fence>,
     /// Counts the fresh LISTs of pods that were asked for; each ends with `Relisted`.
-    pub relist: watch::Receiver<u64>,
+    pub relist_pods: watch::Receiver<u64>,
+    /// The same of Gang objects.
+    pub relist_gangs: watch::Receiver<u64>,
     /// How pods and jobs are read.
     pub rules: Arc<ArcSwap<PodRules>>,
     /// Texts that objects of all kinds have in common.

@@ -173,6 +173,14 @@ impl Writer {
             } => self.bind(&write, pod, node, plan, devices, deadline).await,
             WriteKind::DeletePod { pod } => self.delete_pod(&write, pod, deadline).await,
             WriteKind::StampPod { pod } => self.stamp_pod(&write, pod, deadline).await,
+            WriteKind::StampRecord {
+                object,
+                uid,
+                resource_version,
+            } => {
+                self.stamp_record(&write, object, uid, resource_version, deadline)
+                    .await
+            }
         };
         let word = word(&outcome);
         self.metrics.written(kind, word, started.elapsed());
@@ -262,7 +270,8 @@ fn target(write: &Write) -> Target {
     match &write.what {
         WriteKind::CreateRecord { object, .. }
         | WriteKind::DeleteRecord { object, .. }
-        | WriteKind::PutStatus { object, .. } => ("gangs", namespace, object.to_string()),
+        | WriteKind::PutStatus { object, .. }
+        | WriteKind::StampRecord { object, .. } => ("gangs", namespace, object.to_string()),
         WriteKind::ChangeJob { job, .. } => (
             "jobs",
             job.namespace.as_str().to_owned(),
@@ -291,6 +300,7 @@ fn kind(what: &WriteKind) -> &'static str {
         WriteKind::Bind { .. } => "Bind",
         WriteKind::DeletePod { .. } => "DeletePod",
         WriteKind::StampPod { .. } => "StampPod",
+        WriteKind::StampRecord { .. } => "StampRecord",
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::Writer;
-use super::step::{Request, Tried, pod_path, text};
+use super::step::{Request, Tried, annotation, pod_path, text};
 
 /// Conflicts after which a patch is given up.
 const CONFLICTS_MAX: u32 = 5;
@@ -23,10 +23,6 @@ fn is_gated(pod: &Value) -> bool {
                 .iter()
                 .any(|gate| gate.get("name").and_then(Value::as_str) == Some(names::GATE))
         })
-}
-
-fn annotation<'a>(pod: &'a Value, key: &str) -> Option<&'a str> {
-    pod.pointer("/metadata/annotations")?.get(key)?.as_str()
 }
 
 impl Writer {
@@ -123,8 +119,7 @@ impl Writer {
         let mut conflicts: u32 = 0;
         loop {
             let mark = format!("{version}.{}", self.wall.now().as_nanosecond());
-            let patch =
-                write::stamp_pod_patch(pod.uid.as_str(), version.as_str(), write.epoch, &mark);
+            let patch = write::stamp_patch(pod.uid.as_str(), version.as_str(), write.epoch, &mark);
             match attempts.send(&Request::patch(pod_path(pod), patch)).await {
                 Tried::Done(_) => return WriteOutcome::Done(None),
                 Tried::NotFound => return WriteOutcome::Gone,

@@ -8,12 +8,12 @@ use muster_core::ids::ResourceVersion;
 use muster_core::record::{self, GangRecord};
 use muster_core::workload::WorkloadKind;
 use muster_kubernetes::gang::Gang;
-use muster_kubernetes::{translate, write};
+use muster_kubernetes::{names, translate, write};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Writer;
-use super::step::{Attempts, Request, Tried, text};
+use super::step::{Attempts, Request, Tried, annotation, epoch_of, text};
 use crate::api::Content;
 
 fn path(namespace: &str, object: &str) -> String {
@@ -204,6 +204,47 @@ impl Writer {
             } else {
                 WriteOutcome::Conflict(Some(record))
             };
+        }
+    }
+
+    /// Writes our epoch on a Gang object. The answer says what was promised until then.
+    pub(super) async fn stamp_record(
+        &self,
+        write: &Write,
+        object: &str,
+        uid: &str,
+        expected: &ResourceVersion,
+        deadline: Instant,
+    ) -> WriteOutcome {
+        let mut attempts = self.attempts(write, deadline);
+        let path = path(write.gang.namespace.as_str(), object);
+        let mut version = expected.clone();
+        loop {
+            let mark = format!("{version}.{}", self.wall.now().as_nanosecond());
+            let patch = write::stamp_patch(uid, version.as_str(), write.epoch, &mark);
+            match attempts.send(&Request::patch(path.clone(), patch)).await {
+                Tried::Done(value) => return self.stored(write, object, value),
+                Tried::NotFound => return WriteOutcome::Gone,
+                Tried::Over(outcome) => return outcome,
+                Tried::Conflict { .. } => {}
+                Tried::Doubt => attempts.pause().await,
+            }
+            let found = match attempts.read(&path).await {
+                Ok(Some(found)) if text(&found, "/metadata/uid") == uid => found,
+                Ok(_) => return WriteOutcome::Gone,
+                Err(outcome) => return outcome,
+            };
+            if annotation(&found, names::STAMP_MARK) == Some(mark.as_str()) {
+                return self.stored(write, object, found);
+            }
+            // A later leader's stamp stays: the next attempt is not sent.
+            if let Some(epoch) = epoch_of(&found) {
+                self.fence.see(epoch);
+            }
+            if attempts.spent() {
+                return attempts.unknown();
+            }
+            version = ResourceVersion::from(text(&found, "/metadata/resourceVersion"));
         }
     }
 

@@ -226,11 +226,15 @@ pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
         .unwrap_or_default()
 }
 
-/// The epoch that a pod was stamped or bound with.
-pub fn epoch_of(pod: &Value) -> Option<Epoch> {
-    let annotations = pod.pointer("/metadata/annotations")?;
-    let epoch = annotations.get(names::EPOCH)?.as_str()?;
-    epoch.parse().ok().map(Epoch)
+/// An annotation of an object.
+pub fn annotation<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
+    let annotations = object.pointer("/metadata/annotations")?;
+    annotations.get(key)?.as_str()
+}
+
+/// The epoch that an object was stamped or bound with.
+pub fn epoch_of(object: &Value) -> Option<Epoch> {
+    annotation(object, names::EPOCH)?.parse().ok().map(Epoch)
 }
 
 /// Path of a pod.

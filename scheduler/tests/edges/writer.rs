@@ -456,6 +456,66 @@ async fn the_stamp_of_a_later_leader_is_not_written_over() {
     );
 }
 
+fn stamp_record() -> WriteKind {
+    WriteKind::StampRecord {
+        object: "g".into(),
+        uid: "gang-uid".into(),
+        resource_version: "10".into(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn stamp_of_a_gang_is_answered_with_what_the_gang_says() {
+    // Its status has been written since it was seen.
+    let standin = scripted(|line, nth, call| {
+        if line.starts_with("GET") {
+            return ok(gang("job-uid", "11"));
+        }
+        assert_eq!(line, format!("PATCH {GANG}"));
+        let metadata = &call.body["metadata"];
+        assert_eq!(metadata["uid"], "gang-uid");
+        assert_eq!(metadata["annotations"]["muster.dev/epoch"], "5");
+        match metadata["resourceVersion"].as_str() {
+            Some("11") => ok(gang("job-uid", "12")),
+            seen => {
+                assert_eq!((seen, nth), (Some("10"), 1));
+                status(409, "Conflict")
+            }
+        }
+    });
+    let WriteOutcome::Done(Some(record)) = outcome(&standin, stamp_record()).await else {
+        panic!("done, with the record");
+    };
+    assert_eq!(record.resource_version.as_str(), "12");
+    // Made anew under its name: no plan was sent for that one.
+    let anew = scripted(|line, _, _| match line.starts_with("GET") {
+        true => {
+            let mut other = gang("job-uid", "11");
+            other["metadata"]["uid"] = json!("another");
+            ok(other)
+        }
+        false => status(409, "Conflict"),
+    });
+    assert_eq!(outcome(&anew, stamp_record()).await, WriteOutcome::Gone);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_stamp_of_a_later_leader_on_a_gang_is_not_written_over() {
+    let standin = scripted(|line, _, _| match line.starts_with("GET") {
+        true => {
+            let mut later = gang("job-uid", "11");
+            later["metadata"]["annotations"] = json!({"muster.dev/epoch": "9"});
+            ok(later)
+        }
+        false => status(409, "Conflict"),
+    });
+    let outcome = outcome(&standin, stamp_record()).await;
+    assert!(matches!(outcome, WriteOutcome::Unknown(_)), "{outcome:?}");
+    let patches = standin.lines();
+    let patches = patches.iter().filter(|line| line.starts_with("PATCH"));
+    assert_eq!(patches.count(), 1, "nothing is sent while in doubt");
+}
+
 #[tokio::test(start_paused = true)]
 async fn pod_that_its_maker_has_stamped_is_changed_all_the_same() {
     let stamp = || WriteKind::StampPod { pod: target() };

@@ -1,7 +1,7 @@
 //! Reservation, fence and repair with two replicas, as a model whose every state is looked at.
 //!
 //! ```text
-//!   replica 0, replica 1: follow -> acquire -> stamp every unbound pod -> LIST -> plan, bind, give back, repair
+//!   replica 0, replica 1: follow -> acquire -> stamp every unbound pod and every Gang -> LIST -> plan, bind, give back, repair
 //!        │ requests: put a plan, bind a pod        ▲ answers, or none; the watch, as late as it likes
 //!        ▼                                         │
 //!   API server: pods and Gangs with versions, the Lease              the world: loses pods
@@ -45,9 +45,11 @@ pub struct Protections {
     pub version: bool,
     /// A new leader stamps every pod that is not bound (`core/src/engine/fencing.rs`).
     pub stamp: bool,
+    /// And every Gang.
+    pub stamp_gangs: bool,
     /// It does not write over the stamp of a later one (`Attempts::read_pod` in `scheduler/src/writer/step.rs`).
     pub respect: bool,
-    /// A new leader lists the pods after that, before it plans.
+    /// A new leader lists the pods and the Gangs after that, before it plans.
     pub list: bool,
     /// A replica that sees a later epoch writes nothing until it knows who leads (`scheduler/src/fence.rs`).
     pub step_down: bool,
@@ -63,6 +65,7 @@ impl Protections {
     pub const WITHOUT_CLOCK: Self = Self {
         version: true,
         stamp: true,
+        stamp_gangs: true,
         respect: true,
         list: true,
         step_down: true,
@@ -104,6 +107,7 @@ pub struct Pod {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Gang {
     version: u8,
+    stamp: u8,
     epoch: u8,
     plan: Option<Plan>,
 }
@@ -114,7 +118,8 @@ pub enum Role {
     /// It does not lead.
     #[default]
     Follows,
-    /// It holds the Lease, by its own belief, and stamps: this pod is the next.
+    /// It holds the Lease, by its own belief, and stamps: this pod is the next. All Gangs are stamped with the first pod, or
+    /// there would be too many states.
     Stamps(usize),
     /// It plans.
     Leads,
@@ -182,6 +187,8 @@ pub struct State {
     planned: u8,
     /// A Binding of an epoch has applied after a plan of a later one.
     late: bool,
+    /// A plan of an epoch has, or that there is none any more.
+    late_plan: bool,
     /// A Binding has applied without a durable plan that says so.
     unplanned: bool,
 }
@@ -194,9 +201,9 @@ pub enum Action {
     /// A replica learns that it does not hold the Lease any more, or is killed and started again: either
     /// way it forgets what it meant, and its requests stay on their way.
     Notice(usize),
-    /// A replica stamps a pod.
+    /// A replica stamps a pod, and the Gangs with the first.
     Stamp(usize, usize),
-    /// A replica lists the pods and begins to plan.
+    /// A replica lists the pods and the Gangs, and begins to plan.
     List(usize),
     /// The watch of pods brings a replica what there is.
     SeePods(usize),
@@ -247,7 +254,7 @@ impl Replica {
     }
 
     fn see_gang(&mut self, gang: usize, found: Gang, protections: Protections) {
-        self.see(found.epoch, protections);
+        self.see(found.epoch.max(found.stamp), protections);
         self.gangs[gang] = found;
         // A write is over once the object is at another version than the one that it cites.
         if self.reserved[gang].is_some_and(|(cited, _)| cited != found.version) {
@@ -382,6 +389,24 @@ impl Fence {
         });
     }
 
+    fn stamp(&self, state: &mut State, r: usize, pod: usize) {
+        let epoch = state.replicas[r].epoch;
+        let found = &mut state.pods[pod];
+        if self.protections.stamp && found.node.is_none() {
+            found.version += 1;
+            found.stamp = epoch;
+        }
+        if self.protections.stamp_gangs && pod == 0 {
+            for gang in 0..GANGS {
+                let found = &mut state.gangs[gang];
+                found.version += 1;
+                found.stamp = epoch;
+                // The answer says what was promised until then.
+                state.replicas[r].see_gang(gang, *found, self.protections);
+            }
+        }
+    }
+
     fn arrive(&self, state: &mut State, request: Request, heard: bool) {
         let protections = self.protections;
         state.requests.remove(&request);
@@ -396,10 +421,12 @@ impl Fence {
                 let found = &mut state.gangs[gang];
                 // The CRD refuses an epoch that goes back.
                 if found.version == version && epoch >= found.epoch {
+                    state.late_plan |= epoch < state.planned;
                     *found = Gang {
                         version: version + 1,
                         epoch,
                         plan,
+                        ..*found
                     };
                     if plan.is_some() {
                         state.planned = state.planned.max(epoch);
@@ -482,17 +509,16 @@ impl Model for Fence {
             }
             Action::Notice(r) => state.replicas[r].follow(),
             Action::Stamp(r, pod) => {
-                let (epoch, found) = (state.replicas[r].epoch, &mut state.pods[pod]);
                 if protections.respect {
-                    state.replicas[r].see(found.stamp, protections);
+                    let gangs = state.gangs.iter().filter(|_| pod == 0);
+                    let gangs = gangs.map(|gang| gang.stamp).max().unwrap_or(0);
+                    let found = state.pods[pod].stamp.max(gangs);
+                    state.replicas[r].see(found, protections);
                     if state.replicas[r].doubts {
                         return Some(state);
                     }
                 }
-                if protections.stamp && found.node.is_none() {
-                    found.version += 1;
-                    found.stamp = epoch;
-                }
+                self.stamp(&mut state, r, pod);
                 state.replicas[r].role = Role::Stamps(pod + 1);
             }
             Action::List(r) => {
@@ -501,6 +527,9 @@ impl Model for Fence {
                 if protections.list {
                     for pod in 0..PODS {
                         replica.see_pod(pod, state.pods[pod], protections);
+                    }
+                    for gang in 0..GANGS {
+                        replica.see_gang(gang, state.gangs[gang], protections);
                     }
                 }
             }
@@ -576,6 +605,10 @@ impl Model for Fence {
             Property::always(
                 "nothing is bound by an earlier leader after a later one has planned",
                 |_, state: &State| !state.late,
+            ),
+            Property::always(
+                "nothing is promised by an earlier leader after a later one has planned",
+                |_, state: &State| !state.late_plan,
             ),
             Property::always(
                 "nothing is bound without a durable plan",

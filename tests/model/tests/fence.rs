@@ -7,6 +7,7 @@ use stateright::{Checker, HasDiscoveries, Model};
 
 const DOUBLE: &str = "no node takes two pods";
 const LATE: &str = "nothing is bound by an earlier leader after a later one has planned";
+const LATE_PLAN: &str = "nothing is promised by an earlier leader after a later one has planned";
 
 /// Two leaderships, and no clock.
 fn two_leaders(protections: Protections) -> Fence {
@@ -117,10 +118,6 @@ fn without_any_one_protection_it_is_violated() {
             },
         ),
         (
-            "no LIST after acquiring",
-            Protections { list: false, ..all },
-        ),
-        (
             "no stepping down on a later epoch",
             Protections {
                 step_down: false,
@@ -130,6 +127,24 @@ fn without_any_one_protection_it_is_violated() {
     ] {
         is_violated(name, two_leaders(protections), &[DOUBLE, LATE]);
     }
+    let unlisted = Fence {
+        requests_max: 1,
+        returns_max: 1,
+        ..two_leaders(Protections {
+            list: false,
+            ..Protections::ALL
+        })
+    };
+    is_violated("no LIST after acquiring", unlisted, &[DOUBLE]);
+    let unstamped = Protections {
+        stamp_gangs: false,
+        ..all
+    };
+    is_violated(
+        "Gangs are not stamped",
+        two_leaders(unstamped),
+        &[LATE_PLAN],
+    );
     let careless = Protections {
         doubt: false,
         ..all

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use muster_core::action::{Action, JobChange, WriteKind};
 use muster_core::config::{Config, NodesWithoutAgent};
 use muster_core::engine::Engine;
-use muster_core::event::{Event, WriteOutcome};
+use muster_core::event::{Event, Listing, WriteOutcome};
 use muster_core::ids::{Epoch, NodeName};
 use muster_core::time::{Millis, Timestamp};
 use muster_core::workload::{MEMBERS_MAX, Workload};
@@ -137,7 +137,9 @@ impl Object {
                 match action {
                     Action::Relist => {
                         engine.handle(event.clone(), now);
-                        engine.handle(Event::Relisted, now);
+                        for listing in [Listing::Pods, Listing::Gangs] {
+                            engine.handle(Event::Relisted(listing), now);
+                        }
                     }
                     Action::Write(write) => {
                         if let WriteKind::PutStatus { status, .. } = &write.what

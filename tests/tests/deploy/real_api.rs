@@ -274,7 +274,7 @@ async fn check_gang_rules(cluster: &Cluster) {
 }
 
 /// Account, what `kubectl auth can-i` is asked, and the answer.
-const RIGHTS: [(&str, &str, bool); 24] = [
+const RIGHTS: [(&str, &str, bool); 25] = [
     (
         "muster-scheduler",
         "create pods --subresource=binding",
@@ -333,7 +333,8 @@ const RIGHTS: [(&str, &str, bool); 24] = [
         "delete leases.coordination.k8s.io -n muster-system",
         false,
     ),
-    ("muster-scheduler", "patch gangs.muster.dev", false),
+    ("muster-scheduler", "patch gangs.muster.dev", true),
+    ("muster-scheduler", "update gangs.muster.dev", false),
     (
         "muster-scheduler",
         "patch gangs.muster.dev --subresource=status",

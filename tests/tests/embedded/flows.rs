@@ -194,6 +194,20 @@ async fn repair_and_wait(sim: &Sim) -> anyhow::Result<()> {
     .await
 }
 
+/// Another leader takes over what runs.
+async fn taken_over(sim: &mut Sim) -> anyhow::Result<()> {
+    sim.kill_scheduler().await;
+    sim.start_scheduler();
+    sim.wait_ready().await?;
+    let stamp = ["metadata", "annotations", "muster.dev/epoch"];
+    for gang in ["fill", "waits"] {
+        let found = sim.cluster.get(GANGS, "default", gang);
+        let found = found.with_context(|| gang.to_owned())?;
+        ensure!(!value::text(&found, &stamp).is_empty(), "{found}");
+    }
+    sim.until_phase("fill", "Running").await
+}
+
 /// The lines about gangs: each names its plan, which is empty where there is none.
 fn check_logs(text: &str) -> anyhow::Result<()> {
     let (mut of_gangs, mut with_plan, mut refused) = (0, 0, 0);
@@ -251,6 +265,7 @@ fn rights_are_those_that_all_flows_take_and_each_log_line_of_a_gang_names_its_pl
         pods(&sim, By::Label).await?;
         pods(&sim, By::PodGroup).await?;
         repair_and_wait(&sim).await?;
+        taken_over(&mut sim).await?;
         asked.clone_from(&locked(&watched.asked));
         sim.stop().await;
         Ok(())

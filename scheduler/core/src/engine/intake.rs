@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::gang::{Gang, Record};
-use super::{Deleting, Engine, Lead, Purpose};
+use super::{Deleting, Engine, Lead, Purpose, Stamped};
 use crate::event::{BindAsked, Event, Ticket, WriteId, WriteOutcome};
 use crate::ids::{GangKey, NodeName, PodUid};
 use crate::inventory::NodeReport;
@@ -57,11 +57,7 @@ impl Engine {
                 self.start_fence();
                 self.dirty_all();
             }
-            Event::Relisted => {
-                if self.lead == Lead::Relisting {
-                    self.end_fence();
-                }
-            }
+            Event::Relisted(listing) => self.relisted(listing),
             Event::Report(report) => self.report(report, now),
             Event::Heartbeat {
                 node,
@@ -96,10 +92,7 @@ impl Engine {
                 self.restamp.clear();
                 self.fenced.clear();
                 self.fenced_again = false;
-                // What was promised is what the Gang objects say, not what was meant before.
-                for gang in self.gangs.values_mut().filter(|gang| gang.plan.is_none()) {
-                    gang.recovered = gang.acked.as_ref().and_then(|acked| acked.plan.clone());
-                }
+                self.recover_plans();
                 self.start_fence();
                 self.dirty_all();
             }
@@ -248,7 +241,7 @@ impl Engine {
             self.touch_node(&node);
         }
         self.deleting.remove(uid);
-        self.restamp.remove(uid);
+        self.restamp.remove(&Stamped::Pod(uid.clone()));
         self.drop_loose(uid, None);
         self.failures.remove(uid);
         if let Some(pod) = self.pods.remove(uid)
@@ -508,7 +501,7 @@ impl Engine {
                 self.loose_bind_done(id, &pod, &node, &version, &outcome);
             }
             Purpose::DeletePod(pod) => self.deleted(&pod, &outcome, now),
-            Purpose::Stamp(pod) => self.stamped(id, &pod, &outcome, now),
+            Purpose::Stamp(what) => self.stamped(id, what, outcome, now),
         }
     }
 }

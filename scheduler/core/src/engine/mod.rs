@@ -56,7 +56,7 @@ use priority_queue::PriorityQueue;
 use crate::action::{Action, PodTarget, Write, WriteKind};
 use crate::breaker::Breaker;
 use crate::config::Config;
-use crate::event::{BindAsked, Event, Ticket, WriteId};
+use crate::event::{BindAsked, Event, Listing, Ticket, WriteId};
 use crate::ids::{Epoch, GangKey, NodeName, PlanId, PodUid, ResourceVersion};
 use crate::inventory::Inventory;
 use crate::ledger::{Ledger, Unbelieved};
@@ -102,7 +102,14 @@ enum Purpose {
     Bind(Box<BindPurpose>),
     BindLoose(PodUid, NodeName, ResourceVersion),
     DeletePod(PodUid),
-    Stamp(PodUid),
+    Stamp(Stamped),
+}
+
+/// What a new leader stamps.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stamped {
+    Pod(PodUid),
+    Gang(GangKey),
 }
 
 /// What a Binding that is on its way binds.
@@ -208,13 +215,15 @@ pub struct Engine {
     /// Nobody led before this leadership.
     leads_first: bool,
     synced: bool,
-    /// Stamps on their way, by write; pods to be stamped again after a pause; pods whose stamp was
+    /// Stamps on their way, by write; what is to be stamped again after a pause; whose stamp was
     /// answered, which the watch may show late, or refused for good.
     stamps: BTreeSet<WriteId>,
-    restamp: BTreeSet<PodUid>,
+    restamp: BTreeSet<Stamped>,
     /// When a pod of a job was last seen for the first time, unbound.
     job_pod_born_at: Timestamp,
-    fenced: BTreeSet<PodUid>,
+    fenced: BTreeSet<Stamped>,
+    /// The LISTs after the stamps that are in.
+    relisted: BTreeSet<Listing>,
     /// What the first LIST of this leadership has shown is stamped too.
     fenced_again: bool,
     /// When the fence is looked at again: a stamp is repeated, or the LIST asked for again.
@@ -287,6 +296,7 @@ impl Engine {
             restamp: BTreeSet::new(),
             job_pod_born_at: Timestamp(0),
             fenced: BTreeSet::new(),
+            relisted: BTreeSet::new(),
             fenced_again: false,
             fence_at: Timestamp(0),
             next_write: 1,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::world::{World, gpus, shape};
 use muster_core::action::WriteKind;
-use muster_core::event::{Event, WriteOutcome};
+use muster_core::event::{Event, Listing, WriteOutcome};
 use muster_core::ids::{GangKey, NodeName};
 use muster_core::node::{Taint, TaintEffect};
 use muster_core::pod::{Membership, MembershipSource};
@@ -91,7 +91,8 @@ fn f24_what_was_assumed_of_a_binding_that_never_was_is_free_once_its_pod_is_gone
             // The watch was cut: only a list tells that it is gone.
             world.engine.handle(Event::PodRemoved(uid), world.now);
             world.engine.handle(Event::WorkloadRemoved(key), world.now);
-            world.engine.handle(Event::Relisted, world.now);
+            let listed = Event::Relisted(Listing::Pods);
+            world.engine.handle(listed, world.now);
         } else {
             world.tell(Event::WorkloadRemoved(key));
             world.tell(Event::PodRemoved(uid));

@@ -3,6 +3,7 @@
 
 #[allow(dead_code)]
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use muster_core::action::{Action, JobChange, Write, WriteKind};
 use muster_core::event::{BindAsked, Event, Ticket, WriteOutcome};
 use muster_core::ids::{Epoch, GangKey, PodUid, ResourceVersion};
 use muster_core::pod::{BindRecord, Membership, MembershipSource, PodPhase};
-use muster_core::record::Phase;
+use muster_core::record::{GangStatus, Phase};
 use muster_core::time::Millis;
 use muster_core::workload::{Hold, MemberSource};
 
@@ -717,4 +718,76 @@ fn pod_that_says_itself_that_it_is_stamped_is_stamped_all_the_same_and_once() {
     let mut each: Vec<_> = uids.into_iter().map(|uid| (uid, Epoch(2))).collect();
     each.sort();
     assert_eq!(stamps, each, "each once");
+}
+
+/// Seed 52010628: the Gang that had no plan was not written by a new leader, and the plan of the one before came late.
+#[test]
+fn plan_that_an_earlier_leader_sends_late_finds_its_gang_stamped() {
+    let mut world = World::new(1, 8);
+    let full = world.submit("full", &[("Worker", 1, gpus(8))], Hold::Held);
+    world.settle();
+    let waits = world.submit("waits", &[("Worker", 1, gpus(8))], Hold::Held);
+    world.settle();
+    assert!(world.gangs[&waits].record.plan == Ok(None));
+    // What a leader who has not seen the others' writes would send.
+    let known = world.gangs[&waits].record.clone();
+    let late = Write {
+        id: muster_core::event::WriteId(u64::MAX),
+        gang: waits.clone(),
+        plan: None,
+        epoch: Epoch(1),
+        what: WriteKind::PutStatus {
+            object: known.object,
+            resource_version: known.resource_version,
+            status: GangStatus::default(),
+        },
+    };
+    world.writes.clear();
+    world.restart(2);
+    assert!(world.engine.view().leading);
+    let stamped = |write: &Write| {
+        let stamp = matches!(write.what, WriteKind::StampRecord { .. });
+        stamp.then(|| (write.gang.clone(), write.epoch))
+    };
+    let stamps: BTreeMap<GangKey, Epoch> = world.writes.iter().filter_map(stamped).collect();
+    let each = BTreeMap::from([(full, Epoch(2)), (waits, Epoch(2))]);
+    assert_eq!(stamps, each);
+    let count = world.writes.iter().filter_map(stamped).count();
+    assert_eq!(count, 2, "each once");
+    assert!(matches!(world.perform(late), WriteOutcome::Conflict(_)));
+}
+
+/// What counts is what the Gang says when it is stamped, not what it said when the new leader took the Lease.
+#[test]
+fn plan_that_is_written_until_the_stamp_is_taken_up() {
+    let mut world = World::new(2, 8);
+    let key = world.submit("train", &[("Worker", 1, gpus(8))], Hold::Held);
+    world.settle();
+    let of = |world: &World| world.gangs[&key].record.plan.clone().unwrap().unwrap();
+    let (before, node) = (of(&world), of(&world).slots[0].node.clone());
+    let (other, moved) = match node.as_str() {
+        "n0" => ("n1", "e1-99"),
+        _ => ("n0", "e1-99"),
+    };
+    world.engine.handle(Event::LeadershipLost, world.now);
+    // The leader of that time moves its member, and this replica's watch has not shown it yet.
+    let uid = world.member("train-Worker-0");
+    let version = world.version();
+    let stored = world.gangs.get_mut(&key).unwrap();
+    let mut plan = before;
+    (plan.id, plan.slots[0].node) = (moved.into(), other.into());
+    stored.record.plan = Ok(Some(plan));
+    stored.record.resource_version = version;
+    world.change_pod(&uid, |pod| pod.node = Some(other.into()));
+    let (epoch, first) = (Epoch(2), false);
+    let gained = Event::LeadershipGained { epoch, first };
+    world.engine.handle(gained, world.now);
+    world.settle();
+    let after = of(&world);
+    assert_eq!(after.id.as_str(), moved);
+    assert_eq!(after.slots[0].node.as_str(), other);
+    assert_eq!(
+        (world.phase(&key).as_str(), world.bound(&key)),
+        ("Running AllBound 1/1", 1)
+    );
 }

@@ -44,6 +44,7 @@ fn kind(what: &WriteKind) -> &'static str {
         WriteKind::Bind { .. } => "bind",
         WriteKind::DeletePod { .. } => "delete",
         WriteKind::StampPod { .. } => "stamp",
+        WriteKind::StampRecord { .. } => "stamp gang",
     }
 }
 

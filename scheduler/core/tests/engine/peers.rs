@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::world::{GPU, World, gpus};
 use muster_core::action::{JobChange, WriteKind};
 use muster_core::engine::Engine;
-use muster_core::event::{Event, Ticket};
+use muster_core::event::{Event, Listing, Ticket};
 use muster_core::ids::{Epoch, GangKey, NodeName, PodUid, ResourceVersion};
 use muster_core::time::{Millis, Timestamp};
 use muster_core::view::FilterAnswer;
@@ -321,7 +321,8 @@ fn f24_report_that_knows_nothing_of_a_binding_frees_nothing() {
         let mut late = before.clone();
         late.order = world.report_of("n0").unwrap().order;
         world.engine.handle(Event::Report(late), world.now);
-        world.engine.handle(Event::Relisted, world.now);
+        let listed = Event::Relisted(Listing::Pods);
+        world.engine.handle(listed, world.now);
         world.settle();
         assert_eq!(free(&world, "n0"), 0);
     }

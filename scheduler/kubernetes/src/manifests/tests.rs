@@ -53,7 +53,7 @@ fn scheduler_has_the_least_rights() {
             "kubeflow.org/pytorchjobs/status[]: patch",
             "kubeflow.org/pytorchjobs[]: get list watch patch",
             "muster.dev/gangs/status[]: update",
-            "muster.dev/gangs[]: get list watch create delete",
+            "muster.dev/gangs[]: get list watch create patch delete",
             "scheduling.k8s.io/priorityclasses[]: list watch",
             "scheduling.x-k8s.io/podgroups[]: get list watch",
         ]

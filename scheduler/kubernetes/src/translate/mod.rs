@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use muster_core::config::Config;
+use muster_core::ids::Epoch;
 use muster_core::workload::InvalidWorkload;
 
 pub use group::pod_group;
@@ -120,6 +121,11 @@ fn shortened(text: &str) -> String {
         .collect();
     short.push_str("...");
     short
+}
+
+/// The epoch that an object was stamped or bound with.
+pub fn stamp(meta: &ObjectMeta) -> Option<Epoch> {
+    annotation(meta, names::EPOCH).and_then(|text| text.parse().ok().map(Epoch))
 }
 
 /// A text of the metadata, empty when absent.

@@ -61,7 +61,7 @@ pub fn pod(pod: &LitePod, rules: &PodRules) -> Pod {
             MembershipSource::Job | MembershipSource::Alone
         )
     });
-    let epoch = annotation(meta, names::EPOCH).and_then(|text| text.parse().ok().map(Epoch));
+    let epoch = super::stamp(meta);
     Pod {
         uid: PodUid::from(text(meta.uid.as_ref())),
         namespace: Namespace::from(text(meta.namespace.as_ref())),

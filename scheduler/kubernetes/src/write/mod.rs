@@ -3,7 +3,8 @@
 //! ```text
 //!   CreateRecord ─> gang_object      PutStatus ─> status
 //!   ChangeJob ────> job_patch        ReleasePod ─> release_pod_patch, release_plain_pod_patch
-//!   WakePod ──────> wake_pod_patch   StampPod ──> stamp_pod_patch      Bind ─> binding
+//!   WakePod ──────> wake_pod_patch   Bind ──────> binding
+//!   StampPod, StampRecord ─────────> stamp_patch
 //! ```
 //!
 //! Every patch is a JSON merge patch (RFC 7386) that carries `metadata.uid`, and `resourceVersion`
@@ -15,9 +16,7 @@ mod pod;
 
 pub use gang::{gang_object, own, status};
 pub use job::job_patch;
-pub use pod::{
-    binding, release_plain_pod_patch, release_pod_patch, stamp_pod_patch, wake_pod_patch,
-};
+pub use pod::{binding, release_plain_pod_patch, release_pod_patch, stamp_patch, wake_pod_patch};
 
 #[cfg(test)]
 mod tests;

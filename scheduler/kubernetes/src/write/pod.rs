@@ -90,10 +90,10 @@ pub fn wake_pod_patch(uid: &str, mark: &str) -> Value {
     }})
 }
 
-/// Writes our epoch on a pod that is not bound, so that no Binding of an earlier leader applies.
-/// UID and resourceVersion are preconditions. `mark` is new for each attempt, so that the pod changes
-/// whatever its maker has written on it.
-pub fn stamp_pod_patch(uid: &str, resource_version: &str, epoch: Epoch, mark: &str) -> Value {
+/// Writes our epoch on a pod that is not bound or on a Gang object, so that no Binding and no plan of an earlier
+/// leader applies. UID and resourceVersion are preconditions. `mark` is new for each attempt, so that the object
+/// changes whatever its maker has written on it.
+pub fn stamp_patch(uid: &str, resource_version: &str, epoch: Epoch, mark: &str) -> Value {
     json!({"metadata": {
         "uid": uid,
         "resourceVersion": resource_version,

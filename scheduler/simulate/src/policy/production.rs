@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use muster_core::action::{Action, Write};
 use muster_core::engine::Engine;
-use muster_core::event::{BindAsked, Event, Ticket};
+use muster_core::event::{BindAsked, Event, Listing, Ticket};
 use muster_core::ids::{Epoch, NodeName, PodUid};
 use muster_core::state::State;
 use muster_core::time::{Millis, Timestamp};
@@ -140,7 +140,9 @@ impl<'a> Production<'a> {
                 for event in pods {
                     self.engine.handle(event, now);
                 }
-                self.engine.handle(Event::Relisted, now);
+                for listing in [Listing::Pods, Listing::Gangs] {
+                    self.engine.handle(Event::Relisted(listing), now);
+                }
             }
             Action::Write(write) if self.delay == Millis(0) => self.write(write, now),
             Action::Write(write) => {

@@ -320,7 +320,8 @@ impl<'a> Store<'a> {
             // came before this one.
             WriteKind::ReleasePod { .. }
             | WriteKind::WakePod { .. }
-            | WriteKind::StampPod { .. } => WriteOutcome::Done(None),
+            | WriteKind::StampPod { .. }
+            | WriteKind::StampRecord { .. } => WriteOutcome::Done(None),
         }
     }
 

@@ -329,12 +329,7 @@ impl Storm {
         }
         if self.relists > 0 && (self.calm || self.rng.chance(50)) {
             self.relists = 0;
-            for pod in self.world.pods.values().cloned().collect::<Vec<_>>() {
-                self.world
-                    .engine
-                    .handle(Event::PodApplied(pod), self.world.now);
-            }
-            self.world.engine.handle(Event::Relisted, self.world.now);
+            self.world.relist();
         }
         if !self.zombies.is_empty() && (self.calm || self.rng.chance(30)) {
             let write = self.zombies.pop_front().unwrap();
@@ -350,6 +345,7 @@ impl Storm {
                 write.what,
                 WriteKind::CreateRecord { .. }
                     | WriteKind::PutStatus { .. }
+                    | WriteKind::StampRecord { .. }
                     | WriteKind::DeleteRecord { .. }
             )
         };
@@ -361,7 +357,10 @@ impl Storm {
 
     fn outcome(&mut self, write: Write) -> WriteOutcome {
         let lost = || WriteOutcome::Unknown(Arc::from("no answer"));
-        let stamp = matches!(write.what, WriteKind::StampPod { .. });
+        let stamp = matches!(
+            write.what,
+            WriteKind::StampPod { .. } | WriteKind::StampRecord { .. }
+        );
         match if self.calm { 0 } else { self.rng.below(100) } {
             0..72 => self.apply(write),
             72..80 => {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use muster_core::action::{Action, JobChange, Subject, Write, WriteKind};
 use muster_core::config::Config;
 use muster_core::engine::Engine;
-use muster_core::event::{BindAsked, Event, Ticket, WriteOutcome};
+use muster_core::event::{BindAsked, Event, Listing, Ticket, WriteOutcome};
 use muster_core::ids::{Epoch, GangKey, NodeName, PodUid, ResourceVersion};
 use muster_core::inventory::{Device, DeviceHealth, NodeReport, ReportOrder};
 use muster_core::node::{
@@ -588,10 +588,7 @@ impl World {
                 self.subjects.push(said.subject);
             }
             Action::Relist => {
-                for pod in self.pods.values().cloned().collect::<Vec<_>>() {
-                    self.engine.handle(Event::PodApplied(pod), self.now);
-                }
-                self.engine.handle(Event::Relisted, self.now);
+                self.relist();
             }
             Action::Write(write) => {
                 self.writes.push(write.clone());
@@ -606,6 +603,20 @@ impl World {
                     .handle(Event::WriteDone { id, outcome }, self.now);
             }
         }
+    }
+
+    /// Tells afresh what there is, as after the stamps of a new leader.
+    pub fn relist(&mut self) {
+        for pod in self.pods.values().cloned().collect::<Vec<_>>() {
+            self.engine.handle(Event::PodApplied(pod), self.now);
+        }
+        self.engine.handle(Event::Relisted(Listing::Pods), self.now);
+        for stored in self.gangs.values() {
+            let record = stored.record.clone();
+            self.engine.handle(Event::RecordApplied(record), self.now);
+        }
+        self.engine
+            .handle(Event::Relisted(Listing::Gangs), self.now);
     }
 
     pub fn perform(&mut self, write: Write) -> WriteOutcome {
@@ -678,6 +689,15 @@ impl World {
             WriteKind::StampPod { pod } => {
                 let epoch = write.epoch;
                 self.on_pod(&pod.uid, |pod| pod.stamp = Some(epoch))
+            }
+            WriteKind::StampRecord { .. } => {
+                let Some(stored) = self.gangs.get_mut(&write.gang) else {
+                    return WriteOutcome::Gone;
+                };
+                stored.record.resource_version = version;
+                let record = stored.record.clone();
+                self.watch.push_back(Event::RecordApplied(record.clone()));
+                WriteOutcome::Done(Some(record))
             }
             WriteKind::DeletePod { pod } => {
                 if !self.pods.contains_key(&pod.uid) {

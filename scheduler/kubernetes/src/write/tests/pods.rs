@@ -4,7 +4,7 @@ use muster_core::action::PodTarget;
 use muster_core::ids::{Epoch, NodeName};
 use serde_json::{Value, json};
 
-use super::super::{binding, release_pod_patch, stamp_pod_patch, wake_pod_patch};
+use super::super::{binding, release_pod_patch, stamp_patch, wake_pod_patch};
 use super::yaml;
 use crate::lite::LitePod;
 
@@ -77,7 +77,7 @@ fn t23_every_write_names_the_pod_it_means() {
         json!({"metadata": {"uid": "u", "annotations": {"muster.dev/woken-for": "e1-2/1-7"}}})
     );
     assert_eq!(
-        stamp_pod_patch("u", "3", Epoch(4), "m"),
+        stamp_patch("u", "3", Epoch(4), "m"),
         json!({"metadata": {"uid": "u", "resourceVersion": "3",
             "annotations": {"muster.dev/epoch": "4", "muster.dev/stamp-mark": "m"}}})
     );
