@@ -157,12 +157,14 @@ pub enum WriteKind {
         /// Name of the workload; with the gang's key the owner reference.
         name: Arc<str>,
     },
-    /// Delete the Gang object of a gang that has no owner, by its UID.
+    /// Delete the Gang object of a gang that has no owner. UID and resourceVersion are preconditions.
     DeleteRecord {
         /// Name of the Gang object.
         object: Arc<str>,
         /// UID of the Gang object.
         object_uid: Arc<str>,
+        /// Version last seen.
+        resource_version: ResourceVersion,
     },
     /// Replace the status of the Gang object. resourceVersion is a precondition.
     PutStatus {

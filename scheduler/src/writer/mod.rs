@@ -145,8 +145,12 @@ impl Writer {
                 self.create_record(&write, object, *kind, name, deadline)
                     .await
             }
-            WriteKind::DeleteRecord { object, object_uid } => {
-                self.delete_record(&write, object, object_uid, deadline)
+            WriteKind::DeleteRecord {
+                object,
+                object_uid,
+                resource_version,
+            } => {
+                self.delete_record(&write, object, object_uid, resource_version, deadline)
                     .await
             }
             WriteKind::PutStatus {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Writer;
-use super::step::{Attempts, Request, Tried, annotation, epoch_of, text};
+use super::step::{Attempts, Request, Tried, annotation, text};
 use crate::api::Content;
 
 fn path(namespace: &str, object: &str) -> String {
@@ -81,7 +81,7 @@ impl Writer {
                 Tried::Conflict { .. } => {}
                 Tried::Doubt => attempts.pause().await,
             }
-            match attempts.read(&path(namespace, &object)).await {
+            match attempts.read_record(&path(namespace, &object)).await {
                 Err(outcome) => return outcome,
                 Ok(None) => {}
                 Ok(Some(value)) => match parse(value) {
@@ -119,7 +119,7 @@ impl Writer {
         }
         let path =
             format!("/apis/scheduling.x-k8s.io/v1alpha1/namespaces/{namespace}/podgroups/{name}");
-        let found = attempts.read(&path).await?;
+        let found = attempts.read_record(&path).await?;
         Ok(found
             .map(|group| text(&group, "/metadata/uid").to_owned())
             .filter(|uid| !uid.is_empty()))
@@ -138,7 +138,7 @@ impl Writer {
         let path = path(namespace, object);
         let previous = match self.remembered.recall(&write.gang, object) {
             Some(previous) => Some(previous),
-            None => match attempts.read(&path).await {
+            None => match attempts.read_record(&path).await {
                 Ok(Some(value)) => match parse(value) {
                     Ok((gang, _)) => gang.status,
                     Err(outcome) => return outcome,
@@ -177,7 +177,7 @@ impl Writer {
                     true
                 }
             };
-            let value = match attempts.read(&path).await {
+            let value = match attempts.read_record(&path).await {
                 Ok(Some(value)) => value,
                 Ok(None) => {
                     self.remembered.forget(&write.gang);
@@ -226,20 +226,15 @@ impl Writer {
                 Tried::Done(value) => return self.stored(write, object, value),
                 Tried::NotFound => return WriteOutcome::Gone,
                 Tried::Over(outcome) => return outcome,
-                Tried::Conflict { .. } => {}
-                Tried::Doubt => attempts.pause().await,
+                Tried::Conflict { .. } | Tried::Doubt => attempts.pause().await,
             }
-            let found = match attempts.read(&path).await {
+            let found = match attempts.read_record(&path).await {
                 Ok(Some(found)) if text(&found, "/metadata/uid") == uid => found,
                 Ok(_) => return WriteOutcome::Gone,
                 Err(outcome) => return outcome,
             };
             if annotation(&found, names::STAMP_MARK) == Some(mark.as_str()) {
                 return self.stored(write, object, found);
-            }
-            // A later leader's stamp stays: the next attempt is not sent.
-            if let Some(epoch) = epoch_of(&found) {
-                self.fence.see(epoch);
             }
             if attempts.spent() {
                 return attempts.unknown();
@@ -248,19 +243,20 @@ impl Writer {
         }
     }
 
-    /// Deletes a Gang object by UID.
+    /// Deletes a Gang object as it was seen: one that a later leader has stamped or written since stays.
     pub(super) async fn delete_record(
         &self,
         write: &Write,
         object: &str,
         uid: &str,
+        expected: &ResourceVersion,
         deadline: Instant,
     ) -> WriteOutcome {
-        let namespace = write.gang.namespace.as_str();
-        let path = path(namespace, object);
-        let request = Request::delete(path.clone(), uid);
+        let path = path(write.gang.namespace.as_str(), object);
         let mut attempts = self.attempts(write, deadline);
+        let mut version = expected.clone();
         loop {
+            let request = Request::delete_seen(path.clone(), uid, version.as_str());
             match attempts.send(&request).await {
                 Tried::Done(_) => {
                     self.remembered.forget(&write.gang);
@@ -273,9 +269,11 @@ impl Writer {
                 Tried::Over(outcome) => return outcome,
                 Tried::Conflict { .. } | Tried::Doubt => attempts.pause().await,
             }
-            match attempts.read(&path).await {
+            match attempts.read_record(&path).await {
                 Err(outcome) => return outcome,
-                Ok(Some(found)) if text(&found, "/metadata/uid") == uid => {}
+                Ok(Some(found)) if text(&found, "/metadata/uid") == uid => {
+                    version = ResourceVersion::from(text(&found, "/metadata/resourceVersion"));
+                }
                 Ok(_) => return WriteOutcome::Gone,
             }
             if attempts.spent() {

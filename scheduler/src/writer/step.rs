@@ -56,6 +56,18 @@ impl Request {
         }
     }
 
+    /// The same of an object as it was seen: by its version too.
+    pub fn delete_seen(path: String, uid: &str, version: &str) -> Self {
+        Self {
+            body: Some(serde_json::json!({
+                "apiVersion": "v1",
+                "kind": "DeleteOptions",
+                "preconditions": {"uid": uid, "resourceVersion": version},
+            })),
+            ..Self::delete(path, uid)
+        }
+    }
+
     pub fn patch(path: String, body: Value) -> Self {
         Self {
             method: Method::PATCH,
@@ -193,6 +205,15 @@ impl Attempts<'_> {
             }
             _ => Err(WriteOutcome::Gone),
         }
+    }
+
+    /// Reads a Gang object. An epoch that is found on it counts as seen, as on a pod.
+    pub async fn read_record(&mut self, path: &str) -> Result<Option<Value>, WriteOutcome> {
+        let found = self.read(path).await?;
+        if let Some(epoch) = found.as_ref().and_then(epoch_of) {
+            self.writer.fence.see(epoch);
+        }
+        Ok(found)
     }
 
     /// A pause that grows.

@@ -516,6 +516,64 @@ async fn the_stamp_of_a_later_leader_on_a_gang_is_not_written_over() {
     assert_eq!(patches.count(), 1, "nothing is sent while in doubt");
 }
 
+/// The answer says who leads before the watch does.
+#[tokio::test(start_paused = true)]
+async fn status_is_not_sent_again_once_a_later_leader_is_found_on_its_gang() {
+    let put = WriteKind::PutStatus {
+        object: "g".into(),
+        resource_version: "3".into(),
+        status: GangStatus::default(),
+    };
+    let standin = scripted(|line, nth, _| match (line.starts_with("GET"), nth) {
+        (false, _) => Reply::Lost,
+        (true, 1) => ok(gang("job-uid", "3")),
+        (true, _) => {
+            let mut later = gang("job-uid", "3");
+            later["metadata"]["annotations"] = json!({"muster.dev/epoch": "9"});
+            ok(later)
+        }
+    });
+    let outcome = outcome(&standin, put).await;
+    assert!(matches!(outcome, WriteOutcome::Unknown(_)), "{outcome:?}");
+    let lines = standin.lines();
+    let puts = lines.iter().filter(|line| line.starts_with("PUT"));
+    assert_eq!(puts.count(), 1, "{lines:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn gang_object_that_a_later_leader_has_stamped_is_not_deleted() {
+    let delete = || WriteKind::DeleteRecord {
+        object: "g".into(),
+        object_uid: "gang-uid".into(),
+        resource_version: "10".into(),
+    };
+    let later = scripted(|line, _, call| {
+        if line.starts_with("GET") {
+            let mut later = gang("job-uid", "11");
+            later["metadata"]["annotations"] = json!({"muster.dev/epoch": "9"});
+            return ok(later);
+        }
+        assert_eq!(
+            call.body["preconditions"],
+            json!({"uid": "gang-uid", "resourceVersion": "10"})
+        );
+        status(409, "Conflict")
+    });
+    let said = outcome(&later, delete()).await;
+    assert!(matches!(said, WriteOutcome::Unknown(_)), "{said:?}");
+    // Somebody else has changed it: nobody leads but us.
+    let changed = scripted(|line, _, call| {
+        if line.starts_with("GET") {
+            return ok(gang("job-uid", "11"));
+        }
+        match call.body["preconditions"]["resourceVersion"].as_str() {
+            Some("11") => ok(json!({})),
+            _ => status(409, "Conflict"),
+        }
+    });
+    assert_eq!(outcome(&changed, delete()).await, WriteOutcome::Done(None));
+}
+
 #[tokio::test(start_paused = true)]
 async fn pod_that_its_maker_has_stamped_is_changed_all_the_same() {
     let stamp = || WriteKind::StampPod { pod: target() };

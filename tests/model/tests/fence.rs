@@ -29,6 +29,15 @@ fn plan_given_back(protections: Protections) -> Fence {
     }
 }
 
+/// Two leaders, of which one gives a plan back.
+fn plan_taken_over_and_given_back(protections: Protections) -> Fence {
+    Fence {
+        requests_max: 1,
+        returns_max: 1,
+        ..two_leaders(protections)
+    }
+}
+
 /// A pod is lost and made again, which no stamp reaches: here the deadline counts.
 fn with_repair(protections: Protections) -> Fence {
     Fence {
@@ -80,6 +89,14 @@ fn two_leaders_are_kept_apart_without_any_clock() {
 }
 
 #[test]
+fn a_plan_of_the_leader_before_is_given_back_only_when_nothing_of_it_is_bound() {
+    holds(
+        "a plan taken over and given back",
+        plan_taken_over_and_given_back(Protections::ALL),
+    );
+}
+
+#[test]
 fn a_plan_is_given_back_without_giving_away_room_that_a_binding_may_take() {
     holds(
         "a plan given back",
@@ -127,14 +144,11 @@ fn without_any_one_protection_it_is_violated() {
     ] {
         is_violated(name, two_leaders(protections), &[DOUBLE, LATE]);
     }
-    let unlisted = Fence {
-        requests_max: 1,
-        returns_max: 1,
-        ..two_leaders(Protections {
-            list: false,
-            ..Protections::ALL
-        })
+    let unlisted = Protections {
+        list: false,
+        ..Protections::ALL
     };
+    let unlisted = plan_taken_over_and_given_back(unlisted);
     is_violated("no LIST after acquiring", unlisted, &[DOUBLE]);
     let unstamped = Protections {
         stamp_gangs: false,

@@ -1,8 +1,9 @@
-//! The fence that a new leadership puts up before it plans: every pod that is not bound and every Gang object is
-//! stamped, then both are listed afresh. A Binding of an earlier leader cites an older version of its pod, and
+//! The fence that a new leadership puts up before it plans: every pod that is not bound is stamped, and every Gang
+//! object of which more may come, then both are listed afresh. A Binding of an earlier leader cites an older version of its pod, and
 //! a plan an older one of its Gang: both are void. What was bound and promised until then, the LISTs show.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::gang::{Gang, Record};
 use super::intake::take_record;
@@ -13,6 +14,7 @@ use crate::ids::{GangKey, PodUid};
 use crate::planted::{self, Bug};
 use crate::record::Phase;
 use crate::time::{Millis, Timestamp};
+use crate::workload::WorkloadKind;
 
 /// Pause before stamps that failed are repeated.
 const FENCE_PAUSE: Millis = Millis(1000);
@@ -90,13 +92,9 @@ impl Engine {
             .values()
             .filter(|pod| pod.node.is_none() && pod.is_alive())
             .map(|pod| Stamped::Pod(pod.uid.clone()));
-        let goes_on = |gang: &&Box<Gang>| {
-            let phase = gang.acked.as_ref().map(|acked| acked.phase);
-            !matches!(phase, Some(Phase::Succeeded | Phase::Failed))
-        };
-        let promised = self.gangs.values().filter(goes_on);
+        let promised = self.gangs.values().filter_map(|gang| gang_to_stamp(gang));
         let targets: Vec<Stamped> = unbound
-            .chain(promised.map(|gang| Stamped::Gang(gang.key.clone())))
+            .chain(promised)
             .filter(|target| !under_way.contains(target))
             .collect();
         for target in targets {
@@ -107,7 +105,7 @@ impl Engine {
     fn stamp(&mut self, target: &Stamped) {
         let of = match target {
             Stamped::Pod(uid) => self.pod_stamp(uid),
-            Stamped::Gang(key) => self.record_stamp(key),
+            Stamped::Gang(key, uid) => self.record_stamp(key, uid),
         };
         if let Some((gang, what)) = of {
             let id = self.write(&gang, None, Purpose::Stamp(target.clone()), what);
@@ -125,21 +123,22 @@ impl Engine {
         Some((gang, WriteKind::StampPod { pod }))
     }
 
-    fn record_stamp(&self, key: &GangKey) -> Option<(GangKey, WriteKind)> {
-        let Record::Known {
-            object,
-            uid,
-            version,
-        } = &self.gangs.get(key)?.record
-        else {
-            return None;
-        };
-        let what = WriteKind::StampRecord {
-            object: object.clone(),
-            uid: uid.clone(),
-            resource_version: version.clone(),
-        };
-        Some((key.clone(), what))
+    fn record_stamp(&self, key: &GangKey, of: &Arc<str>) -> Option<(GangKey, WriteKind)> {
+        match &self.gangs.get(key)?.record {
+            Record::Known {
+                object,
+                uid,
+                version,
+            } if uid == of => {
+                let what = WriteKind::StampRecord {
+                    object: Arc::clone(object),
+                    uid: Arc::clone(uid),
+                    resource_version: version.clone(),
+                };
+                Some((key.clone(), what))
+            }
+            _ => None,
+        }
     }
 
     /// A stamp was answered. One of which nothing is known does not fence: it is repeated. One that
@@ -164,8 +163,10 @@ impl Engine {
                 | WriteOutcome::Conflict(_)
         );
         if let WriteOutcome::Done(Some(record)) | WriteOutcome::Conflict(Some(record)) = outcome
-            && let Stamped::Gang(key) = &what
+            && let Stamped::Gang(key, _) = &what
             && let Some(gang) = self.gangs.get_mut(key)
+            // Not of one that is gone, or was made again since.
+            && matches!(&gang.record, Record::Known { uid, .. } if *uid == record.object_uid)
         {
             take_record(gang, record);
         }
@@ -214,4 +215,16 @@ impl Engine {
             _ => {}
         }
     }
+}
+
+/// The stamp that a gang's object needs. A job that has ended begins no second time; pods of a label or a PodGroup may
+/// come again.
+fn gang_to_stamp(gang: &Gang) -> Option<Stamped> {
+    let Record::Known { uid, .. } = &gang.record else {
+        return None;
+    };
+    let phase = gang.acked.as_ref().map(|acked| acked.phase);
+    let has_ended = matches!(phase, Some(Phase::Succeeded | Phase::Failed))
+        && matches!(gang.kind, WorkloadKind::PyTorchJob | WorkloadKind::Pod);
+    (!has_ended).then(|| Stamped::Gang(gang.key.clone(), Arc::clone(uid)))
 }

@@ -322,7 +322,12 @@ impl Engine {
             return;
         }
         let (kind, name, key) = (record.kind, Arc::clone(&record.name), record.key.clone());
+        let fencing = matches!(self.lead, Lead::Fencing | Lead::Relisting);
         let gang = self.gang_of(&key, kind, &name, now);
+        if fencing {
+            // The watch may bring older versions than the stamp's answer, and after them the LIST the newest, which is no echo.
+            gang.past_versions.clear();
+        }
         if gang.workload.is_none() {
             (gang.kind, gang.name) = (kind, name);
         }

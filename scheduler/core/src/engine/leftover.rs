@@ -8,7 +8,7 @@ use super::gang::{Gang, Record};
 use super::{Engine, Purpose};
 use crate::action::WriteKind;
 use crate::event::{WriteId, WriteOutcome};
-use crate::ids::GangKey;
+use crate::ids::{GangKey, ResourceVersion};
 use crate::record::GangRecord;
 use crate::time::{Millis, Timestamp};
 use crate::workload::WorkloadKind;
@@ -18,6 +18,7 @@ use crate::workload::WorkloadKind;
 pub(super) struct Leftover {
     object: Arc<str>,
     object_uid: Arc<str>,
+    version: ResourceVersion,
     /// The deletion that is on its way.
     write: Option<WriteId>,
     /// When it is tried again.
@@ -30,11 +31,16 @@ impl Engine {
     /// Has the Gang object of a gang that is gone deleted.
     pub(super) fn leave_over(&mut self, gang: &Gang) {
         if matches!(gang.kind, WorkloadKind::Label | WorkloadKind::PodGroup)
-            && let Record::Known { object, uid, .. } = &gang.record
+            && let Record::Known {
+                object,
+                uid,
+                version,
+            } = &gang.record
         {
             let leftover = Leftover {
                 object: Arc::clone(object),
                 object_uid: Arc::clone(uid),
+                version: version.clone(),
                 write: None,
                 again_at: Timestamp(0),
                 failures: 0,
@@ -51,6 +57,7 @@ impl Engine {
         let what = WriteKind::DeleteRecord {
             object: Arc::clone(&leftover.object),
             object_uid: Arc::clone(&leftover.object_uid),
+            resource_version: leftover.version.clone(),
         };
         let id = self.write(key, None, Purpose::DeleteRecord(key.clone()), what);
         if let Some(leftover) = self.leftovers.get_mut(key) {

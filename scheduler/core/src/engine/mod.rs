@@ -109,7 +109,8 @@ enum Purpose {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stamped {
     Pod(PodUid),
-    Gang(GangKey),
+    /// By the UID of its Gang object too: one that is made again is another one.
+    Gang(GangKey, Arc<str>),
 }
 
 /// What a Binding that is on its way binds.

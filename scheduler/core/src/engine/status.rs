@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::gang::{Gang, Record, Seat};
 use super::intake::take_record;
-use super::{Engine, Purpose, Stamped};
+use super::{Engine, Purpose};
 use crate::action::{Action, Announcement, Subject, WriteKind};
 use crate::event::{WriteId, WriteOutcome};
 use crate::ids::{Epoch, GangKey, Namespace, NodeName, PlanId};
@@ -208,7 +208,6 @@ impl Engine {
     /// garbage collector while we do not see yet that its owner is gone, would do so again and again.
     pub(super) fn record_removed(&mut self, key: GangKey, now: Timestamp) {
         self.leftovers.remove(&key);
-        self.restamp.remove(&Stamped::Gang(key.clone()));
         let Some(gang) = self.gangs.get_mut(&key) else {
             return;
         };

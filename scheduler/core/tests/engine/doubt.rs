@@ -791,3 +791,111 @@ fn plan_that_is_written_until_the_stamp_is_taken_up() {
         ("Running AllBound 1/1", 1)
     );
 }
+
+/// Objects of the Gangs that were stamped.
+fn stamped_records(world: &World) -> Vec<(GangKey, Arc<str>)> {
+    let uid = |write: &Write| match &write.what {
+        WriteKind::StampRecord { uid, .. } => Some((write.gang.clone(), Arc::clone(uid))),
+        _ => None,
+    };
+    world.writes.iter().filter_map(uid).collect()
+}
+
+#[test]
+fn gang_that_may_run_again_is_stamped_though_its_object_says_that_it_has_ended() {
+    let mut world = World::new(1, 8);
+    world.scheduler = false;
+    world.labelled("again", "group", 1, 1, false);
+    world.submit("job", &[("Worker", 1, gpus(1))], Hold::Held);
+    world.settle();
+    let group = world.gangs.keys().find(|key| key.uid.contains("group"));
+    let group = group.expect("the label's gang").clone();
+    for stored in world.gangs.values_mut() {
+        stored.record.phase = Phase::Succeeded;
+    }
+    world.writes.clear();
+    world.restart(2);
+    let stamped: Vec<GangKey> = stamped_records(&world).into_iter().map(|of| of.0).collect();
+    assert_eq!(
+        stamped,
+        [group],
+        "a job that has ended begins no second time"
+    );
+}
+
+#[test]
+fn gang_object_that_was_made_again_is_stamped_for_itself() {
+    let mut world = World::new(1, 8);
+    let key = world.submit("train", &[("Worker", 1, gpus(8))], Hold::Held);
+    world.settle();
+    world.engine.handle(Event::LeadershipLost, world.now);
+    let version = world.version();
+    let stored = world.gangs.get_mut(&key).unwrap();
+    let before = Arc::clone(&stored.record.object_uid);
+    stored.record.object_uid = Arc::from("made-again");
+    stored.record.resource_version = version;
+    world.writes.clear();
+    let (epoch, first) = (Epoch(2), false);
+    let gained = Event::LeadershipGained { epoch, first };
+    world.engine.handle(gained, world.now);
+    world.settle();
+    let each = [(key.clone(), before), (key, Arc::from("made-again"))];
+    assert_eq!(stamped_records(&world), each);
+    assert!(world.engine.view().leading);
+}
+
+/// The stamp's answer is ahead of the watch, which then brings a plan that had been given back before the stamp.
+#[test]
+fn list_after_the_stamps_counts_though_its_versions_are_known() {
+    let mut world = World::new(1, 8);
+    let key = world.submit("train", &[("Worker", 1, gpus(8))], Hold::Held);
+    world.settle();
+    let given_back = world.gangs[&key].record.clone();
+    assert!(matches!(&given_back.plan, Ok(Some(_))));
+    // A replica that has seen the Gang before all this.
+    let mut before = given_back.clone();
+    (before.plan, before.resource_version) = (Ok(None), world.version());
+    world.engine = muster_core::engine::Engine::new(world.config.clone());
+    world.gangs.get_mut(&key).unwrap().record = before;
+    let pods: Vec<PodUid> = world.pods.keys().cloned().collect();
+    for pod in pods {
+        world.pods.remove(&pod);
+    }
+    world.jobs.get_mut(&key).unwrap().hold = Hold::SuspendedByUser;
+    world.scheduler = false;
+    world.watch.clear();
+    for event in world.jobs.values().cloned().map(Event::WorkloadApplied) {
+        world.engine.handle(event, world.now);
+    }
+    let known = world.gangs[&key].record.clone();
+    world.engine.handle(Event::RecordApplied(known), world.now);
+    let (epoch, first) = (Epoch(2), false);
+    let gained = Event::LeadershipGained { epoch, first };
+    world.engine.handle(gained, world.now);
+    world.engine.handle(Event::Synced, world.now);
+    world.engine.decide(world.now);
+    let Some(Action::Write(stamp)) = world.engine.poll_action() else {
+        panic!("the stamp");
+    };
+    let id = stamp.id;
+    let outcome = world.perform(stamp);
+    world.watch.clear();
+    world
+        .engine
+        .handle(Event::WriteDone { id, outcome }, world.now);
+    let late = Event::RecordApplied(given_back.clone());
+    world.engine.handle(late, world.now);
+    world.settle();
+    assert!(world.engine.view().leading);
+    assert_eq!(world.gangs[&key].record.plan, Ok(None));
+    let put = |write: &&Write| match &write.what {
+        WriteKind::PutStatus { status, .. } => status.plan.is_some(),
+        _ => false,
+    };
+    let since = world.writes.iter().filter(|write| write.epoch == epoch);
+    assert_eq!(
+        since.filter(put).count(),
+        0,
+        "nothing was promised any more"
+    );
+}

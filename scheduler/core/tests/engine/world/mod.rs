@@ -690,8 +690,9 @@ impl World {
                 let epoch = write.epoch;
                 self.on_pod(&pod.uid, |pod| pod.stamp = Some(epoch))
             }
-            WriteKind::StampRecord { .. } => {
-                let Some(stored) = self.gangs.get_mut(&write.gang) else {
+            WriteKind::StampRecord { uid, .. } => {
+                let stored = self.gangs.get_mut(&write.gang);
+                let Some(stored) = stored.filter(|stored| stored.record.object_uid == uid) else {
                     return WriteOutcome::Gone;
                 };
                 stored.record.resource_version = version;
