@@ -47,7 +47,8 @@ pub struct Protections {
     pub stamp: bool,
     /// And every Gang.
     pub stamp_gangs: bool,
-    /// It does not write over the stamp of a later one (`Attempts::read_pod` in `scheduler/src/writer/step.rs`).
+    /// It does not write over the stamp of a later one (`Attempts::read_pod` and `read_record` in
+    /// `scheduler/src/writer/step.rs`).
     pub respect: bool,
     /// A new leader lists the pods and the Gangs after that, before it plans.
     pub list: bool,

@@ -23,9 +23,9 @@ const RELIST_AGAIN: Millis = Millis::from_secs(30);
 
 impl Engine {
     /// Stamps every pod that is not bound, so that no Binding of an earlier leader applies to it: a
-    /// Binding names the resourceVersion that its sender saw. And every Gang object, of which the same
-    /// holds for plans. Where nobody has led before there is nobody to fence off, and however many pods
-    /// wait already, planning begins at once.
+    /// Binding names the resourceVersion that its sender saw. And the Gang object of every gang of which
+    /// more may come, for which the same holds of plans. Where nobody has led before there is nobody to
+    /// fence off, and however many pods wait already, planning begins at once.
     pub(super) fn start_fence(&mut self) {
         if self.lead != Lead::Fencing || !self.synced {
             return;
@@ -37,7 +37,7 @@ impl Engine {
         }
     }
 
-    /// A LIST after the stamps is in. With the second one the fence is up.
+    /// A LIST after the stamps is in. With both there is one more round, or the fence is up.
     pub(super) fn relisted(&mut self, listing: Listing) {
         if self.lead != Lead::Relisting {
             return;
