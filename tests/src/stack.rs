@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use futures::future::LocalBoxFuture;
-use kube::api::{Api, DynamicObject};
+use kube::api::{Api, DynamicObject, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use muster_control_plane::history::{GangRule, History, Minimum, PodState, Recorder, World};
-use muster_control_plane::{Cluster, Identity, NodeTemplate, Program, TrainingOperatorOptions};
+use muster_control_plane::{Cluster, NodeTemplate, Program, TrainingOperatorOptions};
 use muster_kubernetes::{manifests, names};
+use serde_json::json;
 
 use crate::fleet::Fleet;
 use crate::jobs::{Job, Role};
@@ -157,44 +158,31 @@ impl Stack {
     /// knows their kind: waits until a pod of ours is gated and a job of ours is held.
     async fn wait_policies(&self, timeout: Duration) -> anyhow::Result<()> {
         let job = Job::new("policy-probe", vec![Role::new("Master", 1, 1)]).yaml();
-        let dry_run = [
-            "create",
-            "--dry-run=server",
-            "-f",
-            "-",
-            "-o",
-            "jsonpath={.spec.runPolicy.suspend}",
-        ];
+        let job: DynamicObject = serde_saphyr::from_str(&job)?;
+        let dry_run = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
         self.wait_until(timeout, "the admission policy to hold jobs", async || {
-            let made = self
-                .cluster
-                .kubectl_as(&Identity::Admin, &dry_run, &job)
-                .await;
-            made.is_ok_and(|made| made.success && made.stdout.trim() == "true")
+            let made = self.jobs().create(&dry_run, &job).await;
+            made.is_ok_and(|made| {
+                made.data.pointer("/spec/runPolicy/suspend") == Some(&json!(true))
+            })
         })
         .await?;
-        let yaml = "apiVersion: v1\nkind: Pod\nmetadata: {name: policy-probe, namespace: default, labels: {muster.dev/gang: probe}, \
-                    annotations: {muster.dev/gang-size: \"2\"}}\nspec: {schedulerName: muster, containers: [{name: a, image: a}]}\n";
+        let pod = serde_json::from_value(json!({
+            "metadata": {
+                "name": "policy-probe",
+                "labels": { names::GANG_LABEL: "probe" },
+                "annotations": { names::GANG_SIZE: "2" },
+            },
+            "spec": { "schedulerName": "muster", "containers": [{ "name": "a", "image": "a" }] },
+        }))?;
         self.wait_until(timeout, "the admission policies to act", async || {
-            if self.cluster.apply_yaml(yaml).await.is_err() {
-                return false;
-            }
-            let found = self
-                .cluster
-                .kubectl(&[
-                    "get",
-                    "pod",
-                    "policy-probe",
-                    "-o",
-                    "jsonpath={.spec.schedulingGates[*].name}",
-                ])
-                .await;
-            let gated = found.is_ok_and(|found| found.stdout.contains("muster.dev/gang"));
-            let _ = self
-                .cluster
-                .kubectl(&["delete", "pod", "policy-probe", "--now"])
-                .await;
-            gated
+            let made = self.pods().create(&dry_run, &pod).await;
+            let gates = made.map(|pod| pod.spec.and_then(|spec| spec.scheduling_gates));
+            let mut gates = gates.unwrap_or_default().into_iter().flatten();
+            gates.any(|gate| gate.name == names::GATE)
         })
         .await
     }

@@ -116,6 +116,14 @@ pub enum Error {
         /// What is allowed.
         limit: String,
     },
+    /// The API server refuses objects.
+    #[error("{what}: {refused}")]
+    Refused {
+        /// What was being done.
+        what: String,
+        /// Each object and what is said of it, a line each.
+        refused: String,
+    },
     /// A command such as kubectl ended with an error.
     #[error("{command} exited with {status}: {stderr}")]
     Command {

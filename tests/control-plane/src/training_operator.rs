@@ -12,7 +12,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::Api;
+use kube::api::{Api, DynamicObject, PostParams};
+use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::json;
 
 use crate::cluster::{Cluster, Program};
@@ -162,6 +163,9 @@ impl Cluster {
 
     /// Sends a job that the webhook must refuse, until it does.
     async fn wait_for_webhook(&self) -> Result<()> {
+        let kind = GroupVersionKind::gvk("kubeflow.org", "v1", "PyTorchJob");
+        let kind = ApiResource::from_gvk_with_plural(&kind, "pytorchjobs");
+        let jobs: Api<DynamicObject> = Api::default_namespaced_with(self.admin(), &kind);
         let job = json!({
             "apiVersion": "kubeflow.org/v1",
             "kind": "PyTorchJob",
@@ -169,17 +173,20 @@ impl Cluster {
             "spec": { "pytorchReplicaSpecs": { "Nobody": { "template": { "spec": { "containers": [
                 { "name": "pytorch", "image": "none" }
             ] } } } } },
-        })
-        .to_string();
+        });
+        let job: DynamicObject = serde_json::from_value(job)
+            .map_err(|error| Error::api("probe the webhook")(kube::Error::SerdeError(error)))?;
+        let dry_run = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
         let since = Instant::now();
         loop {
-            let args = ["create", "--dry-run=server", "-f", "-"];
-            let output = self
-                .kubectl_as(&crate::Identity::Admin, &args, &job)
-                .await?;
-            if output.stderr.contains("validator.pytorchjob")
-                && output.stderr.contains("denied the request")
-            {
+            let said = match jobs.create(&dry_run, &job).await {
+                Ok(_) => "it takes a job that it must refuse".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            if said.contains("validator.pytorchjob") && said.contains("denied the request") {
                 return Ok(());
             }
             self.check_running(&Program::TrainingOperator)?;
@@ -187,7 +194,7 @@ impl Cluster {
                 return Err(Error::Timeout {
                     what: "an answer of the training operator's webhook".into(),
                     waited: WEBHOOK_TIMEOUT,
-                    detail: format!("{}{}", output.stdout, output.stderr),
+                    detail: said,
                 });
             }
             tokio::time::sleep(WEBHOOK_EVERY).await;

@@ -23,12 +23,9 @@ use super::Cluster;
 /// Longest wait for the service account of a new namespace.
 const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest wait for a CustomResourceDefinition to be served.
-const CRD_TIMEOUT: Duration = Duration::from_secs(60);
-/// What an API server answers to a server-side apply of a kind whose schema it has not read yet.
-const KINDS_TO_COME: &str =
-    "There can be a delay between when CustomResourceDefinitions are created";
+pub(super) const CRD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause between two looks at something that is to appear.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Lifetime of a token unless another one is asked for, seconds.
 const TOKEN_SECONDS: i64 = 12 * 3600;
 
@@ -235,31 +232,6 @@ impl Cluster {
         })
     }
 
-    /// Applies YAML documents server-side as admin; a large CustomResourceDefinition is no problem.
-    pub async fn apply_yaml(&self, yaml: &str) -> Result<()> {
-        self.apply("-", yaml).await
-    }
-
-    /// Applies a YAML file server-side as admin.
-    pub async fn apply_file(&self, file: &Path) -> Result<()> {
-        self.apply(&file.display().to_string(), "").await
-    }
-
-    /// An API server that has just started says for some moments that it does not know the kinds of its
-    /// CustomResourceDefinitions yet; it says so of server-side apply even while it lists and creates them.
-    async fn apply(&self, file: &str, stdin: &str) -> Result<()> {
-        let args = ["apply", "--server-side", "--force-conflicts", "-f", file];
-        let since = Instant::now();
-        loop {
-            let output = self.kubectl_as(&Identity::Admin, &args, stdin).await?;
-            let is_early = !output.success && output.stderr.contains(KINDS_TO_COME);
-            if !is_early || since.elapsed() > CRD_TIMEOUT {
-                return expect_success(&args, output);
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    }
-
     /// Waits until CustomResourceDefinitions are served. `kubectl wait` fails on one that has no
     /// conditions yet.
     pub async fn wait_for_crds(&self, names: &[&str]) -> Result<()> {
@@ -464,17 +436,6 @@ fn is_established(crd: &CustomResourceDefinition) -> bool {
     conditions
         .into_iter()
         .any(|condition| condition.type_ == "Established" && condition.status == "True")
-}
-
-fn expect_success(args: &[&str], output: KubectlOutput) -> Result<()> {
-    if output.success {
-        return Ok(());
-    }
-    Err(Error::Command {
-        command: format!("kubectl {}", args.join(" ")),
-        status: "an error".into(),
-        stderr: output.stderr,
-    })
 }
 
 pub(super) fn kubeconfig_file(folder: &Path, identity: &Identity) -> PathBuf {

@@ -1,6 +1,7 @@
 //! A running control plane.
 
 mod access;
+mod apply;
 mod builder;
 mod flags;
 mod lifecycle;
