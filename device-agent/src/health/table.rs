@@ -1,6 +1,7 @@
 //! The health table: `health.toml`, parsed strictly.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use muster_proto::inventory::{Health, RecoveryAction};
@@ -227,7 +228,13 @@ const DEMANDS: [RecoveryAction; 5] = [
 impl Table {
     /// The table that is part of the binary.
     pub fn embedded() -> Result<Self, FileError> {
-        Self::parse("health.toml", EMBEDDED_TABLE)
+        // Read once: a fleet of agents in one process has one for each.
+        static READ: OnceLock<Table> = OnceLock::new();
+        if let Some(read) = READ.get() {
+            return Ok(read.clone());
+        }
+        let read = Self::parse("health.toml", EMBEDDED_TABLE)?;
+        Ok(READ.get_or_init(|| read).clone())
     }
 
     /// Parses a table; `name` is used in errors. Every demand of the driver and every condition must have exactly one row, and an XID at most one.

@@ -6,12 +6,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use muster_tests::sim::storm::weather::{ALL, Fault};
-use muster_tests::sim::storm::{Outcome, Telling, run};
+use muster_tests::sim::storm::{FAULTS_MIN, Outcome, Telling, run};
 
 use super::{replay, setting};
 
 /// Seeds that CI runs.
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 2000;
 /// Seeds beyond those that have failed once, each with what for.
 const ONCE_FAILED: [u64; 4] = [
     // A plan that had been given back arrived after a repair to the same node, which keeps its plan's old number: held
@@ -26,8 +26,6 @@ const ONCE_FAILED: [u64; 4] = [
 ];
 /// A run with fewer gangs that ran to their end was idle.
 const COMPLETED_MIN: u64 = 4;
-/// A run with fewer faults was no storm.
-const FAULTS_MIN: u64 = 25;
 /// Failures that are told with their story.
 const TOLD_MAX: usize = 3;
 

@@ -70,7 +70,8 @@ impl Stored {
     #[must_use]
     pub fn text(&self) -> Bytes {
         self.text
-            .get_or_init(|| Bytes::from(self.value.to_string()))
+            // To a buffer: what is formatted goes through more hands, and every write comes by here.
+            .get_or_init(|| Bytes::from(serde_json::to_vec(&self.value).unwrap_or_default()))
             .clone()
     }
 }
@@ -431,17 +432,16 @@ fn summary(kind: ChangeKind, before: Option<&Value>, after: &Value) -> String {
 }
 
 fn changed(old: &Value, new: &Value, path: &mut String, depth: usize, out: &mut Vec<String>) {
-    if out.len() > 8 || old == new {
+    if out.len() > 8 {
         return;
     }
-    let (Value::Object(a), Value::Object(b)) = (old, new) else {
-        out.push(leaf(path, new));
-        return;
+    // What is gone into is compared by its parts, once.
+    let (a, b) = match (old, new) {
+        (Value::Object(a), Value::Object(b)) if depth < 3 => (a, b),
+        _ if old == new => return,
+        (Value::Object(_), Value::Object(_)) => return out.push(path.clone()),
+        _ => return out.push(leaf(path, new)),
     };
-    if depth >= 3 {
-        out.push(path.clone());
-        return;
-    }
     let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     for key in keys {
         if matches!(key.as_str(), "resourceVersion" | "managedFields") {

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::extender::Extender;
-use super::fit::{self, Misfit, Taken};
+use super::fit::{self, Misfit, Resources, Taken};
 use super::fit_between::Between;
 use super::kinds::{NODES, PODS};
 use super::scheduler_cache::{Cache, priority};
@@ -291,7 +291,8 @@ impl Scheduler {
         if !nominated.is_empty() && all.contains(&nominated) {
             let mut misfits = BTreeMap::new();
             let one = std::slice::from_ref(&nominated);
-            let one = self.run_filters(pod, between.as_ref(), one, &mut misfits);
+            let needs = fit::requests(pod);
+            let one = self.run_filters(pod, &needs, between.as_ref(), one, &mut misfits);
             if !one.is_empty()
                 && self
                     .run_extenders(pod, one, &mut misfits)
@@ -340,6 +341,7 @@ impl Scheduler {
         misfits: &mut BTreeMap<String, Misfit>,
     ) -> Vec<String> {
         let wanted = nodes_to_find(offered.len(), self.config.percentage_of_nodes);
+        let needs = fit::requests(pod);
         let mut found = Vec::new();
         let mut looked: usize = 0;
         let start = self
@@ -349,7 +351,7 @@ impl Scheduler {
         for name in offered.iter().cycle().skip(start).take(offered.len()) {
             looked += 1;
             let one = std::slice::from_ref(name);
-            found.extend(self.run_filters(pod, between, one, misfits));
+            found.extend(self.run_filters(pod, &needs, between, one, misfits));
             if found.len() >= wanted {
                 break;
             }
@@ -362,11 +364,11 @@ impl Scheduler {
     fn run_filters(
         &self,
         pod: &Value,
+        needs: &Resources,
         between: Option<&Between>,
         names: &[String],
         misfits: &mut BTreeMap<String, Misfit>,
     ) -> Vec<String> {
-        let needs = fit::requests(pod);
         let mut left = Vec::new();
         for name in names {
             let Some(entry) = self.cache.nodes.get(name) else {
@@ -375,7 +377,7 @@ impl Scheduler {
             let Some(node) = &entry.object else { continue };
             let taken = self.with_nominated(pod, name, &entry.taken);
             let taken = taken.as_ref().unwrap_or(&entry.taken);
-            let fits = fit::check_with(pod, &needs, &node.value, &entry.gives, taken)
+            let fits = fit::check_with(pod, needs, &node.value, &entry.gives, taken)
                 .and_then(|()| between.map_or(Ok(()), |between| between.check(&node.value)));
             match fits {
                 Ok(()) => left.push(name.clone()),

@@ -15,6 +15,8 @@ use std::time::Duration;
 use muster_embedded::api::faults::RequestInfo;
 use muster_embedded::value;
 use muster_kubernetes::names;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -149,14 +151,17 @@ impl Sight {
                 let read = (request.client.clone(), request.name.clone());
                 let read = self.reads.remove(&read);
                 let decided = read.filter(|at| *at + READ_MAX > now).unwrap_or(now);
-                let Some(body) = parsed(request) else { return };
-                let plan = value::text(&body, &["status", "planId"]);
-                if !plan.is_empty() {
-                    self.note(plan, request, decided, PLAN_IN_FLIGHT);
+                let Some(body) = parsed::<GangBody>(request) else {
+                    return;
+                };
+                if let Some(plan) = body.status.plan_id.filter(|plan| !plan.is_empty()) {
+                    self.note(&plan, request, decided, PLAN_IN_FLIGHT);
                 }
             }
             ("pods", "binding") => {
-                let Some(body) = parsed(request) else { return };
+                let Some(body) = parsed::<Value>(request) else {
+                    return;
+                };
                 let of = |key: &str| value::text(&body, &["metadata", "annotations", key]);
                 let key = binding(of(names::PLAN), of(names::EPOCH), value::uid(&body));
                 self.note(&key, request, now, BINDING_IN_FLIGHT);
@@ -211,8 +216,21 @@ fn binding(plan: &str, epoch: &str, pod_uid: &str) -> String {
     format!("{plan} {epoch} {pod_uid}")
 }
 
-fn parsed(request: &RequestInfo) -> Option<Value> {
+fn parsed<T: DeserializeOwned>(request: &RequestInfo) -> Option<T> {
     serde_json::from_slice(&request.body).ok()
+}
+
+/// What is looked at of a Gang's status that is sent. A whole document would be read for each.
+#[derive(Deserialize)]
+struct GangBody {
+    #[serde(default)]
+    status: StatusBody,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StatusBody {
+    plan_id: Option<String>,
 }
 
 #[cfg(test)]

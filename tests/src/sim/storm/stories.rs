@@ -23,7 +23,7 @@ use super::ambush::{Ambush, Sender, Step, Target};
 use super::mischief::Undo;
 use super::replica::Replica;
 use super::workload::{self, GPUS, Set};
-use super::{Storm, judge};
+use super::{Storm, is_long, judge};
 use crate::sim::{GANGS, PODS};
 
 /// Longest time until the first write of a gang that has the cluster for itself.
@@ -40,8 +40,6 @@ const GIVEN_UP_MAX: Duration = Duration::from_secs(45);
 const SLOW_LIST: Duration = Duration::from_secs(5);
 /// How long a kubelet takes that is slow, at most.
 const SLOW_KUBELET: Duration = Duration::from_secs(120);
-/// Stories of one run.
-const STORIES: usize = 2;
 /// How often a story looks whether its next step is due.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -90,7 +88,8 @@ const TOLD: [Story; 18] = [
 impl Storm {
     /// Tells some stories, one after the other.
     pub(super) async fn stories(&mut self) -> Result<(), String> {
-        for _ in 0..STORIES {
+        let stories = if is_long(self.seed) { 2 } else { 1 };
+        for _ in 0..stories {
             let story = self.a_story();
             self.story(story).await?;
             self.all_end().await?;
