@@ -1,4 +1,4 @@
-//! Muster dies fifty times in about five minutes, under load; a thousand times: `--bin kills`.
+//! Muster dies fifty times in about four minutes, under load; a thousand times: `--bin kills`.
 //!
 //! A program of its own, so that no other test runs beside it: deadlines are judged here on processes that already take all of two cores.
 

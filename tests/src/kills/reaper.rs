@@ -15,7 +15,7 @@ use crate::rng::Rng;
 const FAULT_EVERY: u32 = 5;
 
 /// After so many kills Muster lives for [`LONG_LIFE`].
-const LONG_LIFE_EVERY: u32 = 6;
+const LONG_LIFE_EVERY: u32 = 8;
 
 /// So long, milliseconds, from when it leads: longer than kube-scheduler leaves a pod alone that has failed often (10 s).
 ///
@@ -103,9 +103,9 @@ impl Reaper<'_> {
 
     fn short_life(&mut self) -> Duration {
         match self.rng.below(20) {
-            0..6 => self.millis(50, 1000),
-            6..14 => self.millis(1000, 5000),
-            _ => self.millis(5000, 9000),
+            0..9 => self.millis(50, 1000),
+            9..17 => self.millis(1000, 4000),
+            _ => self.millis(4000, 8000),
         }
     }
 
