@@ -124,7 +124,7 @@ pub enum Error {
         /// Each object and what is said of it, a line each.
         refused: String,
     },
-    /// A command such as kubectl ended with an error.
+    /// A command such as etcdutl ended with an error.
     #[error("{command} exited with {status}: {stderr}")]
     Command {
         /// The command line.

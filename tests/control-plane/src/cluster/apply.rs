@@ -1,11 +1,12 @@
-//! Objects from YAML, applied as kubectl would.
+//! Objects from YAML, applied server-side as kubectl would. Of lists it knows `kind: List` alone, and a text that is no YAML is
+//! refused whole.
 //!
 //! `kubectl apply --server-side` reads the API server's whole OpenAPI document each time it is called: half a second of two
 //! processors, of which the suites have hundreds. This asks for the one API group that an object is of.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -22,6 +23,9 @@ const MANAGER: &str = "kubectl";
 const KINDS_TO_COME: &str =
     "There can be a delay between when CustomResourceDefinitions are created";
 
+/// Longest wait for a kind to be there at all.
+const KIND_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Where objects of a kind go.
 type Kinds = BTreeMap<(String, String), (ApiResource, Scope)>;
 
@@ -34,8 +38,9 @@ impl Cluster {
     pub async fn apply_yaml(&self, yaml: &str) -> Result<()> {
         let mut kinds = Kinds::new();
         let mut refused = Vec::new();
+        let since = Instant::now();
         for object in documents(yaml)? {
-            if let Err(why) = self.apply(&object, &mut kinds).await {
+            if let Err(why) = self.apply(&object, &mut kinds, since).await {
                 refused.push(format!(
                     "{} {}: {why}",
                     text(&object, "/kind"),
@@ -62,24 +67,29 @@ impl Cluster {
             .await
     }
 
-    /// An API server that has just started says for some moments that it does not know the kinds of its
-    /// CustomResourceDefinitions yet; it says so of server-side apply even while it lists and creates them.
-    async fn apply(&self, object: &Value, kinds: &mut Kinds) -> Result<(), kube::Error> {
-        let params = PatchParams::apply(MANAGER).force().validation_strict();
-        let name = text(object, "/metadata/name");
-        let since = Instant::now();
+    /// Until so long after `since` an API server that is not ready for it is asked again.
+    async fn apply(
+        &self,
+        object: &Value,
+        kinds: &mut Kinds,
+        since: Instant,
+    ) -> Result<(), kube::Error> {
         loop {
-            let api = self.api_of(object, kinds).await?;
-            let applied = api.patch(name, &params, &Patch::Apply(object)).await;
-            match applied {
-                Err(kube::Error::Api(status))
-                    if status.message.contains(KINDS_TO_COME) && since.elapsed() < CRD_TIMEOUT =>
-                {
+            match self.apply_once(object, kinds).await {
+                Err(error) if is_early(&error, since.elapsed()) => {
                     tokio::time::sleep(LOOK_EVERY).await;
                 }
-                applied => return applied.map(|_| ()),
+                applied => return applied,
             }
         }
+    }
+
+    async fn apply_once(&self, object: &Value, kinds: &mut Kinds) -> Result<(), kube::Error> {
+        let params = PatchParams::apply(MANAGER).force().validation_strict();
+        let api = self.api_of(object, kinds).await?;
+        let name = text(object, "/metadata/name");
+        api.patch(name, &params, &Patch::Apply(object)).await?;
+        Ok(())
     }
 
     async fn api_of(
@@ -107,6 +117,20 @@ impl Cluster {
             Scope::Cluster => Api::all_with(self.admin(), &resource),
             Scope::Namespaced => Api::namespaced_with(self.admin(), namespace, &resource),
         })
+    }
+}
+
+/// An API server that has just started says for some moments that it does not know the kinds of its
+/// CustomResourceDefinitions yet; it says so of server-side apply even while it lists and creates them. A kind that nobody has
+/// defined stays unknown: that is not waited for as long.
+fn is_early(error: &kube::Error, waited: Duration) -> bool {
+    match error {
+        kube::Error::Discovery(_) => waited < KIND_TIMEOUT,
+        kube::Error::Api(status) => {
+            let is_busy = status.code == 429 || status.message.contains(KINDS_TO_COME);
+            is_busy && waited < CRD_TIMEOUT
+        }
+        _ => false,
     }
 }
 
