@@ -74,7 +74,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     line("until a job had every GPU", seconds(outcome.all_gpus));
     println!(
         "no GPU given twice, no gang in part for longer than 32 s of a healthy API server and a Muster that leads, nor for longer than \
-         92 s of a healthy API server, no job lost, no running pod taken away by a Muster that had led for less than 30 s, nothing reserved for nobody"
+         107 s of a healthy API server, no job lost, no running pod taken away by a Muster that had led for less than 30 s, nothing reserved for nobody"
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -20,8 +20,8 @@ const GAP_AFTER: Duration = Duration::from_secs(40);
 /// What restarts of Muster add to the time in which a gang may be bound in part. A Muster that is there again, and has read everything, completes
 /// the gang as soon as kube-scheduler comes with the member that is missing, rather than count 30 s of its own: mostly within 14 s. But an outage of the
 /// API server may cost kube-scheduler its Lease (15 s until the next has it), kube-scheduler leaves a pod that has failed often alone for 10 s,
-/// and five lives in a row may each be too short (9 s at most) for it to come in time ([`super::reaper`]).
-const RESTARTS_MAX: Duration = Duration::from_secs(60);
+/// and seven lives in a row may each be too short (8 s at most) for it to come in time ([`super::reaper`]).
+const RESTARTS_MAX: Duration = Duration::from_secs(75);
 
 /// For how long a gang stands in part before it is released whole (`gang.repairMax` by default): no Muster that has led for less does that.
 const RELEASED_AFTER: Duration = Duration::from_secs(30);

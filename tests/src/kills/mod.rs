@@ -41,7 +41,7 @@ const FILLED_MAX: Duration = Duration::from_secs(40);
 /// Longest wait for all that is left to run and end once nothing goes wrong any more.
 const REST_MAX: Duration = Duration::from_secs(420);
 /// Longest that a plan may have nothing bound while a Muster leads and kube-scheduler comes, and longest wait for a job that takes all GPUs there are in the end:
-/// nothing may be reserved for nobody for longer.
+/// nothing may be reserved for nobody for longer. Fifty kills have too few long lives for so much time: there the last job finds what leaks.
 const LEAK_MAX: Duration = Duration::from_secs(60);
 /// How often it is looked who leads.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
