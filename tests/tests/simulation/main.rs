@@ -4,7 +4,7 @@
 //!   SIM_SEED=7      one seed, with the end of its story when something is wrong
 //!   SIM_TRACE=1     and with all of its story
 //!   SIM_FIRST=1000  where a range begins
-//!   SIM_SEEDS=500   how many seeds it has
+//!   SIM_SEEDS=500   how many seeds it has; from 50,000,000 on all runs are long
 //!   SIM_STORY=Stale only stories whose names begin so, after the storms
 //!   SIM_THREADS=1   on how many processors; all of them otherwise
 //! ```

@@ -12,7 +12,7 @@ use super::{replay, setting};
 
 /// Seeds that CI runs.
 const SEEDS: u64 = 2000;
-/// Seeds beyond those that have failed once, each with what for.
+/// Seeds that have failed once, each with what for.
 const ONCE_FAILED: [u64; 4] = [
     // A plan that had been given back arrived after a repair to the same node, which keeps its plan's old number: held
     // against the planner by mistake.
@@ -26,6 +26,8 @@ const ONCE_FAILED: [u64; 4] = [
 ];
 /// A run with fewer gangs that ran to their end was idle.
 const COMPLETED_MIN: u64 = 4;
+/// One storm in so many, at most, has to go on for its faults.
+const PROLONGED_ONE_IN: u64 = 10;
 /// Failures that are told with their story.
 const TOLD_MAX: usize = 3;
 
@@ -57,6 +59,7 @@ struct Sums {
     completed: u64,
     bindings: u64,
     faults: u64,
+    prolonged: u64,
     writes: u64,
     steps_most: u64,
     time: Duration,
@@ -73,6 +76,7 @@ impl Sums {
         self.completed += outcome.completed;
         self.bindings += outcome.bindings;
         self.faults += outcome.faults;
+        self.prolonged += u64::from(outcome.prolonged);
         self.writes += outcome.writes;
         self.steps_most = self.steps_most.max(outcome.steps);
         self.time += outcome.time;
@@ -88,7 +92,7 @@ impl Sums {
 
     fn line(&self, took: Duration) -> String {
         format!(
-            "{} seeds in {:.1?} ({:.1} a second): {} gangs to their end, {} Bindings, {} faults, {} writes, at most {} steps, \
+            "{} seeds in {:.1?} ({:.1} a second): {} gangs to their end, {} Bindings, {} faults ({} storms went on for them), {} writes, at most {} steps, \
              {} h in the clusters, all ended {} s into the calm at the latest, digest {:016x}\n{:?}",
             self.runs,
             took,
@@ -96,6 +100,7 @@ impl Sums {
             self.completed,
             self.bindings,
             self.faults,
+            self.prolonged,
             self.writes,
             self.steps_most,
             self.time.as_secs() / 3600,
@@ -180,6 +185,11 @@ fn storms_leave_every_gang_whole_and_nothing_held() -> anyhow::Result<()> {
         told.join("\n\n")
     );
     if seeds >= 100 {
+        let (prolonged, runs) = (sums.prolonged, sums.runs);
+        anyhow::ensure!(
+            prolonged * PROLONGED_ONE_IN <= runs,
+            "{prolonged} of {runs} storms were too calm"
+        );
         for fault in ALL.into_iter().chain([Fault::Forbidden]) {
             let count = sums.by_fault.get(&fault).copied().unwrap_or(0);
             anyhow::ensure!(count > 0, "{fault:?} has never happened");

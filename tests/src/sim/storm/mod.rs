@@ -88,6 +88,8 @@ pub struct Outcome {
     pub bindings: u64,
     /// Faults and things done to the cluster.
     pub faults: u64,
+    /// Whether its storm went on because little had come of it.
+    pub prolonged: bool,
     /// API faults by kind.
     pub by_fault: BTreeMap<Fault, u64>,
     /// Writes of the store.
@@ -132,6 +134,7 @@ pub struct Storm {
     impostors: BTreeMap<String, Fleet>,
     made: u64,
     done: u64,
+    prolonged: bool,
     settled: Duration,
     steps: Arc<Steps>,
 }
@@ -199,6 +202,7 @@ fn failed(seed: u64, wrong: String) -> Outcome {
         completed: 0,
         bindings: 0,
         faults: 0,
+        prolonged: false,
         by_fault: BTreeMap::new(),
         writes: 0,
         steps: 0,
@@ -328,6 +332,7 @@ impl Storm {
             impostors: BTreeMap::new(),
             made: 0,
             done: 0,
+            prolonged: false,
             settled: Duration::ZERO,
             steps,
         })
@@ -374,6 +379,7 @@ impl Storm {
             completed,
             bindings,
             faults: sum(self.done, &by_fault),
+            prolonged: self.prolonged,
             by_fault,
             writes: self.cluster.api().digest().0,
             steps: self.steps.taken(),
@@ -417,16 +423,12 @@ impl Storm {
         judge::locked(&self.judge).calm(false);
         self.log.note("a storm begins");
         self.weather.storm(true);
-        let (lasts, more) = if is_long(self.seed) {
-            (30, 20)
-        } else {
-            (20, 16)
-        };
-        let end = Instant::now() + Duration::from_secs(lasts + self.rng.below(more));
+        let end = Instant::now() + Duration::from_secs(30 + self.rng.below(20));
         for _ in 0..3 {
             self.submit();
         }
         while Instant::now() < end || self.is_too_calm(end) {
+            self.prolonged |= Instant::now() >= end;
             self.mischief().await?;
             self.take_back(false);
             self.tend().await?;

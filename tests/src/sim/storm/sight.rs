@@ -290,6 +290,22 @@ mod tests {
     }
 
     #[test]
+    fn statuses_without_a_plan_note_none() {
+        let mut sight = Sight::default();
+        for body in [
+            json!({}),
+            json!({"status": {}}),
+            json!({"status": {"planId": null}}),
+            json!({"status": {"planId": ""}}),
+        ] {
+            sight.send(&request("update", "status", &body), Instant::now());
+        }
+        assert!(sight.sent.is_empty());
+        sight.send(&plan("e1-1"), Instant::now());
+        assert_eq!(sight.sent.len(), 1);
+    }
+
+    #[test]
     fn time_for_reading_a_gang_before_its_plan_is_written_counts_as_in_flight() {
         let (mut sight, start) = (Sight::default(), Instant::now());
         sight.show(CLIENT, "nodes", 5, start + second(3));
