@@ -75,7 +75,7 @@ impl Cluster {
         since: Instant,
     ) -> Result<(), kube::Error> {
         loop {
-            match self.apply_once(object, kinds).await {
+            match self.apply_once(object, kinds, since).await {
                 Err(error) if is_early(&error, since.elapsed()) => {
                     tokio::time::sleep(LOOK_EVERY).await;
                 }
@@ -84,9 +84,14 @@ impl Cluster {
         }
     }
 
-    async fn apply_once(&self, object: &Value, kinds: &mut Kinds) -> Result<(), kube::Error> {
+    async fn apply_once(
+        &self,
+        object: &Value,
+        kinds: &mut Kinds,
+        since: Instant,
+    ) -> Result<(), kube::Error> {
         let params = PatchParams::apply(MANAGER).force().validation_strict();
-        let api = self.api_of(object, kinds).await?;
+        let api = self.api_of(object, kinds, since).await?;
         let name = text(object, "/metadata/name");
         api.patch(name, &params, &Patch::Apply(object)).await?;
         Ok(())
@@ -96,6 +101,7 @@ impl Cluster {
         &self,
         object: &Value,
         kinds: &mut Kinds,
+        since: Instant,
     ) -> Result<Api<DynamicObject>, kube::Error> {
         let (version, kind) = (text(object, "/apiVersion"), text(object, "/kind"));
         let key = (version.to_owned(), kind.to_owned());
@@ -104,7 +110,14 @@ impl Cluster {
             None => {
                 let (group, version) = version.split_once('/').unwrap_or(("", version));
                 let kind = GroupVersionKind::gvk(group, version, kind);
-                let (resource, found) = discovery::pinned_kind(&self.admin(), &kind).await?;
+                let (resource, found) = loop {
+                    match discovery::pinned_kind(&self.admin(), &kind).await {
+                        Err(error) if is_unknown(&error) && since.elapsed() < KIND_TIMEOUT => {
+                            tokio::time::sleep(LOOK_EVERY).await;
+                        }
+                        found => break found?,
+                    }
+                };
                 kinds.insert(key, (resource.clone(), found.scope.clone()));
                 (resource, found.scope)
             }
@@ -120,18 +133,22 @@ impl Cluster {
     }
 }
 
-/// An API server that has just started says for some moments that it does not know the kinds of its
-/// CustomResourceDefinitions yet; it says so of server-side apply even while it lists and creates them. A kind that nobody has
-/// defined stays unknown: that is not waited for as long.
-fn is_early(error: &kube::Error, waited: Duration) -> bool {
+/// Nobody has defined the kind, or its CustomResourceDefinition is not served yet.
+fn is_unknown(error: &kube::Error) -> bool {
     match error {
-        kube::Error::Discovery(_) => waited < KIND_TIMEOUT,
-        kube::Error::Api(status) => {
-            let is_busy = status.code == 429 || status.message.contains(KINDS_TO_COME);
-            is_busy && waited < CRD_TIMEOUT
-        }
+        kube::Error::Discovery(_) => true,
+        kube::Error::Api(status) => status.code == 404,
         _ => false,
     }
+}
+
+/// An API server that has just started says for some moments that it does not know the kinds of its
+/// CustomResourceDefinitions yet; it says so of server-side apply even while it lists and creates them.
+fn is_early(error: &kube::Error, waited: Duration) -> bool {
+    let kube::Error::Api(status) = error else {
+        return false;
+    };
+    (status.code == 429 || status.message.contains(KINDS_TO_COME)) && waited < CRD_TIMEOUT
 }
 
 /// The objects of a text.
