@@ -219,6 +219,7 @@ mod tests {
         let own = [
             "raw",
             "kube-scheduler",
+            "kube-scheduler-job",
             "native-gang",
             "muster-job",
             "muster-gate",

@@ -12,6 +12,8 @@ pub enum Contender {
     Raw,
     /// kube-scheduler as it comes: pods one by one, no gangs.
     Plain,
+    /// The same for the pods of PyTorchJobs, which somebody else makes as soon as the job is there.
+    PlainJob,
     /// kube-scheduler with its own gang scheduling: a PodGroup for each gang.
     Native,
     /// kube-scheduler with the coscheduling plugin of scheduler-plugins: a PodGroup for each gang.
@@ -33,9 +35,10 @@ const MUSTER: &[&str] = &["kube-scheduler", "muster-scheduler"];
 
 impl Contender {
     /// All of them, in the order in which they run.
-    pub const ALL: [Contender; 8] = [
+    pub const ALL: [Contender; 9] = [
         Contender::Raw,
         Contender::Plain,
+        Contender::PlainJob,
         Contender::Native,
         Contender::Coscheduling,
         Contender::Kai,
@@ -49,6 +52,7 @@ impl Contender {
         match self {
             Contender::Raw => "raw",
             Contender::Plain => "kube-scheduler",
+            Contender::PlainJob => "kube-scheduler-job",
             Contender::Native => "native-gang",
             Contender::Coscheduling => "coscheduling",
             Contender::Kai => "kai",
@@ -73,12 +77,18 @@ impl Contender {
 
     /// Whether a gang is all or nothing.
     pub fn has_gangs(self) -> bool {
-        !matches!(self, Contender::Raw | Contender::Plain)
+        !matches!(
+            self,
+            Contender::Raw | Contender::Plain | Contender::PlainJob
+        )
     }
 
     /// Whether gangs are submitted as PyTorchJobs.
     pub fn has_jobs(self) -> bool {
-        matches!(self, Contender::MusterJob | Contender::Kai)
+        matches!(
+            self,
+            Contender::MusterJob | Contender::Kai | Contender::PlainJob
+        )
     }
 
     /// Whether the admission policies are installed.
@@ -97,7 +107,7 @@ impl Contender {
     pub fn programs(self) -> &'static [&'static str] {
         match self {
             Contender::Raw => &[],
-            Contender::Plain | Contender::Native => KUBE_SCHEDULER,
+            Contender::Plain | Contender::PlainJob | Contender::Native => KUBE_SCHEDULER,
             Contender::Coscheduling => &[crate::coscheduling::PROGRAM],
             Contender::Kai => &crate::kai::PROGRAMS,
             Contender::MusterJob | Contender::MusterGate | Contender::MusterUngated => MUSTER,
@@ -108,7 +118,10 @@ impl Contender {
     pub fn scheduler_name(self) -> &'static str {
         match self {
             Contender::Raw => "nobody",
-            Contender::Plain | Contender::Native | Contender::Coscheduling => "default-scheduler",
+            Contender::Plain
+            | Contender::PlainJob
+            | Contender::Native
+            | Contender::Coscheduling => "default-scheduler",
             Contender::Kai => crate::kai::SCHEDULER_NAME,
             Contender::MusterJob | Contender::MusterGate | Contender::MusterUngated => {
                 names::SCHEDULER_NAME

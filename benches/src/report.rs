@@ -45,7 +45,7 @@ pub struct Absent {
     pub why: String,
 }
 
-const HEADER: &str = "scheduler        first create to       /kube-  /native    /raw  /muster-  gang p50/p95 s    pods/s  writes  CPU s: API   sche-  MiB, sche-  others'\n                 last bound, s         sched                     job                               per pod  server      duler  duler       CPU";
+const HEADER: &str = "scheduler          first create to       /kube-  same by  /native    /raw  /muster-  gang p50/p95 s    pods/s  writes  CPU s: API   sche-  MiB, sche-  others'\n                   last bound, s         sched      job                     job                               per pod  server      duler  duler       CPU";
 
 /// Longest reason shown in a block, characters; `report.json` has all of it.
 const WHY_MAX: usize = 160;
@@ -93,7 +93,7 @@ impl Report {
             let what = if absent.failed { "failed" } else { "no row" };
             let why = absent.why.lines().next().unwrap_or_default();
             let why: String = why.chars().take(WHY_MAX).collect();
-            let _ = writeln!(text, "{:<16} {what}: {why}", absent.contender);
+            let _ = writeln!(text, "{:<18} {what}: {why}", absent.contender);
         }
         if rows.iter().any(|row| row.writes_after_settling.is_some()) {
             overload(text, &rows);
@@ -131,10 +131,11 @@ impl Report {
     fn line(&self, row: &Row) -> String {
         let programs = programs_of(row);
         format!(
-            "{:<16} {:>14.1}      {:>7}  {:>7} {:>7}  {:>8}  {:>6.1} / {:>6.1}  {:>8.0}  {:>6.2}  {:>10.1}  {:>6.1}  {:>10}  {:>6.0}%",
+            "{:<18} {:>14.1}      {:>7}  {:>7}  {:>7} {:>7}  {:>8}  {:>6.1} / {:>6.1}  {:>8.0}  {:>6.2}  {:>10.1}  {:>6.1}  {:>10}  {:>6.0}%",
             row.contender,
             row.first_create_to_last_bound,
             self.ratio(row, Contender::Plain),
+            self.ratio(row, Contender::PlainJob),
             self.ratio(row, Contender::Native),
             self.ratio(row, Contender::Raw),
             self.ratio(row, Contender::MusterJob),
@@ -179,7 +180,7 @@ fn programs_of(row: &Row) -> &'static [&'static str] {
 fn verdicts(text: &mut String, rows: &[&Row]) {
     let _ = writeln!(
         text,
-        "scheduler        last create to   writes  CPU s: API   sche-  MiB, sche-  others'  said by, and what\n                 verdict, ms     per pod  server      duler  duler       CPU"
+        "scheduler          last create to   writes  CPU s: API   sche-  MiB, sche-  others'  said by, and what\n                   verdict, ms     per pod  server      duler  duler       CPU"
     );
     for row in rows {
         let Some(told) = &row.told else {
@@ -188,7 +189,7 @@ fn verdicts(text: &mut String, rows: &[&Row]) {
         let programs = programs_of(row);
         let _ = writeln!(
             text,
-            "{:<16} {:>11.0} {:>11.2}  {:>10.2}  {:>6.2}  {:>10}  {:>6.0}%  {}: {}",
+            "{:<18} {:>11.0} {:>11.2}  {:>10.2}  {:>6.2}  {:>10}  {:>6.0}%  {}: {}",
             row.contender,
             told.after * 1000.0,
             row.writes_per_pod,
@@ -206,7 +207,7 @@ fn verdicts(text: &mut String, rows: &[&Row]) {
 fn backlog(text: &mut String, rows: &[&Row]) {
     let _ = writeln!(
         text,
-        "scheduler        start to first   pods/s,     half of the gangs\n                 bound, s       /kube-sched  whole by, % of the time"
+        "scheduler          start to first   pods/s,     half of the gangs\n                   bound, s       /kube-sched  whole by, % of the time"
     );
     for row in rows {
         let plain = rows
@@ -218,7 +219,7 @@ fn backlog(text: &mut String, rows: &[&Row]) {
         );
         let _ = writeln!(
             text,
-            "{:<16} {:>8.2} {:>17} {:>20.0}",
+            "{:<18} {:>8.2} {:>17} {:>20.0}",
             row.contender,
             row.to_first_bound,
             pods,
@@ -230,7 +231,7 @@ fn backlog(text: &mut String, rows: &[&Row]) {
 fn overload(text: &mut String, rows: &[&Row]) {
     let _ = writeln!(
         text,
-        "{:<16} {:>6} {:>8} {:>13} {:>16} {:>13} {:>14} {:>14}",
+        "{:<18} {:>6} {:>8} {:>13} {:>16} {:>13} {:>14} {:>14}",
         "scheduler",
         "whole",
         "in part",
@@ -243,7 +244,7 @@ fn overload(text: &mut String, rows: &[&Row]) {
     for row in rows {
         let _ = writeln!(
             text,
-            "{:<16} {:>6} {:>8} {:>13} {:>16.2} {:>13} {:>14} {:>14}",
+            "{:<18} {:>6} {:>8} {:>13} {:>16.2} {:>13} {:>14} {:>14}",
             row.contender,
             row.gangs_whole,
             row.gangs_partial,
@@ -321,11 +322,11 @@ mod tests {
             .unwrap();
         assert!(line.contains("1.50") && line.contains("0.75"), "{line}");
         assert!(
-            table.contains("\nkai              failed: no pod was bound\n"),
+            table.contains("\nkai                failed: no pod was bound\n"),
             "{table}"
         );
         assert!(
-            table.contains("\nraw              no row: decides nothing\n"),
+            table.contains("\nraw                no row: decides nothing\n"),
             "{table}"
         );
         assert!(table.contains("FAILED: round 0, many, kai: no pod was bound\nits log"));

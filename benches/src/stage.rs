@@ -115,6 +115,7 @@ impl Stage {
         };
         match contender {
             Contender::Raw | Contender::Plain | Contender::Native => {}
+            Contender::PlainJob => stage.cluster.install_job_crds().await?,
             Contender::Coscheduling => {
                 let folder = stage.options.peers.folder(contender)?;
                 coscheduling::install(&stage.cluster, folder).await?;
@@ -135,7 +136,7 @@ impl Stage {
     pub async fn start_scheduler(&mut self) -> anyhow::Result<()> {
         match self.contender {
             Contender::Raw => {}
-            Contender::Plain | Contender::Native => {
+            Contender::Plain | Contender::PlainJob | Contender::Native => {
                 let config = self.cluster.default_kube_scheduler_config()?;
                 self.cluster.start_kube_scheduler(&config).await?;
             }

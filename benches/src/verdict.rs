@@ -67,7 +67,7 @@ fn speaker(contender: Contender) -> GroupVersionKind {
     match contender {
         Contender::Native => GroupVersionKind::gvk("scheduling.k8s.io", "v1beta1", "PodGroup"),
         Contender::Kai => GroupVersionKind::gvk("scheduling.run.ai", "v2alpha2", "PodGroup"),
-        Contender::Raw | Contender::Plain | Contender::Coscheduling => {
+        Contender::Raw | Contender::Plain | Contender::PlainJob | Contender::Coscheduling => {
             GroupVersionKind::gvk("", "v1", "Pod")
         }
         Contender::MusterJob | Contender::MusterGate | Contender::MusterUngated => {
@@ -87,7 +87,7 @@ async fn listen(
     let api: Api<DynamicObject> = Api::namespaced_with(client, NAMESPACE, &kind);
     let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
     // Without gangs each pod is judged alone: the last of them tells.
-    let speakers = if contender == Contender::Plain {
+    let speakers = if matches!(contender, Contender::Plain | Contender::PlainJob) {
         gang.pods
     } else {
         1
@@ -147,7 +147,9 @@ fn verdict_in(contender: Contender, object: &Value) -> Option<String> {
         let no = field(condition, "status") == "False";
         let reason = field(condition, "reason");
         let holds = match contender {
-            Contender::Plain | Contender::Coscheduling => no && text.contains(TOO_FEW),
+            Contender::Plain | Contender::PlainJob | Contender::Coscheduling => {
+                no && text.contains(TOO_FEW)
+            }
             // Looked at only once all members are there; the text itself names no resource.
             Contender::Native => no && reason == "Unschedulable",
             Contender::Kai => reason == "Unschedulable",
