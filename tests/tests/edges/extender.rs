@@ -505,7 +505,7 @@ async fn lines_about_a_members_bind_and_node_name_its_gang_and_plan() {
     let paper = Paper::default();
     let writer = paper.clone();
     let filter = tracing_subscriber::EnvFilter::new("info");
-    let _logging = tracing::subscriber::set_default(logs::lines(filter, move || writer.clone()));
+    let _logging = crate::standin::listen(logs::lines(filter, move || writer.clone()));
     let mut bench = bench();
     let elsewhere = json!({"Pod": member("m"), "NodeNames": ["n1"]});
     ask(&bench.router, FILTER, elsewhere).await;

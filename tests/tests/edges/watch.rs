@@ -245,7 +245,7 @@ async fn a_gang_that_is_not_understood_is_logged_with_its_plan() {
     let writer = lines.clone();
     let filter = EnvFilter::new("muster_scheduler=info");
     let logged = muster_scheduler::logs::lines(filter, move || writer.clone());
-    let _guard = tracing::subscriber::set_default(logged);
+    let _guard = crate::standin::listen(logged);
     let standin = cluster(|call| {
         let odd = json!([{
             "metadata": {"name": "odd", "namespace": "team", "uid": "u", "resourceVersion": "1"},
