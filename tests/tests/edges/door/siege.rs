@@ -228,12 +228,15 @@ async fn besiege<C, A>(
         tokio::time::timeout(IN_TIME, asked).await.map(drop)
     });
     let mut asked = 0_u32;
-    while !newcomer.is_finished() || !siege.is_laid() || asked < ANSWERS_MIN {
-        known = tokio::time::timeout(IN_TIME, ask(known))
-            .await
-            .unwrap_or_else(|_| panic!("no answer after {asked} answers"));
-        asked += 1;
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    let answers = async {
+        while !newcomer.is_finished() || !siege.is_laid() || asked < ANSWERS_MIN {
+            known = ask(known).await;
+            asked += 1;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    if tokio::time::timeout(IN_TIME, answers).await.is_err() {
+        panic!("only {asked} answers in {IN_TIME:?}");
     }
     newcomer.await.unwrap().unwrap();
     siege.end().await;
