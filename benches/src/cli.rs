@@ -29,7 +29,7 @@ pub struct Cli {
     /// separated by commas.
     #[arg(long, default_value = "all", value_delimiter = ',')]
     case: Vec<String>,
-    /// Schedulers: `all`, or some of `raw`, `kube-scheduler`, `native-gang`, `coscheduling`, `kai`,
+    /// Schedulers: `all`, or some of `raw`, `kube-scheduler`, `kube-scheduler-job`, `native-gang`, `coscheduling`, `kai`,
     /// `muster-job`, `muster-gate`, `muster-ungated`, separated by commas. `all` are those that need
     /// no further programs: without `coscheduling` and `kai`.
     #[arg(long, default_value = "all", value_delimiter = ',')]

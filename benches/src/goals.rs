@@ -33,12 +33,16 @@ const BIG: u32 = 2_000;
 pub fn goals(rows: &[Row]) -> Vec<Goal> {
     let mut goals = Vec::new();
     for row in rows {
-        let writes = match row.contender.as_str() {
-            name if name == Contender::MusterJob.name() => 3.2,
-            name if name == Contender::MusterGate.name() => 4.2,
-            // Pods that are all there: the way in which nothing of the load is made after the start.
-            name if name == Contender::MusterUngated.name() && row.case == "before" => 3.2,
-            _ => continue,
+        let is = |contender: Contender| row.contender == contender.name();
+        let writes = if is(Contender::MusterJob) {
+            3.2
+        } else if is(Contender::MusterGate) {
+            4.2
+        } else if is(Contender::MusterUngated) && row.case == "before" {
+            // Where nothing is to be made or let go any more. Writes are no goal of this case.
+            f64::INFINITY
+        } else {
+            continue;
         };
         let mut held = Held {
             row,
