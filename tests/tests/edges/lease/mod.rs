@@ -153,13 +153,7 @@ async fn epoch_is_above_all_that_was_seen_and_never_goes_back() {
     // Nobody knows where the Lease has gone by which those Gangs were written.
     let why = told(&mut first).await.unwrap();
     assert!(why.contains("went back"), "{why}");
-    assert_eq!(
-        first.outbox.wait().await,
-        Some(Event::LeadershipGained {
-            epoch: Epoch(42),
-            first: false
-        })
-    );
+    first.gains(42, false).await;
     assert_eq!(first.fence.led(), Epoch(42));
     first.stop.cancel();
     assert_eq!(first.task.await.unwrap(), ElectionEnd::Stopped);
@@ -171,13 +165,7 @@ async fn epoch_is_above_all_that_was_seen_and_never_goes_back() {
     let started = tokio::time::Instant::now();
     let mut second = replica(&store, "b", 0);
     assert!(told(&mut second).await.is_some());
-    assert_eq!(
-        second.outbox.wait().await,
-        Some(Event::LeadershipGained {
-            epoch: Epoch(43),
-            first: false
-        })
-    );
+    second.gains(43, false).await;
     assert!(started.elapsed() < Duration::from_secs(1));
     assert_eq!(store.get("/spec/leaseTransitions"), json!(2));
     let pointer = format!(
@@ -193,13 +181,7 @@ async fn epoch_is_above_all_that_was_seen_and_never_goes_back() {
 async fn leader_that_cannot_renew_stops_before_another_may_take_over() {
     let store = Store::default();
     let mut first = replica(&store, "a", 0);
-    assert_eq!(
-        first.outbox.wait().await,
-        Some(Event::LeadershipGained {
-            epoch: Epoch(1),
-            first: true
-        })
-    );
+    first.gains(1, true).await;
     *store.down.lock().unwrap() = true;
     let started = tokio::time::Instant::now();
     assert_eq!(first.outbox.wait().await, Some(Event::LeadershipLost));
@@ -212,23 +194,11 @@ async fn leader_that_cannot_renew_stops_before_another_may_take_over() {
 async fn lease_of_a_dead_leader_is_taken_after_its_duration_and_not_before() {
     let store = Store::default();
     let mut first = replica(&store, "a", 0);
-    assert_eq!(
-        first.outbox.wait().await,
-        Some(Event::LeadershipGained {
-            epoch: Epoch(1),
-            first: true
-        })
-    );
+    first.gains(1, true).await;
     first.task.abort();
     let started = tokio::time::Instant::now();
     let mut second = replica(&store, "b", 0);
-    assert_eq!(
-        second.outbox.wait().await,
-        Some(Event::LeadershipGained {
-            epoch: Epoch(2),
-            first: false
-        })
-    );
+    second.gains(2, false).await;
     assert!(started.elapsed() >= config::Lease::default().duration.0);
     second.stop.cancel();
     second.task.await.unwrap();
@@ -239,27 +209,13 @@ async fn lease_of_a_dead_leader_is_taken_after_its_duration_and_not_before() {
 async fn lease_whose_first_answer_takes_long_is_as_old_as_the_answer() {
     let store = Store::default();
     let mut first = replica(&store, "a", 0);
-    let gained = first.outbox.wait().await;
-    assert_eq!(
-        gained,
-        Some(Event::LeadershipGained {
-            epoch: Epoch(1),
-            first: true
-        })
-    );
+    first.gains(1, true).await;
     first.task.abort();
     let slow = Duration::from_secs(9);
     *store.slow.lock().unwrap() = Some(slow);
     let started = tokio::time::Instant::now();
     let mut second = replica(&store, "b", 0);
-    let gained = second.outbox.wait().await;
-    assert_eq!(
-        gained,
-        Some(Event::LeadershipGained {
-            epoch: Epoch(2),
-            first: false
-        })
-    );
+    second.gains(2, false).await;
     let took = started.elapsed();
     assert!(
         took >= slow + config::Lease::default().duration.0,
@@ -310,14 +266,7 @@ async fn only_a_leader_that_nobody_can_have_led_before_is_the_first() {
 async fn lease_deleted_under_a_leader_gives_no_epoch_twice() {
     let store = Store::default();
     let mut first = replica(&store, "a", 0);
-    let gained = first.outbox.wait().await;
-    assert_eq!(
-        gained,
-        Some(Event::LeadershipGained {
-            epoch: Epoch(1),
-            first: true
-        })
-    );
+    first.gains(1, true).await;
     // A standby that has seen it lead.
     let mut second = replica(&store, "b", 0);
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -339,13 +288,7 @@ async fn lease_deleted_under_a_leader_gives_no_epoch_twice() {
 async fn a_replica_that_is_started_again_takes_its_own_lease_at_once_and_nobody_elses() {
     let store = Store::default();
     let mut first = replica(&store, "pod-a@1", 0);
-    assert_eq!(
-        first.outbox.wait().await,
-        Some(Event::LeadershipGained {
-            epoch: Epoch(1),
-            first: true
-        })
-    );
+    first.gains(1, true).await;
     first.task.abort();
     let started = tokio::time::Instant::now();
     let mut again = replica(&store, "pod-a@2", 0);
@@ -370,13 +313,7 @@ async fn a_replica_that_is_started_again_takes_its_own_lease_at_once_and_nobody_
 async fn leader_whose_lease_is_taken_stops() {
     let store = Store::default();
     let mut first = replica(&store, "a", 0);
-    assert_eq!(
-        first.outbox.wait().await,
-        Some(Event::LeadershipGained {
-            epoch: Epoch(1),
-            first: true
-        })
-    );
+    first.gains(1, true).await;
     {
         let mut lease = store.lease.lock().unwrap();
         let lease = lease.as_mut().unwrap();
@@ -425,13 +362,7 @@ async fn epoch_on_a_pod_is_no_ground_for_the_next_one_and_hides_no_later_leader(
 async fn epoch_written_by_somebody_who_does_not_lead_is_harmless() {
     let store = Store::default();
     let mut first = replica(&store, "a", 0);
-    assert_eq!(
-        first.outbox.wait().await,
-        Some(Event::LeadershipGained {
-            epoch: Epoch(1),
-            first: true
-        })
-    );
+    first.gains(1, true).await;
     first.fence.see(Epoch(1000));
     assert!(
         first.fence.pass(Epoch(1)).await,
@@ -459,6 +390,19 @@ impl Store {
     fn backup(&self) -> (Value, u64) {
         let lease = self.lease.lock().unwrap().clone();
         (lease.unwrap(), *self.version.lock().unwrap())
+    }
+}
+
+impl Replica {
+    /// Waits for what it tells next: that it leads with this epoch, as the first ever or not.
+    async fn gains(&mut self, epoch: u64, first: bool) {
+        assert_eq!(
+            self.outbox.wait().await,
+            Some(Event::LeadershipGained {
+                epoch: Epoch(epoch),
+                first
+            })
+        );
     }
 }
 

@@ -8,9 +8,8 @@ use serde_json::json;
 use super::outcome;
 use crate::standin::{Standin, ok};
 
-#[tokio::test(start_paused = true)]
-async fn job_that_changed_since_is_not_patched() {
-    let change = || WriteKind::ChangeJob {
+fn change(change: JobChange) -> WriteKind {
+    WriteKind::ChangeJob {
         job: JobTarget {
             kind: WorkloadKind::PyTorchJob,
             namespace: "ns".into(),
@@ -18,8 +17,13 @@ async fn job_that_changed_since_is_not_patched() {
             uid: "job-uid".into(),
             resource_version: "3".into(),
         },
-        change: JobChange::Hold,
-    };
+        change,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn job_that_changed_since_is_not_patched() {
+    let change = || change(JobChange::Hold);
     let job = |uid: &str, version: &str| {
         json!({
             "metadata": {"name": "g", "namespace": "ns", "uid": uid, "resourceVersion": version},
@@ -46,16 +50,7 @@ async fn job_that_changed_since_is_not_patched() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_status_shows_is_written_to_the_status() {
-    let change = || WriteKind::ChangeJob {
-        job: JobTarget {
-            kind: WorkloadKind::PyTorchJob,
-            namespace: "ns".into(),
-            name: "g".into(),
-            uid: "job-uid".into(),
-            resource_version: "3".into(),
-        },
-        change: JobChange::Show,
-    };
+    let change = || change(JobChange::Show);
     let job = || {
         json!({
             "metadata": {"name": "g", "namespace": "ns", "uid": "job-uid", "resourceVersion": "3",
